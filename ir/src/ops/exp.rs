@@ -1,0 +1,8 @@
+//! `exp`: the exponential.
+
+use super::pointwise::unary;
+
+unary! {
+    /// The exponential of each element: `e^x`.
+    "exp" => Exp; eval |x| x.exp(); tile |x| x.exp()
+}

@@ -1,0 +1,8 @@
+//! `maximum`: the larger of two.
+
+use super::pointwise::binary;
+
+binary! {
+    /// The larger of two tensors' elements.
+    "maximum" => Maximum; eval |x, y| x.max(y); tile |x, y| x.max(y)
+}

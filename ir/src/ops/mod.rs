@@ -1,0 +1,58 @@
+//! The ops of the graph IR: one file answers for one op, and this table lists them all.
+//!
+//! A file holds the op's declaration (name, operands, attributes), its type rule, its meaning, its
+//! gradient slot and its lowering; see [`OpDef`]. Nothing else in the compiler lists the ops.
+
+use crate::attr::Attr;
+use crate::eval::{Array, Sizes};
+use crate::graph::Value;
+use crate::kernel::build::Tile;
+use crate::lower::{BufView, Cx, LowerError, Lowering, Request, View};
+use crate::op::{Declared, NoGradient, OpDef, TypeError, Vjp, ops};
+use crate::types::{TensorType, Type};
+
+mod pointwise;
+
+ops! {
+    // One element at a time.
+    cast::Cast,
+    scale::Scale,
+    offset::Offset,
+    exp::Exp,
+    log::Log,
+    sqrt::Sqrt,
+    rsqrt::Rsqrt,
+    recip::Recip,
+    sigmoid::Sigmoid,
+    silu::Silu,
+    add::Add,
+    sub::Sub,
+    mul::Mul,
+    div::Div,
+    maximum::Maximum,
+    // The same elements elsewhere.
+    reshape::Reshape,
+    slice::Slice,
+    get::Get,
+    // Sums and products.
+    einsum::Einsum,
+    rms_norm::RmsNorm,
+}
+
+impl OpKind {
+    /// The op with this name.
+    pub fn by_name(name: &str) -> Option<OpKind> {
+        Self::ALL.iter().copied().find(|kind| kind.name() == name)
+    }
+
+    /// Checks the number of operands.
+    pub fn check_arity(self, n: usize) -> Result<(), TypeError> {
+        let want = self.operands().len();
+        if n == want || (self.is_variadic() && n >= want) {
+            return Ok(());
+        }
+        let least = if self.is_variadic() { "at least " } else { "" };
+        let s = if want == 1 { "" } else { "s" };
+        Err(TypeError::new(format!("`{}` takes {least}{want} operand{s}, not {n}", self.name())))
+    }
+}

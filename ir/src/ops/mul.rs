@@ -1,0 +1,8 @@
+//! `mul`: products.
+
+use super::pointwise::binary;
+
+binary! {
+    /// The product of two tensors, element by element.
+    "mul" => Mul; eval |x, y| x * y; tile |x, y| x * y
+}

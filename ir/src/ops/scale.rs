@@ -1,0 +1,38 @@
+//! `scale`: each element with a constant.
+
+use super::pointwise;
+use crate::attr::Real;
+use crate::eval::{Array, Sizes};
+use crate::kernel::build::Tile;
+use crate::lower::{Cx, LowerError, Lowering, Request, View};
+use crate::op::{OpDef, TypeError, op};
+use crate::types::{TensorType, Type};
+
+op! {
+    /// Multiplied by a constant: `x * by`.
+    "scale" => Scale(x) {
+        /// The constant.
+        by: Real,
+    }
+}
+
+impl OpDef for Scale {
+    fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
+        pointwise::float("scale", args[0])?;
+        Ok(args[0].clone().into())
+    }
+
+    fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
+        let by = self.by.get();
+        vec![args[0].map(|x| x * by)]
+    }
+
+    fn lowering(&self) -> Lowering {
+        Lowering::Pointwise
+    }
+
+    fn tile<'k>(&self, _: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {
+        let (x, by) = (args[0].at(at)?, self.by.get());
+        Ok(x * by)
+    }
+}

@@ -1,0 +1,65 @@
+//! `slice`: some neighbours along one axis.
+
+use crate::attr::Range;
+use crate::eval::{Array, Sizes};
+use crate::lower::{BufView, Lowering};
+use crate::op::{OpDef, TypeError, op};
+use crate::types::{TensorType, Type};
+
+op! {
+    /// The elements `range.start .. range.end` along `axis`.
+    "slice" => Slice(x) {
+        /// Which axis, from 0.
+        axis: i64,
+        /// The first index and one past the last.
+        range: Range,
+    }
+}
+
+/// `axis` as an index into a shape of `rank` axes.
+pub(super) fn axis_index(axis: i64, ty: &TensorType) -> Result<usize, TypeError> {
+    let index = usize::try_from(axis).ok().filter(|&i| i < ty.rank());
+    index.ok_or_else(|| TypeError::new(format!("there is no axis {axis} in {ty}")).at(0))
+}
+
+impl OpDef for Slice {
+    fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
+        let axis = axis_index(self.axis, args[0])?;
+        let Range { start, end } = &self.range;
+        let (extent, len) = (&args[0].shape[axis], end - start);
+        // What is left before, inside and after must be a sum of extents, none of them subtracted.
+        let negative = |dim: &crate::dim::Dim| dim.terms().any(|(_, n)| n < 0);
+        if negative(start) || negative(&len) || len.as_const() == Some(0) || negative(&(extent - end)) {
+            return Err(TypeError::new(format!("{start}..{end} is not a part of axis {axis}, which is {extent}")).at(0));
+        }
+        if args[0].blocks.is_some() {
+            return Err(TypeError::new("a tensor with scales cannot be sliced").at(0));
+        }
+        let mut ty = args[0].clone();
+        ty.shape[axis] = len;
+        Ok(ty.into())
+    }
+
+    fn eval(&self, sizes: &Sizes, args: &[&Array]) -> Vec<Array> {
+        let (axis, start, end) = (self.axis as usize, sizes.of(&self.range.start), sizes.of(&self.range.end));
+        let mut shape = args[0].shape.clone();
+        shape[axis] = end - start;
+        vec![Array::from_fn(&shape, |index| {
+            let mut index = index.to_vec();
+            index[axis] += start;
+            args[0].at(&index)
+        })]
+    }
+
+    fn lowering(&self) -> Lowering {
+        Lowering::Alias
+    }
+
+    fn alias(&self, arg: &BufView) -> Option<BufView> {
+        let mut view = arg.clone();
+        let axis = self.axis as usize;
+        view.shape[axis] = &self.range.end - &self.range.start;
+        view.offset = &view.offset + &(&view.strides[axis] * &self.range.start);
+        Some(view)
+    }
+}

@@ -1,0 +1,8 @@
+//! `sub`: differences.
+
+use super::pointwise::binary;
+
+binary! {
+    /// The difference of two tensors, element by element.
+    "sub" => Sub; eval |x, y| x - y; tile |x, y| x - y
+}
