@@ -1,1 +1,4 @@
-//! .
+//! Running compiled models: checkpoints, memory, generation.
+
+pub mod checkpoint;
+pub mod sample;
