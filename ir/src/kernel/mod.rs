@@ -168,6 +168,7 @@ pub struct Place {
 }
 
 /// One instruction. `out` registers are assigned once.
+#[expect(missing_docs, reason = "a variant's text names its fields")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Inst {
     /// The index of this program along a grid axis.

@@ -36,6 +36,7 @@ ops! {
     get::Get,
     // Sums and products.
     einsum::Einsum,
+    grouped::Grouped,
     rms_norm::RmsNorm,
 }
 

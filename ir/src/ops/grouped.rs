@@ -1,0 +1,135 @@
+//! `grouped`: a product of rows with the weights of the expert each row belongs to.
+
+use super::einsum::{extents, same_dtype};
+use crate::attr::{Axis, Spec};
+use crate::eval::{Array, Sizes};
+use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
+use crate::op::{OpDef, TypeError, op};
+use crate::types::{DType, Shape, TensorType, Type};
+
+op! {
+    /// A contraction whose rows are grouped by expert: rows `offsets[e] .. offsets[e+1]` of `x` meet slice `e` of `w`.
+    ///
+    /// In `"gm,efm->gf"`, `g` is the rows' axis, `e` the experts' (in `w` alone), `m` is summed. Rows outside every
+    /// group are zero. Nothing is padded: groups may be empty and of any length.
+    "grouped" => Grouped(x, w, offsets) {
+        /// The axes of `x` (rows first), of `w` (experts first), and of the result (rows first).
+        spec: Spec,
+    }
+}
+
+impl OpDef for Grouped {
+    fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
+        let [x, w, offsets] = args else { unreachable!("operands were counted") };
+        let extents = extents(&self.spec, &[x, w])?;
+        let dtype = same_dtype(&[x, w])?;
+        let Spec { inputs, out, .. } = &self.spec;
+        let (Some(rows), Some(expert)) = (inputs[0].first(), inputs[1].first()) else {
+            return Err(TypeError::new(
+                "`grouped` needs an axis of rows on the left and one of experts on the right",
+            ));
+        };
+        if out.first() != Some(rows)
+            || inputs[1].contains(rows)
+            || out.contains(expert)
+            || inputs[0].contains(expert)
+        {
+            let message = format!("\"{}\" is not of the form \"gm,efm->gf\"", self.spec);
+            return Err(TypeError::new(message)
+                .help("rows first on the left and in the result, experts first in `w` alone"));
+        }
+        if inputs.iter().any(|axes| axes.len() < 2)
+            || out.len() != 2
+            || inputs[0].len() != 2
+            || inputs[1].len() != 3
+        {
+            return Err(TypeError::new(format!("\"{}\" is not of the form \"gm,efm->gf\"", self.spec)));
+        }
+        let want = TensorType::new(DType::I32, [&extents[*expert as usize] + 1]);
+        if **offsets != want {
+            return Err(TypeError::new(format!("the offsets are {offsets}, not {want}")).at(2));
+        }
+        let shape: Shape = out.iter().map(|&axis| extents[axis as usize].clone()).collect();
+        Ok(TensorType::new(dtype, shape).into())
+    }
+
+    fn flops(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> f64) -> f64 {
+        // Every row meets one expert.
+        2.0 * size(args[0]) * size(args[1])
+            / (size(args[2]) - 1.0).max(1.0)
+            / size(&args[0].with_shape([args[0].shape[1].clone()]))
+    }
+
+    fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
+        let [x, w, offsets] = args else { unreachable!("operands were counted") };
+        let Axes { columns, summed_in_w } = self.axes();
+        let (rows, experts, n, terms) = (x.shape[0], w.shape[0], w.shape[columns], x.shape[1]);
+        let expert_of = |g: usize| {
+            (0..experts).find(|&e| (offsets.data[e] as usize..offsets.data[e + 1] as usize).contains(&g))
+        };
+        let owners: Vec<Option<usize>> = (0..rows).map(expert_of).collect();
+        vec![Array::from_fn(&[rows, n], |at| {
+            let Some(e) = owners[at[0]] else { return 0.0 };
+            let mut index = [e, 0, 0];
+            let term = |k: usize| {
+                index[columns] = at[1];
+                index[summed_in_w] = k;
+                x.at(&[at[0], k]) * w.at(&index)
+            };
+            (0..terms).map(term).sum()
+        })]
+    }
+
+    fn lowering(&self) -> Lowering {
+        Lowering::Kernel
+    }
+
+    /// One program for an expert and a block of columns: it goes over the expert's rows, however many there are.
+    fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
+        let [x, w, offsets] = args else { unreachable!("operands were counted") };
+        let Axes { columns, summed_in_w } = self.axes();
+        let (x, w) = (x.memory()?, w.memory()?);
+        let [bm, bn, bk] = cx.schedule.product;
+        let bn = cx.size(&w.shape[columns]).map_or(bn, |n| n.clamp(1, bn));
+        let bk = cx.size(&x.shape[1]).map_or(bk, |n| n.clamp(1, bk));
+
+        let expert = cx.program(&w.shape[0]);
+        let first = cx.program_tile(&w.shape[columns], bn);
+        let base = offsets.at(&Request::element(&[expert]))?;
+        let end = offsets.at(&Request::element(&[expert + 1i64]))?;
+        let blocks = cx.extent(&x.shape[1]).div_ceil(bk as i64);
+        let mut result = Ok(());
+        cx.k.repeat((end - base).div_ceil(bm as i64), |i| {
+            let row = base + i * bm as i64;
+            let zero = cx.k.full([bm, bn], 0.0);
+            let [sum] = cx.k.fold(blocks, [zero], |k, [acc]| {
+                let k = Coord::Cols(k * bk as i64);
+                let limits = vec![(0, end)];
+                let rows = Request { coords: vec![Coord::Rows(row), k], rows: bm, cols: bk, limits };
+                let mut coords = vec![Coord::At(expert); 3];
+                coords[columns] = Coord::Rows(first);
+                coords[summed_in_w] = k;
+                let columns = Request { coords, rows: bn, cols: bk, limits: Vec::new() };
+                [acc.add_dot(cx.load(x, &rows), cx.load(w, &columns))]
+            });
+            let coords = vec![Coord::Rows(row), Coord::Cols(first)];
+            result = cx.emit(&Request { coords, rows: bm, cols: bn, limits: vec![(0, end)] }, sum);
+        });
+        result
+    }
+}
+
+/// Where the axes are.
+struct Axes {
+    /// The place in `w` of the result's columns.
+    columns: usize,
+    /// The place in `w` of the summed axis.
+    summed_in_w: usize,
+}
+
+impl Grouped {
+    fn axes(&self) -> Axes {
+        let place = |axis: Axis| self.spec.inputs[1].iter().position(|&a| a == axis).unwrap_or(0);
+        Axes { columns: place(self.spec.out[1]), summed_in_w: place(self.spec.inputs[0][1]) }
+    }
+}
