@@ -290,6 +290,8 @@ pub struct Cx<'k> {
     pub constant: &'k dyn Fn(&Dim) -> Option<i64>,
     /// Adds a buffer to the kernel, to be read.
     pub read: &'k dyn Fn(&BufView) -> Buf,
+    /// The buffer of a part of the result, for an op that writes to places it computes: nothing is fused behind it.
+    pub write: &'k dyn Fn(usize) -> Buf,
     /// Applies what is fused behind the op to a tile of part `.0` of its result, and stores it.
     pub emit: &'k EmitFn<'k>,
     /// Asks that emitted requests see these groups of neighbouring axes of part 0 as one; see [`BufView::merge`].

@@ -29,6 +29,11 @@ pub trait OpDef: Declared {
         Err(LowerError::new(format!("`{}` is not computed tile by tile", Self::NAME)))
     }
 
+    /// [`Lowering::View`]: whether a request must have all columns of the last axis.
+    fn whole_rows(&self) -> bool {
+        false
+    }
+
     /// [`Lowering::Kernel`]: the loops of the op's own kernel; each tile of the result is handed to `cx.emit`.
     fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
         let _ = (cx, args);
@@ -190,6 +195,8 @@ macro_rules! ops {
             pub fn tile<'k>(&self, cx: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {
                 match self { $(Op::$Op(op) => op.tile(cx, args, at)),* }
             }
+            /// See [`OpDef::whole_rows`].
+            pub fn whole_rows(&self) -> bool { match self { $(Op::$Op(op) => op.whole_rows()),* } }
             /// See [`OpDef::kernel`].
             pub fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
                 match self { $(Op::$Op(op) => op.kernel(cx, args)),* }
