@@ -11,7 +11,11 @@ use crate::lower::{BufView, Cx, LowerError, Lowering, Request, View};
 use crate::op::{Declared, NoGradient, OpDef, TypeError, Vjp, ops};
 use crate::types::{TensorType, Type};
 
+mod check;
 mod pointwise;
+mod reduce;
+mod route;
+mod rows;
 
 ops! {
     // One element at a time.
@@ -34,10 +38,33 @@ ops! {
     reshape::Reshape,
     slice::Slice,
     get::Get,
+    concat::Concat,
+    embedding::Embedding,
+    take_row::TakeRow,
+    cache_write::CacheWrite,
+    // Made from nothing, or from positions.
+    full::Full,
+    positions::Positions,
+    rope_freqs::RopeFreqs,
+    rope_table::RopeTable,
+    rope::Rope,
     // Sums and products.
     einsum::Einsum,
     grouped::Grouped,
     rms_norm::RmsNorm,
+    sum::Sum,
+    mean::Mean,
+    max::Max,
+    softmax::Softmax,
+    causal_softmax::CausalSoftmax,
+    cross_entropy::CrossEntropy,
+    // Experts.
+    route_noaux_tc::RouteNoauxTc,
+    route_greedy::RouteGreedy,
+    route_group_limited_greedy::RouteGroupLimitedGreedy,
+    sort_by_expert::SortByExpert,
+    dispatch::Dispatch,
+    combine::Combine,
 }
 
 impl OpKind {

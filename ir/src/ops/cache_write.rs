@@ -1,0 +1,50 @@
+//! `cache_write`: new tokens into a cache.
+
+use super::check;
+use crate::eval::{Array, Sizes};
+use crate::lower::Lowering;
+use crate::op::{OpDef, TypeError, op};
+use crate::types::{TensorType, Type};
+
+op! {
+    /// `cache[b, t, …]` with rows `start[b] .. start[b] + s` of its axis 1 replaced by `new[b, s, …]`; rows that would
+    /// lie outside the cache are dropped.
+    ///
+    /// A cache has one successor, so nothing is copied: the rows are written in place.
+    "cache_write" => CacheWrite(cache, new, start) {}
+}
+
+impl OpDef for CacheWrite {
+    fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
+        let [cache, new, start] = args else { unreachable!("operands were counted") };
+        check::unscaled("cache_write", "cache", cache, 0)?;
+        check::axes("cache", "[b, t, ...]", cache, 0, true)?;
+        check::same_dtype(["cache", "new rows"], cache, new, 1)?;
+        let fits =
+            cache.rank() == new.rank() && (0..cache.rank()).all(|i| i == 1 || cache.shape[i] == new.shape[i]);
+        if !fits {
+            return Err(TypeError::new(format!("the new rows {new} do not fit {cache} but for axis 1")).at(1));
+        }
+        check::ints("cache_write", "start", start, 2)?;
+        check::axes("start", "[b]", start, 2, false)?;
+        check::extent(&start.shape[0], &cache.shape[0], 2, "the batch of the cache")?;
+        Ok((*cache).clone().into())
+    }
+
+    fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
+        let [cache, new, start] = args else { unreachable!("operands were counted") };
+        vec![Array::from_fn(&cache.shape, |index| {
+            let row = index[1] as f64 - start.data[index[0]];
+            if row < 0.0 || row >= new.shape[1] as f64 {
+                return cache.at(index);
+            }
+            let mut index = index.to_vec();
+            index[1] = row as usize;
+            new.at(&index)
+        })]
+    }
+
+    fn lowering(&self) -> Lowering {
+        Lowering::Kernel
+    }
+}

@@ -1,0 +1,49 @@
+//! `combine`: the weighted sum of what a token's experts gave.
+
+use super::{check, rows};
+use crate::eval::{Array, Sizes};
+use crate::lower::Lowering;
+use crate::op::{OpDef, TypeError, op};
+use crate::types::{TensorType, Type};
+
+op! {
+    /// Row `t` is `Σ_j weight[t, j] · rows[position[t, j]]`, with the positions of `sort_by_expert`.
+    "combine" => Combine(rows, position, weight) {}
+}
+
+impl OpDef for Combine {
+    fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
+        let [rows, position, weight] = args else { unreachable!("operands were counted") };
+        super::pointwise::float("combine", rows)?;
+        check::axes("rows", "[t*k, m]", rows, 0, false)?;
+        check::ints("combine", "positions", position, 1)?;
+        check::axes("positions", "[t, k]", position, 1, false)?;
+        check::f32s("combine", "weights", weight, 2)?;
+        if weight.shape != position.shape {
+            let message = format!("the weights {weight} do not fit the positions {position}");
+            return Err(TypeError::new(message).at(2));
+        }
+        check::extent(&position.elements(), &rows.shape[0], 1, "the number of rows")?;
+        Ok(rows.with_shape([position.shape[0].clone(), rows.shape[1].clone()]).into())
+    }
+
+    fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
+        let [x, position, weight] = args else { unreachable!("operands were counted") };
+        let [t, k] = position.shape[..] else { unreachable!("the type rule asks for two axes") };
+        vec![Array::from_fn(&[t, x.shape[1]], |index| {
+            let term = |j: usize| {
+                let row = rows::row_of(x, position.at(&[index[0], j]));
+                weight.at(&[index[0], j]) * row.map_or(0.0, |row| row[index[1]])
+            };
+            (0..k).map(term).sum()
+        })]
+    }
+
+    fn lowering(&self) -> Lowering {
+        Lowering::View
+    }
+
+    fn flops(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> f64) -> f64 {
+        2.0 * size(args[0])
+    }
+}

@@ -1,0 +1,45 @@
+//! `cross_entropy`: how surprised a model is.
+
+use super::{check, rows};
+use crate::eval::{Array, Sizes};
+use crate::lower::Lowering;
+use crate::op::{OpDef, TypeError, op};
+use crate::types::{DType, TensorType, Type};
+
+op! {
+    /// The mean of `-log softmax(logits)[label]` over the rows of `logits[n, w]` whose label is in `0 .. w`;
+    /// other rows (label -100, by custom) are left out. 0 if there are none.
+    "cross_entropy" => CrossEntropy(logits, labels) {}
+}
+
+impl OpDef for CrossEntropy {
+    fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
+        let [logits, labels] = args else { unreachable!("operands were counted") };
+        super::pointwise::float("cross_entropy", logits)?;
+        check::axes("logits", "[n, w]", logits, 0, false)?;
+        check::ints("cross_entropy", "labels", labels, 1)?;
+        check::axes("labels", "[n]", labels, 1, false)?;
+        check::extent(&labels.shape[0], &logits.shape[0], 1, "the number of rows of the logits")?;
+        Ok(TensorType::new(DType::F32, []).into())
+    }
+
+    fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
+        let [logits, labels] = args else { unreachable!("operands were counted") };
+        let loss = |(r, &label): (usize, &f64)| {
+            let row = rows::row_of(logits, r as f64)?;
+            let x = (label >= 0.0).then(|| row.get(label as usize)).flatten()?;
+            let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            Some(max + row.iter().map(|x| (x - max).exp()).sum::<f64>().ln() - x)
+        };
+        let losses: Vec<f64> = labels.data.iter().enumerate().filter_map(loss).collect();
+        vec![Array::new(&[], vec![losses.iter().sum::<f64>() / losses.len().max(1) as f64])]
+    }
+
+    fn lowering(&self) -> Lowering {
+        Lowering::Kernel
+    }
+
+    fn flops(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> f64) -> f64 {
+        3.0 * size(args[0])
+    }
+}

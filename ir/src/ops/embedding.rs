@@ -1,0 +1,35 @@
+//! `embedding`: rows of a table.
+
+use super::check;
+use crate::eval::{Array, Sizes};
+use crate::lower::Lowering;
+use crate::op::{OpDef, TypeError, op};
+use crate::types::{TensorType, Type};
+
+op! {
+    /// The row of `table[w, m]` that each of `ids` names; zeros for an id that is not in `0 .. w`.
+    "embedding" => Embedding(table, ids) {}
+}
+
+impl OpDef for Embedding {
+    fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
+        let [table, ids] = args else { unreachable!("operands were counted") };
+        check::unscaled("embedding", "table", table, 0)?;
+        check::axes("table", "[w, m]", table, 0, false)?;
+        check::ints("embedding", "ids", ids, 1)?;
+        Ok(table.with_shape(ids.shape.iter().chain([&table.shape[1]]).cloned()).into())
+    }
+
+    fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
+        let [table, ids] = args else { unreachable!("operands were counted") };
+        let shape = [ids.shape.as_slice(), &[table.shape[1]]].concat();
+        vec![Array::from_fn(&shape, |index| {
+            let (&column, index) = index.split_last().expect("the table has columns");
+            super::rows::row_of(table, ids.at(index)).map_or(0.0, |row| row[column])
+        })]
+    }
+
+    fn lowering(&self) -> Lowering {
+        Lowering::View
+    }
+}

@@ -1,0 +1,42 @@
+//! `full`: one number everywhere.
+
+use super::cast::round;
+use crate::attr::{Dims, Real};
+use crate::eval::{Array, Sizes};
+use crate::lower::Lowering;
+use crate::op::{OpDef, TypeError, op};
+use crate::types::{DType, TensorType, Type};
+
+op! {
+    /// A tensor with the same number everywhere.
+    "full" => Full() {
+        /// The number, rounded to `dtype`.
+        value: Real,
+        /// The extents.
+        shape: Dims,
+        /// The type of the elements.
+        dtype: DType,
+    }
+}
+
+impl OpDef for Full {
+    fn infer(&self, _: &[&TensorType]) -> Result<Type, TypeError> {
+        if self.dtype.is_f8() {
+            return Err(TypeError::new(format!("`full` makes no {}: 8-bit floats have scales", self.dtype)));
+        }
+        let value = self.value.get();
+        if self.dtype.is_int() && round(value, self.dtype) != value {
+            return Err(TypeError::new(format!("{value:?} is not an {}", self.dtype)));
+        }
+        Ok(TensorType::new(self.dtype, self.shape.0.clone()).into())
+    }
+
+    fn eval(&self, sizes: &Sizes, _: &[&Array]) -> Vec<Array> {
+        let shape: Vec<usize> = self.shape.0.iter().map(|dim| sizes.of(dim)).collect();
+        vec![Array::from_fn(&shape, |_| round(self.value.get(), self.dtype))]
+    }
+
+    fn lowering(&self) -> Lowering {
+        Lowering::Constant
+    }
+}

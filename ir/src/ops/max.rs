@@ -1,0 +1,39 @@
+//! `max`: the largest element along an axis.
+
+use super::reduce::{self, Fold};
+use crate::eval::{Array, Sizes};
+use crate::lower::{Cx, LowerError, Lowering, View};
+use crate::op::{OpDef, TypeError, op};
+use crate::types::{TensorType, Type};
+
+op! {
+    /// The largest element along `axis`, which stays with extent 1.
+    "max" => Max(x) {
+        /// Which axis, from 0.
+        axis: i64,
+    }
+}
+
+impl OpDef for Max {
+    fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
+        reduce::infer("max", self.axis, args[0])
+    }
+
+    fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
+        vec![reduce::eval(args[0], self.axis as usize, |xs| {
+            xs.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+        })]
+    }
+
+    fn lowering(&self) -> Lowering {
+        Lowering::Kernel
+    }
+
+    fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
+        reduce::kernel(cx, &args[0], self.axis as usize, Fold::Max)
+    }
+
+    fn flops(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> f64) -> f64 {
+        size(args[0])
+    }
+}

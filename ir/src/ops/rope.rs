@@ -1,0 +1,52 @@
+//! `rope`: rotary position embedding.
+
+use super::check::{self, Pairs};
+use crate::attr::Word;
+use crate::eval::{Array, Sizes};
+use crate::lower::Lowering;
+use crate::op::{OpDef, TypeError, op};
+use crate::types::{TensorType, Type};
+
+op! {
+    /// Rotary position embedding (Su et al. 2021): every pair of columns turned by its token's angle.
+    ///
+    /// `x[b, s, …, p]` times the cosine row of `table[b, s, 2, p]` plus `x` with partners swapped times the sine row.
+    "rope" => Rope(x, table) {
+        /// How columns are paired: `interleaved` or `halves`.
+        pairs: Word,
+    }
+}
+
+impl OpDef for Rope {
+    fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
+        let [x, table] = args else { unreachable!("operands were counted") };
+        Pairs::named(&self.pairs)?;
+        super::pointwise::float("rope", x)?;
+        check::axes("input", "[b, s, ..., p]", x, 0, true)?;
+        check::f32s("rope", "table", table, 1)?;
+        check::axes("table", "[b, s, 2, p]", table, 1, false)?;
+        check::extent(&table.shape[0], &x.shape[0], 1, "the batch of the input")?;
+        check::extent(&table.shape[1], &x.shape[1], 1, "the number of tokens of the input")?;
+        check::extent(&table.shape[2], &2.into(), 1, "the number of rows for a token (cosines, sines)")?;
+        let width = &x.shape[x.rank() - 1];
+        check::extent(&table.shape[3], width, 1, "the last axis of the input")?;
+        check::even(width)?;
+        Ok((*x).clone().into())
+    }
+
+    fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
+        let [x, table] = args else { unreachable!("operands were counted") };
+        let pairs = Pairs::named(&self.pairs).expect("the type rule has checked it");
+        vec![Array::from_fn(&x.shape, |index| {
+            let (last, column) = (index.len() - 1, index[index.len() - 1]);
+            let mut partner = index.to_vec();
+            partner[last] = pairs.partner(column, x.shape[last]);
+            let turn = |row: usize| table.at(&[index[0], index[1], row, column]);
+            x.at(index) * turn(0) + x.at(&partner) * turn(1)
+        })]
+    }
+
+    fn lowering(&self) -> Lowering {
+        Lowering::View
+    }
+}

@@ -1,0 +1,48 @@
+//! `rope_table`: the cosines and sines of a forward pass.
+
+use super::check;
+use crate::attr::Real;
+use crate::dim::Dim;
+use crate::eval::{Array, Sizes};
+use crate::lower::Lowering;
+use crate::op::{OpDef, TypeError, op};
+use crate::types::{DType, TensorType, Type};
+
+op! {
+    /// For each token, a row of `factor · cos(a)` and a row of `factor · sign · sin(a)`, where `a = position · frequency`.
+    ///
+    /// `freqs` is what `rope_freqs` gives. The angle `a` is rounded to `f32`: that is what models were trained with,
+    /// and far out it moves the angle by more than any tolerance.
+    "rope_table" => RopeTable(positions, freqs) {
+        /// On both cosine and sine.
+        factor: Real,
+    }
+}
+
+impl OpDef for RopeTable {
+    fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
+        let [positions, freqs] = args else { unreachable!("operands were counted") };
+        check::ints("rope_table", "positions", positions, 0)?;
+        check::axes("positions", "[b, s]", positions, 0, false)?;
+        check::f32s("rope_table", "frequencies", freqs, 1)?;
+        check::axes("frequencies", "[2, p]", freqs, 1, false)?;
+        check::extent(&freqs.shape[0], &Dim::from(2), 1, "the number of rows (frequencies, signs)")?;
+        let [b, s] = [0, 1].map(|i| positions.shape[i].clone());
+        Ok(TensorType::new(DType::F32, [b, s, Dim::from(2), freqs.shape[1].clone()]).into())
+    }
+
+    fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
+        let [positions, freqs] = args else { unreachable!("operands were counted") };
+        let (width, factor) = (freqs.shape[1], self.factor.get());
+        let shape = [positions.shape[0], positions.shape[1], 2, width];
+        vec![Array::from_fn(&shape, |index| {
+            let &[b, s, row, column] = index else { unreachable!("there are four axes") };
+            let angle = f64::from(positions.at(&[b, s]) as f32 * freqs.at(&[0, column]) as f32);
+            if row == 0 { factor * angle.cos() } else { factor * freqs.at(&[1, column]) * angle.sin() }
+        })]
+    }
+
+    fn lowering(&self) -> Lowering {
+        Lowering::Kernel
+    }
+}

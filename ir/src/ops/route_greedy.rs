@@ -1,0 +1,38 @@
+//! `route_greedy`: DeepSeek-V2-Lite's router.
+
+use super::{route, softmax};
+use crate::attr::Real;
+use crate::dim::Dim;
+use crate::eval::{Array, Sizes};
+use crate::lower::Lowering;
+use crate::op::{OpDef, TypeError, op};
+use crate::types::{TensorType, Type};
+
+op! {
+    /// DeepSeek-V2-Lite's router: the `k` experts with the largest `softmax(logits[t, e])`, best first, and their
+    /// weights: that softmax, times `scale`. Of equals, the lowest index wins.
+    "route_greedy" => RouteGreedy(logits) {
+        /// The number of experts for a token.
+        k: Dim,
+        /// On every weight.
+        scale: Real,
+    }
+}
+
+impl OpDef for RouteGreedy {
+    fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
+        route::infer("route_greedy", args[0], &self.k, None)
+    }
+
+    fn eval(&self, sizes: &Sizes, args: &[&Array]) -> Vec<Array> {
+        let k = sizes.of(&self.k);
+        route::eval(args[0], k, |row| {
+            let s = softmax::of_row(row);
+            route::best(&s, k).into_iter().map(|e| (e, s[e] * self.scale.get())).collect()
+        })
+    }
+
+    fn lowering(&self) -> Lowering {
+        Lowering::Kernel
+    }
+}

@@ -1,0 +1,37 @@
+//! `sum`: the sum along an axis.
+
+use super::reduce::{self, Fold};
+use crate::eval::{Array, Sizes};
+use crate::lower::{Cx, LowerError, Lowering, View};
+use crate::op::{OpDef, TypeError, op};
+use crate::types::{TensorType, Type};
+
+op! {
+    /// The sum along `axis`, which stays with extent 1.
+    "sum" => Sum(x) {
+        /// Which axis, from 0.
+        axis: i64,
+    }
+}
+
+impl OpDef for Sum {
+    fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
+        reduce::infer("sum", self.axis, args[0])
+    }
+
+    fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
+        vec![reduce::eval(args[0], self.axis as usize, |xs| xs.iter().sum())]
+    }
+
+    fn lowering(&self) -> Lowering {
+        Lowering::Kernel
+    }
+
+    fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
+        reduce::kernel(cx, &args[0], self.axis as usize, Fold::Sum)
+    }
+
+    fn flops(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> f64) -> f64 {
+        size(args[0])
+    }
+}

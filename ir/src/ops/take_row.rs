@@ -1,0 +1,40 @@
+//! `take_row`: one token of each sequence.
+
+use super::check;
+use crate::eval::{Array, Sizes};
+use crate::lower::Lowering;
+use crate::op::{OpDef, TypeError, op};
+use crate::types::{TensorType, Type};
+
+op! {
+    /// `x[i, at[i], …]` for each `i`: one token of each sequence; zeros where `at[i]` is not in `0 .. s`.
+    "take_row" => TakeRow(x, at) {}
+}
+
+impl OpDef for TakeRow {
+    fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
+        let [x, at] = args else { unreachable!("operands were counted") };
+        check::unscaled("take_row", "input", x, 0)?;
+        check::axes("input", "[b, s, m, ...]", x, 0, true)?;
+        check::ints("take_row", "places", at, 1)?;
+        check::axes("places", "[b]", at, 1, false)?;
+        check::extent(&at.shape[0], &x.shape[0], 1, "the batch of the input")?;
+        Ok(x.with_shape([&x.shape[..1], &x.shape[2..]].concat()).into())
+    }
+
+    fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
+        let [x, at] = args else { unreachable!("operands were counted") };
+        let shape = [&x.shape[..1], &x.shape[2..]].concat();
+        vec![Array::from_fn(&shape, |index| {
+            let row = at.data[index[0]];
+            if row < 0.0 || row >= x.shape[1] as f64 {
+                return 0.0;
+            }
+            x.at(&[&[index[0], row as usize], &index[1..]].concat())
+        })]
+    }
+
+    fn lowering(&self) -> Lowering {
+        Lowering::View
+    }
+}
