@@ -29,6 +29,12 @@ pub trait OpDef: Declared {
         Err(LowerError::new(format!("`{}` is not computed tile by tile", Self::NAME)))
     }
 
+    /// Whether operand `i` must be a tensor in memory (a widening cast of one will do).
+    fn in_memory(&self, i: usize) -> bool {
+        let _ = i;
+        false
+    }
+
     /// [`Lowering::View`]: whether a request must have all columns of the last axis.
     fn whole_rows(&self) -> bool {
         false
@@ -195,6 +201,8 @@ macro_rules! ops {
             pub fn tile<'k>(&self, cx: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {
                 match self { $(Op::$Op(op) => op.tile(cx, args, at)),* }
             }
+            /// See [`OpDef::in_memory`].
+            pub fn in_memory(&self, i: usize) -> bool { match self { $(Op::$Op(op) => op.in_memory(i)),* } }
             /// See [`OpDef::whole_rows`].
             pub fn whole_rows(&self) -> bool { match self { $(Op::$Op(op) => op.whole_rows()),* } }
             /// See [`OpDef::kernel`].

@@ -1,1 +1,95 @@
-//! .
+//! From a module of graphs to kernels and a plan that runs them.
+//!
+//! [`compile`] is the pipeline, top to bottom. Graph passes copy a function while changing it
+//! ([`rebuild`]); after each the module is verified, and dumped if `EVA_DUMP` asks for it ([`pass`]).
+//! Then [`lower`] decides which ops share a kernel and writes the kernels (tile phase), [`spread`] maps
+//! them to the target's lanes, and [`plan`] says which kernel runs when, on which buffers.
+
+pub mod attend;
+pub mod form;
+pub mod lower;
+pub mod order;
+pub mod pass;
+pub mod plan;
+pub mod rebuild;
+pub mod spread;
+pub mod target;
+
+use eva_ir::diag::Diags;
+use eva_ir::graph::Module;
+pub use form::Form;
+use pass::Passes;
+use plan::Plan;
+use target::Target;
+
+/// What a compilation may be told.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Which form of attention to use.
+    pub form: Form,
+    /// Passes to print the module after, as `EVA_DUMP` lists them.
+    pub dump: Vec<String>,
+}
+
+/// Why a module could not be compiled.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// Mistakes in the module.
+    #[error("{0}")]
+    Invalid(Diags),
+    /// Something that the compiler cannot do (yet).
+    #[error("`{value}` of @{function}: {message}")]
+    Unsupported {
+        /// The function.
+        function: String,
+        /// The value whose op it is about.
+        value: String,
+        /// What is not possible.
+        message: String,
+    },
+    /// A mistake of the compiler's own.
+    #[error("internal error in the pass `{pass}`: {message}\nplease report it, with this module:\n{module}")]
+    Internal {
+        /// The pass.
+        pass: &'static str,
+        /// What went wrong.
+        message: String,
+        /// The module as text, as it was before the pass or after it, whichever shows the mistake.
+        module: String,
+    },
+}
+
+/// Rewrites `module`'s graphs: the passes before lowering, in order.
+pub fn optimize(module: &Module, options: &Options) -> Result<Module, Error> {
+    let mut p = Passes::new(module, options)?;
+    p.run("form", |m| form::choose(m, options.form))?;
+    p.run("attend", attend::recognize)?;
+    p.run("order", order::binary)?;
+    Ok(p.finish())
+}
+
+/// Compiles `module` for `target`. Read top to bottom: this is the order things happen in.
+pub fn compile(module: &Module, target: &Target, options: &Options) -> Result<Plan, Error> {
+    let module = optimize(module, options)?;
+    let mut plan = lower::lower(&module, target)?;
+    plan.kernels = pass::kernels(&plan.tiles, |kernel| spread::spread_cpu(kernel).map_err(|e| e.to_string()))?;
+    Ok(plan)
+}
+
+/// The names of the graph passes, in the order they run.
+pub const PASSES: [&str; 3] = ["form", "attend", "order"];
+
+/// Runs one graph pass by name; `None` if there is no such pass.
+pub fn run_pass(name: &str, module: &Module, options: &Options) -> Option<Result<Module, Error>> {
+    let mut p = match Passes::new(module, options) {
+        Ok(p) => p,
+        Err(e) => return Some(Err(e)),
+    };
+    let result = match name {
+        "form" => p.run("form", |m| form::choose(m, options.form)),
+        "attend" => p.run("attend", attend::recognize),
+        "order" => p.run("order", order::binary),
+        _ => return None,
+    };
+    Some(result.map(|()| p.finish()))
+}

@@ -136,6 +136,10 @@ impl OpDef for Einsum {
         Lowering::Kernel
     }
 
+    fn in_memory(&self, _: usize) -> bool {
+        self.spec.inputs.len() > 1
+    }
+
     fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
         match args {
             [x] => product::one(cx, &self.spec, x),

@@ -84,6 +84,10 @@ impl OpDef for Grouped {
         Lowering::Kernel
     }
 
+    fn in_memory(&self, i: usize) -> bool {
+        i < 2
+    }
+
     /// One program for an expert and a block of columns: it goes over the expert's rows, however many there are.
     fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
         let [x, w, offsets] = args else { unreachable!("operands were counted") };

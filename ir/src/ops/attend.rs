@@ -1,0 +1,287 @@
+//! `attend`: attention in one pass over the keys.
+
+use crate::attr::{Axis, Real, Spec};
+use crate::dim::Dim;
+use crate::eval::{Array, Sizes};
+use crate::kernel::Elem;
+use crate::kernel::build::Tile;
+use crate::lower::{BufView, Coord, Cx, LowerError, Lowering, Request, View};
+use crate::op::{OpDef, TypeError, op};
+use crate::ops::causal_softmax::CausalSoftmax;
+use crate::ops::einsum::{Einsum, extents, same_dtype};
+use crate::types::{Shape, TensorType, Type};
+
+op! {
+    /// Causal attention over cached keys: `softmax(scale · Σ q·k) · v`, without the matrix of scores in memory.
+    ///
+    /// Operands are pairs of queries and keys, then the values, then `start` (`i32[b]`: how many tokens of each
+    /// sequence came before). `"bshn,bthn,bshp,btp,bthv->bshv"` adds the scores of two pairs. The result's first
+    /// axis is the batch and its second the new tokens; token `i` sees keys `0 ..= start + i`.
+    /// One pass with a running maximum and sum (Milakov and Gimelshein 2018; Dao et al. 2022).
+    "attend" => Attend(; x...) {
+        /// The axes of every operand but `start`, and of the result.
+        spec: Spec,
+        /// Multiplies the scores before the softmax.
+        scale: Real,
+    }
+}
+
+/// What each axis of an [`Attend`] does.
+struct Roles {
+    batch: Axis,
+    query: Axis,
+    key: Axis,
+    value: Axis,
+    /// The summed axis of each pair.
+    summed: Vec<Axis>,
+    /// The rest of the result's axes.
+    heads: Vec<Axis>,
+}
+
+impl Attend {
+    /// The number of pairs of queries and keys.
+    pub fn pairs(&self) -> usize {
+        self.spec.inputs.len() / 2
+    }
+
+    fn roles(&self) -> Result<Roles, String> {
+        let Spec { inputs, out, .. } = &self.spec;
+        let bad = |why: &str| format!("\"{}\" is not an attention: {why}", self.spec);
+        if inputs.len() < 3 || inputs.len().is_multiple_of(2) {
+            return Err(bad("it takes pairs of queries and keys, then values"));
+        }
+        let (values, pairs) = inputs.split_last().expect("there are three operands");
+        let [batch, query, ..] = out[..] else { return Err(bad("the result needs a batch and new tokens")) };
+        let own: Vec<Axis> = values.iter().copied().filter(|a| !out.contains(a)).collect();
+        let &[key] = own.as_slice() else { return Err(bad("the values need one axis of keys")) };
+        let mut summed = Vec::new();
+        for pair in pairs.chunks(2) {
+            let (q, k) = (&pair[0], &pair[1]);
+            let inner: Vec<Axis> = q.iter().copied().filter(|a| k.contains(a) && !out.contains(a)).collect();
+            let &[inner] = inner.as_slice() else { return Err(bad("a pair must have one summed axis")) };
+            let fits = q.contains(&query)
+                && !k.contains(&query)
+                && k.contains(&key)
+                && !q.contains(&key)
+                && q.contains(&batch)
+                && k.contains(&batch)
+                && q.iter().all(|a| *a == inner || out.contains(a))
+                && k.iter().all(|a| *a == inner || *a == key || (out.contains(a) && *a != query));
+            if !fits {
+                return Err(bad("a pair's axes do not fit the result's"));
+            }
+            summed.push(inner);
+        }
+        let in_queries = |axis: &Axis| pairs.iter().step_by(2).any(|q| q.contains(axis));
+        let value: Vec<Axis> = out.iter().copied().filter(|a| !in_queries(a)).collect();
+        let &[value] = value.as_slice() else { return Err(bad("the values need one axis of their own")) };
+        if !values.contains(&batch)
+            || !values.contains(&value)
+            || values.contains(&query)
+            || out.last() != Some(&value)
+        {
+            return Err(bad("the values' axes do not fit the result's"));
+        }
+        let heads: Vec<Axis> = out.iter().copied().filter(|a| ![batch, query, value].contains(a)).collect();
+        if !heads.iter().all(|h| pairs.iter().step_by(2).all(|q| q.contains(h))) {
+            return Err(bad("every query needs the result's heads"));
+        }
+        Ok(Roles { batch, query, key, value, summed, heads })
+    }
+}
+
+impl OpDef for Attend {
+    fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
+        let (start, tensors) = args.split_last().expect("there is one operand at least");
+        let extents = extents(&self.spec, tensors)?;
+        let dtype = same_dtype(tensors)?;
+        let roles = self.roles().map_err(TypeError::new)?;
+        if !start.dtype.is_int() || start.shape.as_slice() != [extents[roles.batch as usize].clone()] {
+            let message = format!("`start` must be i32[{}], not {start}", extents[roles.batch as usize]);
+            return Err(TypeError::new(message).at(args.len() - 1));
+        }
+        let shape: Shape = self.spec.out.iter().map(|&axis| extents[axis as usize].clone()).collect();
+        Ok(TensorType::new(dtype, shape).into())
+    }
+
+    fn flops(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> f64) -> f64 {
+        let Ok(extents) = extents(&self.spec, &args[..args.len() - 1]) else { return 0.0 };
+        let product = |axes: &[Axis]| {
+            let mut all = axes.to_vec();
+            all.sort();
+            all.dedup();
+            2.0 * size(&args[0].with_shape(all.iter().map(|&a| extents[a as usize].clone())))
+        };
+        let (values, pairs) = self.spec.inputs.split_last().expect("there are operands");
+        let scores: f64 = pairs.chunks(2).map(|pair| product(&pair.concat())).sum();
+        scores + product(&[values.as_slice(), &self.spec.out].concat())
+    }
+
+    /// By its definition: scores, softmax, average.
+    fn eval(&self, sizes: &Sizes, args: &[&Array]) -> Vec<Array> {
+        let roles = self.roles().expect("the type rule has checked it");
+        let (start, tensors) = args.split_last().expect("there are operands");
+        let (values, pairs) = self.spec.inputs.split_last().expect("there are operands");
+        let scores_axes: Vec<Axis> = [roles.batch]
+            .into_iter()
+            .chain(roles.heads.iter().copied())
+            .chain([roles.query, roles.key])
+            .collect();
+        let einsum = |inputs: &[&[Axis]], out: &[Axis], args: &[&Array]| {
+            let spec = Spec::new(inputs, out, |axis| self.spec.letter(axis));
+            Einsum { spec }.eval(sizes, args).remove(0)
+        };
+        let mut scores: Option<Array> = None;
+        for (i, pair) in pairs.chunks(2).enumerate() {
+            let part = einsum(&[&pair[0], &pair[1]], &scores_axes, &tensors[2 * i..2 * i + 2]);
+            scores = Some(match scores {
+                None => part,
+                Some(sum) => super::pointwise::zip(&sum, &part, |a, b| a + b),
+            });
+        }
+        let scores = scores.expect("there is a pair").map(|x| x * self.scale.get());
+        let probs = CausalSoftmax {}.eval(sizes, &[&scores, start]).remove(0);
+        vec![einsum(&[&scores_axes, values], &self.spec.out, &[&probs, tensors[tensors.len() - 1]])]
+    }
+
+    fn lowering(&self) -> Lowering {
+        Lowering::Kernel
+    }
+
+    fn in_memory(&self, i: usize) -> bool {
+        i < self.spec.inputs.len()
+    }
+
+    /// One program for a sequence and a tile of query rows. Heads that share their keys and values are rows too, so
+    /// that a decode step reads each key once for all of them.
+    fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
+        let roles = self.roles().map_err(LowerError::new)?;
+        let (start, tensors) = args.split_last().expect("there are operands");
+        let mut views: Vec<BufView> =
+            tensors.iter().map(|x| x.memory().cloned()).collect::<Result<_, _>>()?;
+        let mut specs: Vec<Vec<Axis>> = self.spec.inputs.clone();
+        let mut out = self.spec.out.clone();
+        let types: Vec<&TensorType> = tensors.iter().map(|x| &x.ty).collect();
+        let extents = extents(&self.spec, &types).map_err(|e| LowerError::new(e.message))?;
+        let extent = |axis: Axis| &extents[axis as usize];
+
+        // Heads that no key and no value has become rows, if they follow the tokens everywhere.
+        let (mut rows, mut per_token) = (extent(roles.query).clone(), Dim::from(1));
+        if let [head] = roles.heads[..]
+            && let Some(merged) = merge_heads(cx, &roles, head, &specs, &views, &out)
+        {
+            views = merged;
+            specs.iter_mut().for_each(|axes| axes.retain(|&a| a != head));
+            out.retain(|&a| a != head);
+            (rows, per_token) = (&rows * extent(head), extent(head).clone());
+        }
+
+        let [most_rows, most_keys] = cx.schedule.attention;
+        let bm = cx.size(&rows).map_or(most_rows, |n| n.clamp(1, most_rows));
+        let bk = cx.size(extent(roles.key)).map_or(most_keys, |n| n.clamp(1, most_keys));
+        let width = cx.fixed(extent(roles.value), "the width of a value")?;
+
+        let mut at = vec![None; extents.len()];
+        let mut coords = Vec::new();
+        for &axis in &out {
+            let coord = if axis == roles.query {
+                Coord::Rows(cx.program_tile(&rows, bm))
+            } else if axis == roles.value {
+                Coord::Cols(cx.k.int(0))
+            } else {
+                Coord::At(cx.program(extent(axis)))
+            };
+            at[axis as usize] = Some(coord);
+            coords.push(coord);
+        }
+        let here = |axis: Axis| at[axis as usize].expect("an axis of the result");
+        let first_row = here(roles.query).start();
+        let start = start.at(&Request::element(&[here(roles.batch).start()]))?;
+
+        // Row r is token r / per_token; the last key it sees is start + that. Compared as floats, exact up to 2^24.
+        let per_token = cx.extent(&per_token);
+        let row = cx.k.iota(0, bm) + first_row;
+        let last_seen = (row / per_token + start).cast(Elem::F32);
+        let lane = cx.k.iota(1, bk).cast(Elem::F32);
+        let last_row = (first_row + (bm as i64 - 1)).min(cx.extent(&rows) - 1i64);
+        let keys = (last_row / per_token + start + 1i64).min(cx.extent(extent(roles.key)));
+
+        // Of each operand, the part that a tile of rows or a block of keys needs.
+        let part = |operand: usize, rows: (Axis, usize), first: Tile<'k>, whole: Option<(Axis, usize)>| {
+            let coord = |&axis: &Axis| match whole {
+                _ if axis == rows.0 => Coord::Rows(first),
+                Some((whole, _)) if axis == whole => Coord::Cols(cx.k.int(0)),
+                _ => Coord::At(here(axis).start()),
+            };
+            let coords = specs[operand].iter().map(coord).collect();
+            let cols = whole.map_or(1, |(_, n)| n);
+            cx.load(&views[operand], &Request { coords, rows: rows.1, cols, limits: Vec::new() })
+        };
+        let mut queries = Vec::new();
+        for (i, &inner) in roles.summed.iter().enumerate() {
+            let n = cx.fixed(extent(inner), "the width of a query")?;
+            queries.push((inner, n, part(2 * i, (roles.query, bm), first_row, Some((inner, n)))));
+        }
+        let values = specs.len() - 1;
+
+        let init = [cx.k.full([bm, 1], -1e30), cx.k.full([bm, 1], 0.0), cx.k.full([bm, width], 0.0)];
+        let [_, total, sum] = cx.k.fold(keys.div_ceil(bk as i64), init, |i, [top, total, sum]| {
+            let first = i * bk as i64;
+            let zero = cx.k.full([bm, bk], 0.0);
+            let scores = queries.iter().enumerate().fold(zero, |scores, (i, &(inner, n, q))| {
+                scores.add_dot(q, part(2 * i + 1, (roles.key, bk), first, Some((inner, n))))
+            });
+            let seen = (lane + first.cast(Elem::F32)).le(last_seen);
+            let scores = seen.select(scores * self.scale.get(), cx.k.float(-1e30));
+
+            let new_top = top.max(scores.max_along(1));
+            let weights = (scores - new_top).exp();
+            let decay = (top - new_top).exp();
+            let coord = |&axis: &Axis| match axis {
+                _ if axis == roles.key => Coord::Cols(first),
+                _ if axis == roles.value => Coord::Rows(cx.k.int(0)),
+                _ => Coord::At(here(axis).start()),
+            };
+            let coords = specs[values].iter().map(coord).collect();
+            let v = cx.load(&views[values], &Request { coords, rows: width, cols: bk, limits: Vec::new() });
+            [new_top, total * decay + weights.sum_along(1), (sum * decay).add_dot(weights, v)]
+        });
+        cx.emit(&Request { coords, rows: bm, cols: width, limits: Vec::new() }, sum * total.recip())
+    }
+}
+
+/// The operands with `head` made part of the queries' axis; `None` if a key has it or it does not follow the tokens.
+fn merge_heads(
+    cx: &Cx<'_>,
+    roles: &Roles,
+    head: Axis,
+    specs: &[Vec<Axis>],
+    views: &[BufView],
+    out: &[Axis],
+) -> Option<Vec<BufView>> {
+    let groups = |axes: &[Axis]| {
+        let mut groups = Vec::new();
+        let mut i = 0;
+        while i < axes.len() {
+            let pair = axes[i] == roles.query && axes.get(i + 1) == Some(&head);
+            groups.push(if pair { 2 } else { 1 });
+            i += groups[groups.len() - 1];
+        }
+        groups
+    };
+    let mut merged = Vec::new();
+    for (i, (axes, view)) in specs.iter().zip(views).enumerate() {
+        let is_query = i % 2 == 0 && i + 1 < specs.len();
+        if !is_query {
+            merged.push(if axes.contains(&head) { return None } else { view.clone() });
+            continue;
+        }
+        let groups = groups(axes);
+        if groups.len() == axes.len() {
+            return None;
+        }
+        merged.push(view.merge(&groups)?);
+    }
+    let groups = groups(out);
+    (groups.len() < out.len() && (cx.merge_out)(&groups)).then_some(merged)
+}

@@ -1,0 +1,164 @@
+//! Which values are stored, and which are computed inside the kernels that use them.
+//!
+//! Stored are: results, what calls and products take, what several ops use (unless it is only a wider
+//! reading of a stored tensor), and what a kernel of its own computes. Behind an op with its own loops
+//! comes a *chain*: element-wise ops of the same shape, each the only user of the one before.
+
+use eva_ir::entity::Entity;
+use eva_ir::graph::{Def, Function, Value};
+use eva_ir::lower::Lowering;
+use eva_ir::ops::Op;
+use eva_ir::types::DType;
+use std::collections::HashMap;
+
+/// The decisions for one function.
+pub struct Fusion {
+    stored: Vec<bool>,
+    /// The ops fused behind each op with loops of its own, in order.
+    chains: HashMap<Value, Vec<Value>>,
+    /// The op with loops behind which each value is fused.
+    root_of: HashMap<Value, Value>,
+    /// The users of each value, once for each use.
+    users: Vec<Vec<Value>>,
+}
+
+/// Whether `op` only reads a tensor in memory as a wider float, which a product does as it loads.
+pub fn widens(f: &Function, op: &Op, args: &[Value]) -> bool {
+    let Op::Cast(cast) = op else { return false };
+    let from = args.first().and_then(|&arg| f.tensor(arg)).map(|ty| ty.dtype);
+    cast.to == DType::F32 && matches!(from, Some(DType::Bf16 | DType::F16 | DType::F32))
+}
+
+impl Fusion {
+    /// Decides for every value of `f`.
+    pub fn new(f: &Function) -> Self {
+        let n = f.values.len();
+        let mut this = Self {
+            stored: vec![false; n],
+            chains: HashMap::new(),
+            root_of: HashMap::new(),
+            users: vec![Vec::new(); n],
+        };
+        for (value, data) in f.values.iter() {
+            data.def.args().iter().for_each(|&arg| this.users[arg.index()].push(value));
+        }
+        this.store_what_must_be(f);
+        this.find_chains(f);
+        this
+    }
+
+    /// Whether the value is in memory by the time it is used.
+    pub fn is_stored(&self, value: Value) -> bool {
+        self.stored[value.index()]
+    }
+
+    /// The ops fused behind `root`, which has loops of its own.
+    pub fn chain_of(&self, root: Value) -> Option<&[Value]> {
+        self.chains.get(&root).map(Vec::as_slice)
+    }
+
+    /// The op with loops, and the chain behind it, whose last op is `value`.
+    pub fn chain_ending_at(&self, value: Value) -> Option<(Value, Vec<Value>)> {
+        let root = *self.root_of.get(&value)?;
+        let chain = &self.chains[&root];
+        (chain.last() == Some(&value)).then(|| (root, chain.clone()))
+    }
+
+    /// The result that `value` is, or that it becomes by reshapes alone; its buffer can be computed into.
+    pub fn result_slot(&self, f: &Function, value: Value) -> Option<usize> {
+        if let Some(i) = f.results.iter().position(|&v| v == value) {
+            return Some(i);
+        }
+        match self.users[value.index()][..] {
+            [user] if matches!(f.values[user].def, Def::Op(Op::Reshape(_), _)) => self.result_slot(f, user),
+            _ => None,
+        }
+    }
+
+    fn store_what_must_be(&mut self, f: &Function) {
+        let mut store = f.results.clone();
+        for (value, data) in f.values.iter() {
+            match &data.def {
+                Def::Param(_) => store.push(value),
+                Def::Call(_, args) => {
+                    store.push(value);
+                    store.extend(args);
+                }
+                Def::Op(op, args) => {
+                    for (i, &arg) in args.iter().enumerate() {
+                        if op.lowering() == Lowering::Alias {
+                            store.push(arg);
+                        } else if op.in_memory(i) {
+                            store.push(self.behind_widening(f, arg));
+                        }
+                    }
+                    let many = self.users[value.index()].len()
+                        + f.results.iter().filter(|&&r| r == value).count()
+                        > 1;
+                    match op.lowering() {
+                        Lowering::Alias | Lowering::Constant => store.push(value),
+                        _ if many && widens(f, op, args) => store.push(args[0]),
+                        _ if many => store.push(value),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        store.iter().for_each(|v| self.stored[v.index()] = true);
+    }
+
+    /// The value itself, or what it reads as a wider float.
+    fn behind_widening(&self, f: &Function, value: Value) -> Value {
+        match &f.values[value].def {
+            Def::Op(op, args) if widens(f, op, args) => args[0],
+            _ => value,
+        }
+    }
+
+    fn find_chains(&mut self, f: &Function) {
+        for (root, data) in f.values.iter() {
+            let Def::Op(op, _) = &data.def else { continue };
+            if op.lowering() != Lowering::Kernel {
+                continue;
+            }
+            let mut chain = Vec::new();
+            let mut last = root;
+            while !self.stored[last.index()] && data.ty.tensor().is_some() && !matches!(op, Op::CacheWrite(_))
+            {
+                let [user] = self.users[last.index()][..] else { break };
+                let Def::Op(next, args) = &f.values[user].def else { break };
+                let same_shape = f.tensor(user).map(|ty| &ty.shape) == f.tensor(root).map(|ty| &ty.shape);
+                if next.lowering() != Lowering::Pointwise || !same_shape || self.root_of.contains_key(&user) {
+                    break;
+                }
+                // A tile of several rows is asked of the other operands, which re-indexing ops cannot give.
+                for &arg in args.iter().filter(|&&arg| arg != last) {
+                    self.store_views(f, arg);
+                }
+                self.root_of.insert(user, root);
+                chain.push(user);
+                last = user;
+            }
+            self.stored[last.index()] = true;
+            self.chains.insert(root, chain);
+        }
+        // An op that computes several results, or one that a chain passes through, is not stored itself.
+        for chain in self.chains.iter() {
+            let through = std::iter::once(chain.0).chain(chain.1);
+            let n = chain.1.len();
+            through.take(n).for_each(|v| self.stored[v.index()] = false);
+        }
+    }
+
+    /// Stores the re-indexing ops among the unstored ops before `value`.
+    fn store_views(&mut self, f: &Function, value: Value) {
+        if self.stored[value.index()] {
+            return;
+        }
+        let Def::Op(op, args) = &f.values[value].def else { return };
+        match op.lowering() {
+            Lowering::Pointwise => args.iter().for_each(|&arg| self.store_views(f, arg)),
+            _ => self.stored[value.index()] = true,
+        }
+    }
+}

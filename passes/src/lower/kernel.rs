@@ -1,0 +1,303 @@
+//! Writing one kernel: views of the operands, loops by the op that owns them, a chain behind.
+
+use super::{FnLower, buf_data};
+use eva_ir::dim::Dim;
+use eva_ir::graph::{Def, Value};
+use eva_ir::kernel::build::{Build, Tile};
+use eva_ir::kernel::{Access, Buf, Elem};
+use eva_ir::lower::{BufView, Cx, LowerError, Request, TileFn, View};
+use eva_ir::types::TensorType;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// The kernel being written.
+struct Env<'k> {
+    low: &'k FnLower<'k>,
+    k: &'k Build,
+    /// The base of each of the kernel's buffers.
+    bases: &'k RefCell<Vec<usize>>,
+    read: &'k dyn Fn(&BufView) -> Buf,
+    constant: &'k dyn Fn(&Dim) -> Option<i64>,
+    /// How the result's axes are made fewer, once the op that owns the loops has asked for it.
+    groups: &'k RefCell<Option<Vec<usize>>>,
+}
+
+impl FnLower<'_> {
+    /// Writes the kernel of `root`, which owns its loops, with `chain` behind it.
+    pub(super) fn kernel(&mut self, root: Value, chain: &[Value]) -> Result<(), LowerError> {
+        let last = chain.last().copied().unwrap_or(root);
+        let Def::Op(op, args) = &self.f.values[root].def else { unreachable!("a root is an op") };
+        let in_place = matches!(op, eva_ir::ops::Op::CacheWrite(_));
+        let homes: Vec<BufView> = if in_place {
+            vec![self.homes[&args[0]][0].clone()]
+        } else {
+            (0..self.f.values[last].ty.parts().len()).map(|part| self.new_home(last, part)).collect()
+        };
+        let name = format!("{}.{}", self.f.name, self.f.values[last].name);
+        let k = Build::new(&name);
+        let bases = RefCell::new(Vec::new());
+        {
+            let low = &*self;
+            let groups = RefCell::new(None);
+            let read = |view: &BufView| add_buf(&k, &bases, view, Access::Read);
+            let write = |part: usize| add_buf(&k, &bases, &homes[part], Access::Write);
+            let constant = |dim: &Dim| low.module.constant(dim);
+            let env = Env { low, k: &k, bases: &bases, read: &read, constant: &constant, groups: &groups };
+            let emit = |part: usize, at: &Request<'_>, tile: Tile<'_>| {
+                env.finish(root, chain, &homes[part], at, tile)
+            };
+            let merge_out = |wanted: &[usize]| {
+                let fits = homes.len() == 1
+                    && homes[0].merge(wanted).is_some()
+                    && env.chain_merges(root, chain, wanted);
+                if fits {
+                    *groups.borrow_mut() = Some(wanted.to_vec());
+                }
+                fits
+            };
+            let cx = Cx {
+                k: &k,
+                schedule: &low.target.schedule,
+                out: low.f.values[root].ty.parts().iter().map(|ty| low.fixed_type(ty)).collect(),
+                constant: &constant,
+                read: &read,
+                write: &write,
+                emit: &emit,
+                merge_out: &merge_out,
+            };
+            let views: Vec<View<'_>> =
+                args.iter().map(|&arg| env.view(arg, false)).collect::<Result<_, _>>()?;
+            op.kernel(&cx, &views)?;
+        }
+        self.homes.insert(last, homes);
+        self.launch(k.finish(), bases.into_inner());
+        Ok(())
+    }
+
+    /// Writes the kernel of a value that no op with loops computes: one program for a row.
+    pub(super) fn rows(&mut self, value: Value) -> Result<(), LowerError> {
+        let home = self.new_home(value, 0);
+        let k = Build::new(&format!("{}.{}", self.f.name, self.f.values[value].name));
+        let bases = RefCell::new(Vec::new());
+        {
+            let low = &*self;
+            let groups = RefCell::new(None);
+            let read = |view: &BufView| add_buf(&k, &bases, view, Access::Read);
+            let constant = |dim: &Dim| low.module.constant(dim);
+            let env = Env { low, k: &k, bases: &bases, read: &read, constant: &constant, groups: &groups };
+            let cx = env.cx();
+            let at = row_request(&cx, &home.shape, low.whole_rows(value))?;
+            let tile = env.compute(value, false)?(&at)?;
+            env.store(&home, &at, tile);
+        }
+        self.homes.insert(value, vec![home]);
+        self.launch(k.finish(), bases.into_inner());
+        Ok(())
+    }
+
+    /// Writes a kernel that copies a tensor.
+    pub(super) fn copy(&mut self, from: &BufView, to: &BufView) -> Result<(), LowerError> {
+        let k = Build::new(&format!("{}.{}", self.f.name, to.name));
+        let bases = RefCell::new(Vec::new());
+        {
+            let low = &*self;
+            let groups = RefCell::new(None);
+            let read = |view: &BufView| add_buf(&k, &bases, view, Access::Read);
+            let constant = |dim: &Dim| low.module.constant(dim);
+            let env = Env { low, k: &k, bases: &bases, read: &read, constant: &constant, groups: &groups };
+            let cx = env.cx();
+            let at = row_request(&cx, &to.shape, false)?;
+            env.store(to, &at, cx.load(from, &at));
+        }
+        self.launch(k.finish(), bases.into_inner());
+        Ok(())
+    }
+
+    /// Whether `value`, computed in a kernel of its own, needs its rows whole.
+    fn whole_rows(&self, value: Value) -> bool {
+        match &self.f.values[value].def {
+            Def::Op(op, args) => {
+                op.whole_rows()
+                    || args.iter().any(|&arg| !self.homes.contains_key(&arg) && self.whole_rows(arg))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// A row of a tensor, or a block of one, and the programs that have one each.
+fn row_request<'k>(cx: &Cx<'k>, shape: &[Dim], whole: bool) -> Result<Request<'k>, LowerError> {
+    let Some((last, leading)) = shape.split_last() else { return Ok(Request::element(&[])) };
+    let index = cx.programs(leading);
+    let cols = match cx.size(last) {
+        Some(n) if whole || n <= cx.schedule.row => n.max(1),
+        None if whole => {
+            return Err(LowerError::new(format!("the last axis is `{last}`, which has no fixed value")));
+        }
+        _ => cx.schedule.block,
+    };
+    let first = if cx.size(last) == Some(cols) { cx.k.int(0) } else { cx.program_tile(last, cols) };
+    Ok(Request::row(&index, first, cols))
+}
+
+fn add_buf(k: &Build, bases: &RefCell<Vec<usize>>, view: &BufView, access: Access) -> Buf {
+    let buf = k.buf(buf_data(view, access));
+    let index = eva_ir::entity::Entity::index(buf);
+    let mut bases = bases.borrow_mut();
+    if index == bases.len() {
+        bases.push(view.base);
+    }
+    buf
+}
+
+impl<'k> Env<'k> {
+    /// What element-wise and re-indexing ops are computed with: they have nothing behind them.
+    fn cx(&self) -> Cx<'k> {
+        Cx {
+            k: self.k,
+            schedule: &self.low.target.schedule,
+            out: Vec::new(),
+            constant: self.constant,
+            read: self.read,
+            write: &|_| unreachable!("only an op with loops of its own writes"),
+            emit: &|_, _, _| Err(LowerError::new("only an op with loops of its own hands over tiles")),
+            merge_out: &|_| false,
+        }
+    }
+
+    /// An operand: a tensor in memory, or computed here.
+    fn view(&self, value: Value, merged: bool) -> Result<View<'k>, LowerError> {
+        let low = self.low;
+        let fixed = low.fixed_type(low.tensor(value));
+        let Some(homes) = low.homes.get(&value) else {
+            // A wider reading of a tensor in memory counts as that tensor.
+            let buffer = match &low.f.values[value].def {
+                Def::Op(op, args) if super::fuse::widens(low.f, op, args) => {
+                    low.homes.get(&args[0]).map(|homes| homes[0].clone())
+                }
+                _ => None,
+            };
+            let shape = if merged { self.merge_shape(&fixed.shape)? } else { fixed.shape.to_vec() };
+            let ty = TensorType::new(fixed.dtype, shape);
+            return Ok(View { ty, tile: self.compute(value, merged)?, buffer });
+        };
+        let view = if merged { self.merge_view(&homes[0])? } else { homes[0].clone() };
+        let ty = TensorType::new(fixed.dtype, view.shape.iter().cloned());
+        let (cx, loaded) = (self.cx(), view.clone());
+        let tile: TileFn<'k> = Rc::new(move |at| Ok(cx.load(&loaded, at)));
+        Ok(View { ty, tile, buffer: Some(view) })
+    }
+
+    /// The function that computes tiles of a value that is not in memory.
+    fn compute(&self, value: Value, merged: bool) -> Result<TileFn<'k>, LowerError> {
+        let Def::Op(op, args) = &self.low.f.values[value].def else {
+            return Err(LowerError::new("a parameter or a call is not in memory"));
+        };
+        let args: Vec<View<'k>> = args.iter().map(|&arg| self.view(arg, merged)).collect::<Result<_, _>>()?;
+        let cx = self.cx();
+        Ok(Rc::new(move |at| op.tile(&cx, &args, at)))
+    }
+
+    /// Applies the chain behind `root` to a tile of it, and stores what comes out.
+    fn finish(
+        &self,
+        root: Value,
+        chain: &[Value],
+        home: &BufView,
+        at: &Request<'k>,
+        tile: Tile<'k>,
+    ) -> Result<(), LowerError> {
+        let merged = self.groups.borrow().is_some();
+        let (mut before, mut tile) = (root, tile);
+        for &value in chain {
+            let Def::Op(op, args) = &self.low.f.values[value].def else { unreachable!("a chain is of ops") };
+            let view = |&arg: &Value| {
+                if arg != before {
+                    return self.view(arg, merged);
+                }
+                let ty = self.low.fixed_type(self.low.tensor(arg));
+                let shape = if merged { self.merge_shape(&ty.shape)? } else { ty.shape.to_vec() };
+                let given: TileFn<'k> = Rc::new(move |_| Ok(tile));
+                Ok(View { ty: TensorType::new(ty.dtype, shape), tile: given, buffer: None })
+            };
+            let views: Vec<View<'k>> = args.iter().map(view).collect::<Result<_, _>>()?;
+            tile = op.tile(&self.cx(), &views, at)?;
+            before = value;
+        }
+        let home = if merged { self.merge_view(home)? } else { home.clone() };
+        self.store(&home, at, tile);
+        Ok(())
+    }
+
+    fn store(&self, home: &BufView, at: &Request<'k>, tile: Tile<'k>) {
+        let buf = add_buf(self.k, self.bases, home, Access::Write);
+        let index: Vec<Tile<'k>> = at.coords.iter().map(|c| c.start()).collect();
+        let elem = if home.dtype.is_int() { Elem::I64 } else { Elem::F32 };
+        self.k.store(buf, &index, at.axes(), &at.limits, tile.cast(elem));
+    }
+
+    /// Whether every other operand of the chain can be seen with the result's axes made fewer.
+    fn chain_merges(&self, root: Value, chain: &[Value], groups: &[usize]) -> bool {
+        let mut before = root;
+        chain.iter().all(|&value| {
+            let others = self.low.f.values[value].def.args().iter().filter(|&&arg| arg != before);
+            let fit = others.into_iter().all(|&arg| self.merges(arg, groups));
+            before = value;
+            fit
+        })
+    }
+
+    fn merges(&self, value: Value, groups: &[usize]) -> bool {
+        match self.low.homes.get(&value) {
+            Some(homes) => merge_aligned(&homes[0], groups).is_some(),
+            None => {
+                let shape = &self.low.fixed_type(self.low.tensor(value)).shape;
+                aligned_groups(shape, groups).is_some()
+                    && self.low.f.values[value].def.args().iter().all(|&arg| self.merges(arg, groups))
+            }
+        }
+    }
+
+    fn merge_view(&self, view: &BufView) -> Result<BufView, LowerError> {
+        let groups = self.groups.borrow();
+        let groups = groups.as_ref().expect("asked only where axes were merged");
+        merge_aligned(view, groups).ok_or_else(|| LowerError::new("an operand's axes cannot be made fewer"))
+    }
+
+    fn merge_shape(&self, shape: &[Dim]) -> Result<Vec<Dim>, LowerError> {
+        let groups = self.groups.borrow();
+        let groups = groups.as_ref().expect("asked only where axes were merged");
+        let own =
+            aligned_groups(shape, groups).ok_or_else(|| LowerError::new("axes cannot be made fewer"))?;
+        let mut at = 0;
+        let product = |&len: &usize| {
+            at += len;
+            Dim::product(&shape[at - len..at])
+        };
+        Ok(own.iter().map(product).collect())
+    }
+}
+
+/// The view with the result's groups of axes, of which it has the last ones; see [`BufView::merge`].
+fn merge_aligned(view: &BufView, groups: &[usize]) -> Option<BufView> {
+    view.merge(&aligned_groups(&view.shape, groups)?)
+}
+
+/// The groups that a right-aligned operand of `shape` takes part in; `None` if it has a part of one, or stretches
+/// along an axis of one.
+fn aligned_groups(shape: &[Dim], groups: &[usize]) -> Option<Vec<usize>> {
+    let (mut own, mut left) = (Vec::new(), shape.len());
+    for &len in groups.iter().rev() {
+        if left == 0 {
+            break;
+        }
+        left = left.checked_sub(len)?;
+        let stretches = shape[left..left + len].iter().any(|dim| dim.as_const() == Some(1));
+        if len > 1 && stretches {
+            return None;
+        }
+        own.push(len);
+    }
+    own.reverse();
+    Some(own)
+}

@@ -1,0 +1,384 @@
+//! From graphs to kernels: which ops share one, where tensors lie, and in what order it all happens.
+//!
+//! A kernel is an op that owns its loops, with the element-wise ops fused behind it; or, where no op owns
+//! loops, a value and the element-wise and re-indexing ops before it, one row of the result a program.
+//! [`fuse`] decides what is stored; [`kernel`] writes one kernel; this module walks over a function and
+//! lays out its buffers. Reshapes and slices of stored tensors are other views of the same bytes.
+
+pub mod fuse;
+mod kernel;
+
+use crate::Error;
+use crate::plan::{Base, CAPACITY, FuncPlan, KernelId, ParamPlan, Plan, ResultPlan, Step, Temp};
+use crate::target::Target;
+use eva_ir::dim::{Dim, Sym};
+use eva_ir::entity::Arena;
+use eva_ir::eval::Sizes;
+use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value};
+use eva_ir::kernel::{Access, Kernel};
+use eva_ir::lower::{BufView, LowerError, Lowering, row_major_strides};
+use eva_ir::ops::Op;
+use eva_ir::types::{DType, TensorType};
+use fuse::Fusion;
+use std::collections::HashMap;
+
+/// Lowers every function of a verified module; the plan's kernels are in the tile phase only.
+pub fn lower(module: &Module, target: &Target) -> Result<Plan, Error> {
+    let mut plan = Plan {
+        tiles: Arena::default(),
+        kernels: Arena::default(),
+        funcs: Arena::default(),
+        dims: module.dims.clone(),
+    };
+    for (_, f) in module.funcs.iter() {
+        let lowered = FnLower::new(module, target, f, &mut plan).run()?;
+        plan.funcs.push(lowered);
+    }
+    Ok(plan)
+}
+
+/// One function on its way to a plan.
+struct FnLower<'a> {
+    module: &'a Module,
+    target: &'a Target,
+    f: &'a Function,
+    fusion: Fusion,
+    tiles: &'a mut Arena<KernelId, Kernel>,
+    callees: &'a Arena<Func, FuncPlan>,
+    /// The parts of each value that is in memory.
+    homes: HashMap<Value, Vec<BufView>>,
+    bases: Vec<Base>,
+    steps: Vec<Step>,
+}
+
+impl<'a> FnLower<'a> {
+    fn new(module: &'a Module, target: &'a Target, f: &'a Function, plan: &'a mut Plan) -> Self {
+        Self {
+            module,
+            target,
+            f,
+            fusion: Fusion::new(f),
+            tiles: &mut plan.tiles,
+            callees: &plan.funcs,
+            homes: HashMap::new(),
+            bases: Vec::new(),
+            steps: Vec::new(),
+        }
+    }
+
+    fn run(mut self) -> Result<FuncPlan, Error> {
+        self.check_types()?;
+        let states = state_results(self.f, self.callees);
+        let mut params = Vec::new();
+        for (value, kind) in self.f.params() {
+            let ty = self.tensor(value).clone();
+            let base = self.bases.len();
+            self.bases.push(Base::Param(params.len()));
+            let name = self.f.values[value].name.clone();
+            self.homes.insert(value, vec![param_view(base, &name, kind, &self.fixed_type(&ty))]);
+            params.push(ParamPlan { name, kind, ty, base });
+        }
+        for (value, _) in self.f.values.iter() {
+            self.value(value).map_err(|e| self.unsupported(value, e))?;
+        }
+        let mut results = Vec::new();
+        for (i, &value) in self.f.results.iter().enumerate() {
+            let name = self.f.values[value].name.clone();
+            let ty = self.tensor(value).clone();
+            if states[i].is_none() {
+                self.place_result(i, value).map_err(|e| self.unsupported(value, e))?;
+            }
+            results.push(ResultPlan { name, ty, state: states[i] });
+        }
+        self.find_lifetimes();
+        Ok(FuncPlan { name: self.f.name.clone(), params, results, bases: self.bases, steps: self.steps })
+    }
+
+    /// Turns one value into steps, unless it is fused into others.
+    fn value(&mut self, value: Value) -> Result<(), LowerError> {
+        let data = &self.f.values[value];
+        let (op, args) = match &data.def {
+            Def::Param(_) => return Ok(()),
+            Def::Call(func, args) => return self.call(value, *func, args),
+            Def::Op(op, args) => (op, args),
+        };
+        if let Op::Get(get) = op {
+            let part = self.homes[&args[0]][get.index as usize].clone();
+            self.homes.insert(value, vec![part]);
+            return Ok(());
+        }
+        match op.lowering() {
+            Lowering::Constant => self.constant(value, op),
+            Lowering::Alias => self.alias(value, op, args[0]),
+            Lowering::Kernel => match self.fusion.chain_of(value) {
+                Some(chain) if chain.is_empty() => self.kernel(value, &[]),
+                _ => Ok(()),
+            },
+            Lowering::Pointwise | Lowering::View => match self.fusion.chain_ending_at(value) {
+                Some((root, chain)) => self.kernel(root, &chain),
+                None if self.fusion.is_stored(value) => self.rows(value),
+                None => Ok(()),
+            },
+        }
+    }
+
+    fn call(&mut self, value: Value, func: Func, args: &[Value]) -> Result<(), LowerError> {
+        let callee = &self.callees[func];
+        let mut views = Vec::new();
+        for (&arg, param) in args.iter().zip(&callee.params) {
+            let view = self.homes[&arg][0].clone();
+            views.push(if param.kind == ParamKind::State { view } else { self.packed(view)? });
+        }
+        let (mut homes, mut results) = (Vec::new(), Vec::new());
+        for (i, result) in callee.results.iter().enumerate() {
+            match result.state {
+                Some(param) => {
+                    homes.push(views[param].clone());
+                    results.push(None);
+                }
+                None => {
+                    let name = format!("{}.{}", self.f.values[value].name, result.name);
+                    let base = match self.part_of_result(value, i) {
+                        Some(j) => self.result_base(j),
+                        None => self.temp(&name, &result.ty),
+                    };
+                    homes.push(self.row_major(base, &name, &result.ty));
+                    results.push(Some(base));
+                }
+            }
+        }
+        self.homes.insert(value, homes);
+        let name = self.f.values[value].name.clone();
+        self.steps.push(Step::Call { func, args: views, results, name });
+        Ok(())
+    }
+
+    fn constant(&mut self, value: Value, op: &Op) -> Result<(), LowerError> {
+        let fixed = self.module.dims.iter().filter_map(|(sym, n)| Some((sym.clone(), (*n)?)));
+        let sizes = Sizes(fixed.collect());
+        let ty = self.tensor(value).clone();
+        let dims = op.attrs().into_iter().flat_map(|attr| match attr {
+            eva_ir::attr::Attr::Dims(dims) => dims.0,
+            _ => Vec::new(),
+        });
+        if let Some(dim) = dims.chain(ty.shape.iter().cloned()).find(|dim| sizes.get(dim).is_none()) {
+            let message = format!("`{}` needs fixed extents: give `{dim}` a value", op.kind().name());
+            return Err(LowerError::new(message));
+        }
+        let array = op.eval(&sizes, &[]).remove(0);
+        let base = self.bases.len();
+        self.bases.push(Base::Constant(ty.dtype, array));
+        let home = self.row_major(base, &self.f.values[value].name, &ty);
+        self.homes.insert(value, vec![home]);
+        Ok(())
+    }
+
+    /// Another view of the same bytes, or of a packed copy where strides cannot say it.
+    fn alias(&mut self, value: Value, op: &Op, arg: Value) -> Result<(), LowerError> {
+        let view = self.homes[&arg][0].clone();
+        let fixed = |view: BufView| BufView {
+            shape: view.shape.iter().map(|d| self.fix(d)).collect(),
+            strides: view.strides.iter().map(|d| self.fix(d)).collect(),
+            offset: self.fix(&view.offset),
+            ..view
+        };
+        let found = match op.alias(&view).map(fixed) {
+            Some(found) => found,
+            None => {
+                let copy = self.packed(view)?;
+                op.alias(&copy)
+                    .map(|view| self.fix_view(view))
+                    .ok_or_else(|| LowerError::new("no view of the operand will do"))?
+            }
+        };
+        self.homes.insert(value, vec![found]);
+        Ok(())
+    }
+
+    /// The tensor in row-major order without an offset: itself, or a copy.
+    fn packed(&mut self, view: BufView) -> Result<BufView, LowerError> {
+        if view.strides == row_major_strides(&view.shape) && view.offset == Dim::from(0) {
+            return Ok(view);
+        }
+        let ty = TensorType::new(view.dtype, view.shape.iter().cloned());
+        let name = format!("{}_packed", view.name);
+        let base = self.temp(&name, &ty);
+        let copy = self.row_major(base, &name, &ty);
+        self.copy(&view, &copy)?;
+        Ok(copy)
+    }
+
+    /// Sees to it that the buffer of result `i` holds `value`.
+    fn place_result(&mut self, i: usize, value: Value) -> Result<(), LowerError> {
+        let home = self.homes[&value][0].clone();
+        if matches!(self.bases[home.base], Base::Result(j) if j == i) {
+            return Ok(());
+        }
+        let ty = self.tensor(value).clone();
+        let base = self.result_base(i);
+        let target = self.row_major(base, &self.f.values[value].name, &ty);
+        self.copy(&home, &target)
+    }
+
+    /// Where a value about to be computed shall lie: in the result that it is or becomes, or in the arena.
+    fn new_home(&mut self, value: Value, part: usize) -> BufView {
+        let ty = self.f.values[value].ty.parts()[part].clone();
+        let name = self.f.values[value].name.clone();
+        let slot = if self.f.values[value].ty.tensor().is_some() {
+            self.fusion.result_slot(self.f, value)
+        } else {
+            self.part_of_result(value, part)
+        };
+        let base = match slot {
+            Some(i) => self.result_base(i),
+            None => self.temp(&name, &ty),
+        };
+        self.row_major(base, &name, &ty)
+    }
+
+    /// The result that part `part` of the tuple `value` is, where nothing else has claimed its buffer.
+    fn part_of_result(&self, value: Value, part: usize) -> Option<usize> {
+        let is_part = |v: Value| match &self.f.values[v].def {
+            Def::Op(Op::Get(get), args) => args[0] == value && get.index as usize == part,
+            _ => false,
+        };
+        let whole = |v: Value| v == value && self.f.values[value].ty.tensor().is_some();
+        let i = self.f.results.iter().position(|&v| is_part(v) || whole(v))?;
+        let taken = self.bases.iter().any(|base| matches!(base, Base::Result(j) if *j == i));
+        (!taken).then_some(i)
+    }
+
+    fn result_base(&mut self, i: usize) -> usize {
+        let found = self.bases.iter().position(|base| matches!(base, Base::Result(j) if *j == i));
+        found.unwrap_or_else(|| {
+            self.bases.push(Base::Result(i));
+            self.bases.len() - 1
+        })
+    }
+
+    fn temp(&mut self, name: &str, ty: &TensorType) -> usize {
+        let bytes = &self.fix(&ty.elements()) * ty.dtype.bytes();
+        self.bases.push(Base::Temp(Temp { name: name.into(), bytes, first: usize::MAX, last: 0 }));
+        self.bases.len() - 1
+    }
+
+    fn row_major(&self, base: usize, name: &str, ty: &TensorType) -> BufView {
+        BufView::row_major(base, name, ty.dtype, &self.fixed_type(ty).shape)
+    }
+
+    /// The extent with the values of fixed symbols put in.
+    fn fix(&self, dim: &Dim) -> Dim {
+        dim.substitute(&|sym| self.module.size_of(sym).map(Dim::from))
+    }
+
+    fn fix_view(&self, view: BufView) -> BufView {
+        let fix = |dims: &[Dim]| dims.iter().map(|d| self.fix(d)).collect();
+        BufView {
+            shape: fix(&view.shape),
+            strides: fix(&view.strides),
+            offset: self.fix(&view.offset),
+            ..view
+        }
+    }
+
+    fn fixed_type(&self, ty: &TensorType) -> TensorType {
+        TensorType { shape: ty.shape.iter().map(|d| self.fix(d)).collect(), ..ty.clone() }
+    }
+
+    fn tensor(&self, value: Value) -> &'a TensorType {
+        self.f.tensor(value).expect("the verifier has checked that this is a tensor")
+    }
+
+    fn check_types(&self) -> Result<(), Error> {
+        for (value, data) in self.f.values.iter() {
+            let bad = data.ty.parts().iter().find(|ty| ty.dtype == DType::F64 || ty.dtype.is_f8());
+            if let Some(ty) = bad {
+                let message = format!(
+                    "{} is not compiled for {}: only the evaluator has it",
+                    ty.dtype, self.target.name
+                );
+                return Err(self.unsupported(value, LowerError::new(message)));
+            }
+        }
+        Ok(())
+    }
+
+    fn unsupported(&self, value: Value, error: LowerError) -> Error {
+        Error::Unsupported {
+            function: self.f.name.clone(),
+            value: self.f.values[value].name.clone(),
+            message: error.message,
+        }
+    }
+
+    /// Fills in which steps each temporary lives through.
+    fn find_lifetimes(&mut self) {
+        for (i, step) in self.steps.iter().enumerate() {
+            let used: Vec<usize> = match step {
+                Step::Launch { bases, .. } => bases.clone(),
+                Step::Call { args, results, .. } => {
+                    args.iter().map(|view| view.base).chain(results.iter().filter_map(|r| *r)).collect()
+                }
+            };
+            for base in used {
+                if let Base::Temp(temp) = &mut self.bases[base] {
+                    temp.first = temp.first.min(i);
+                    temp.last = temp.last.max(i);
+                }
+            }
+        }
+    }
+
+    /// Adds a finished kernel and the step that runs it.
+    fn launch(&mut self, kernel: Kernel, bases: Vec<usize>) {
+        let name = kernel.name.clone();
+        let kernel = self.tiles.push(kernel);
+        self.steps.push(Step::Launch { kernel, bases, name });
+    }
+}
+
+/// How a parameter lies in memory: row-major; a state's sequences have room for the capacity's tokens.
+fn param_view(base: usize, name: &str, kind: ParamKind, ty: &TensorType) -> BufView {
+    let mut view = BufView::row_major(base, name, ty.dtype, &ty.shape);
+    if kind == ParamKind::State && ty.rank() >= 2 {
+        view.strides[0] = &Dim::sym(CAPACITY) * &view.strides[1];
+    }
+    view
+}
+
+/// For each result of `f`, the state parameter (by its number) that it is the updated value of.
+fn state_results(f: &Function, callees: &Arena<Func, FuncPlan>) -> Vec<Option<usize>> {
+    let params: Vec<(Value, ParamKind)> = f.params().collect();
+    let origin = |mut value: Value| loop {
+        value = match &f.values[value].def {
+            Def::Param(ParamKind::State) => return params.iter().position(|(v, _)| *v == value),
+            Def::Op(Op::CacheWrite(_), args) => args[0],
+            Def::Op(Op::Get(get), args) => match &f.values[args[0]].def {
+                Def::Call(func, call_args) => {
+                    call_args[callees[*func].results.get(get.index as usize)?.state?]
+                }
+                _ => return None,
+            },
+            Def::Call(func, args) => args[callees[*func].results.first()?.state?],
+            _ => return None,
+        }
+    };
+    f.results.iter().map(|&value| origin(value)).collect()
+}
+
+/// Whether a kernel reads or writes through a view; the kernel's parameter for it.
+fn buf_data(view: &BufView, access: Access) -> eva_ir::kernel::BufData {
+    eva_ir::kernel::BufData {
+        name: view.name.clone(),
+        dtype: view.dtype,
+        access,
+        shape: view.shape.clone(),
+        strides: view.strides.clone(),
+        offset: view.offset.clone(),
+    }
+}
+
+/// The symbol of the caches' capacity.
+pub fn capacity() -> Sym {
+    CAPACITY.into()
+}

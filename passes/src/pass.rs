@@ -1,0 +1,71 @@
+//! Running passes: each result is verified, and dumped where `EVA_DUMP` (or [`Options::dump`]) names the pass.
+
+use crate::{Error, Options};
+use eva_ir::diag::Diag;
+use eva_ir::entity::{Arena, Entity};
+use eva_ir::graph::Module;
+use eva_ir::kernel::Kernel;
+use eva_ir::{text, verify};
+
+/// A module on its way through the passes.
+pub struct Passes {
+    module: Module,
+    dump: Vec<String>,
+}
+
+impl Passes {
+    /// Starts with `module`, which is the user's: mistakes in it are theirs.
+    pub fn new(module: &Module, options: &Options) -> Result<Self, Error> {
+        verify::verify(module).map_err(Error::Invalid)?;
+        let mut dump = options.dump.clone();
+        if let Ok(names) = std::env::var("EVA_DUMP") {
+            dump.extend(names.split(',').map(|name| name.trim().to_string()));
+        }
+        Ok(Self { module: module.clone(), dump })
+    }
+
+    /// Runs a pass over the whole module.
+    pub fn run(
+        &mut self,
+        name: &'static str,
+        pass: impl FnOnce(&Module) -> Result<Module, Diag>,
+    ) -> Result<(), Error> {
+        let started = std::time::Instant::now();
+        let new = pass(&self.module).map_err(|diag| Error::Invalid(diag.into()))?;
+        tracing::debug!(pass = name, seconds = started.elapsed().as_secs_f64(), "pass");
+        if let Err(diags) = verify::verify(&new) {
+            return Err(Error::Internal {
+                pass: name,
+                message: diags.to_string(),
+                module: text::print(&new),
+            });
+        }
+        if self.dump.iter().any(|wanted| wanted == name || wanted == "all") {
+            let (before, after) = (text::print(&self.module), text::print(&new));
+            let body = if before == after { "(unchanged)\n".into() } else { after };
+            eprint!("// after {name}\n{body}");
+        }
+        self.module = new;
+        Ok(())
+    }
+
+    /// The module as the last pass left it.
+    pub fn finish(self) -> Module {
+        self.module
+    }
+}
+
+/// Runs a pass over each kernel; its results are verified.
+pub fn kernels<K: Entity>(
+    kernels: &Arena<K, Kernel>,
+    pass: impl Fn(&Kernel) -> Result<Kernel, String> + Sync,
+) -> Result<Arena<K, Kernel>, Error> {
+    let run = |kernel: &Kernel| {
+        let checked = pass(kernel).and_then(|new| match eva_ir::kernel::verify::verify(&new) {
+            Ok(()) => Ok(new),
+            Err(mistakes) => Err(mistakes.join("; ")),
+        });
+        checked.map_err(|message| Error::Internal { pass: "spread", message, module: kernel.to_string() })
+    };
+    kernels.iter().map(|(_, kernel)| run(kernel)).collect::<Result<Vec<_>, _>>().map(Arena::from_iter)
+}

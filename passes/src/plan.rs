@@ -1,0 +1,198 @@
+//! What the runtime runs: kernels in order, and the buffers they work on.
+
+use eva_ir::dim::Dim;
+use eva_ir::entity::Arena;
+use eva_ir::eval::Array;
+use eva_ir::graph::{Func, ParamKind};
+use eva_ir::kernel::Kernel;
+use eva_ir::lower::BufView;
+use eva_ir::types::{DType, TensorType};
+
+/// The symbol of how many tokens a cache has room for: the distance of its sequences, in rows. No extent of a
+/// user's can have this name.
+pub const CAPACITY: &str = "@capacity";
+
+/// A kernel of a [`Plan`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KernelId(u32);
+
+impl eva_ir::entity::Entity for KernelId {
+    fn new(index: usize) -> Self {
+        Self(u32::try_from(index).expect("fewer than 2^32 kernels fit in memory"))
+    }
+    fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A compiled module, but for the machine code.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The kernels in the tile phase.
+    pub tiles: Arena<KernelId, Kernel>,
+    /// The same kernels in the lane phase.
+    pub kernels: Arena<KernelId, Kernel>,
+    /// One entry for each function of the module.
+    pub funcs: Arena<Func, FuncPlan>,
+    /// The values of the extents that are fixed.
+    pub dims: Vec<(eva_ir::dim::Sym, Option<i64>)>,
+}
+
+/// How one function runs.
+#[derive(Clone, Debug)]
+pub struct FuncPlan {
+    /// The function's name.
+    pub name: String,
+    /// Its parameters, in order.
+    pub params: Vec<ParamPlan>,
+    /// Its results, in order.
+    pub results: Vec<ResultPlan>,
+    /// Its buffers; views and steps name them by their place here.
+    pub bases: Vec<Base>,
+    /// What happens, in order.
+    pub steps: Vec<Step>,
+}
+
+/// A parameter of a function.
+#[derive(Clone, Debug)]
+pub struct ParamPlan {
+    /// The name.
+    pub name: String,
+    /// How it is given.
+    pub kind: ParamKind,
+    /// Its type.
+    pub ty: TensorType,
+    /// Its buffer.
+    pub base: usize,
+}
+
+/// A result of a function.
+#[derive(Clone, Debug)]
+pub struct ResultPlan {
+    /// The name.
+    pub name: String,
+    /// Its type.
+    pub ty: TensorType,
+    /// The state parameter that it is the updated value of; such a result has no buffer of its own.
+    pub state: Option<usize>,
+}
+
+/// A buffer of a function.
+#[derive(Clone, Debug)]
+pub enum Base {
+    /// A parameter, by its number.
+    Param(usize),
+    /// A result, by its number: row-major, given by the caller.
+    Result(usize),
+    /// Memory of the arena.
+    Temp(Temp),
+    /// A tensor computed by the compiler.
+    Constant(DType, Array),
+}
+
+/// Memory of the arena that holds a tensor from one step to another.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Temp {
+    /// The tensor's name, for people.
+    pub name: String,
+    /// Its size.
+    pub bytes: Dim,
+    /// The step that writes it.
+    pub first: usize,
+    /// The last step that uses it.
+    pub last: usize,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Runs a kernel; one base for each of its buffers.
+    Launch {
+        /// The kernel.
+        kernel: KernelId,
+        /// Its buffers' bases.
+        bases: Vec<usize>,
+        /// What the result is called, for people.
+        name: String,
+    },
+    /// Runs another function.
+    Call {
+        /// The function.
+        func: Func,
+        /// Its parameters, each row-major (a state's sequences at their capacity's distance).
+        args: Vec<BufView>,
+        /// The buffer of each result that is not a state's.
+        results: Vec<Option<usize>>,
+        /// What the call is named, for people.
+        name: String,
+    },
+}
+
+/// Where each buffer of a function lies in its part of the arena, for known sizes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// Byte offsets, for the bases that are temporaries.
+    pub offsets: Vec<Option<usize>>,
+    /// Bytes in all, without what called functions need.
+    pub bytes: usize,
+}
+
+/// Buffers start at multiples of this many bytes.
+pub const ALIGNMENT: usize = 64;
+
+impl FuncPlan {
+    /// Places the temporaries: the largest first, each at the lowest address where it meets no other that is alive
+    /// at the same time. `None` if a size is not known or does not fit.
+    pub fn layout(&self, size_of: &dyn Fn(&Dim) -> Option<i64>) -> Option<Layout> {
+        let mut temps = Vec::new();
+        for (base, temp) in self.bases.iter().enumerate() {
+            if let Base::Temp(temp) = temp {
+                let bytes = usize::try_from(size_of(&temp.bytes)?).ok()?;
+                temps.push((base, bytes.checked_next_multiple_of(ALIGNMENT)?, temp));
+            }
+        }
+        temps.sort_by_key(|&(base, bytes, _)| (std::cmp::Reverse(bytes), base));
+        let mut placed: Vec<(usize, usize, &Temp)> = Vec::new();
+        let mut layout = Layout { offsets: vec![None; self.bases.len()], bytes: 0 };
+        for (base, bytes, temp) in temps {
+            let alive = |other: &Temp| temp.first <= other.last && other.first <= temp.last;
+            let mut taken: Vec<(usize, usize)> = placed
+                .iter()
+                .filter(|(_, _, other)| alive(other))
+                .map(|&(at, len, _)| (at, at + len))
+                .collect();
+            taken.sort();
+            let mut at: usize = 0;
+            for (start, end) in taken {
+                if at.checked_add(bytes)? <= start {
+                    break;
+                }
+                at = at.max(end);
+            }
+            layout.bytes = layout.bytes.max(at.checked_add(bytes)?);
+            layout.offsets[base] = Some(at);
+            placed.push((at, bytes, temp));
+        }
+        Some(layout)
+    }
+}
+
+impl Plan {
+    /// The bytes of arena that a run of `func` needs, called functions included; `None` if that is not known.
+    pub fn arena_bytes(&self, func: Func, size_of: &dyn Fn(&Dim) -> Option<i64>) -> Option<usize> {
+        // Functions call older ones only: their needs are known when they are asked for.
+        let mut needs: Vec<usize> = Vec::new();
+        for (id, f) in self.funcs.iter() {
+            let own = f.layout(size_of)?.bytes;
+            let calls = f.steps.iter().filter_map(|step| match step {
+                Step::Call { func, .. } => Some(needs[eva_ir::entity::Entity::index(*func)]),
+                Step::Launch { .. } => None,
+            });
+            needs.push(own.checked_add(calls.max().unwrap_or(0))?);
+            if id == func {
+                break;
+            }
+        }
+        needs.pop()
+    }
+}

@@ -1,0 +1,127 @@
+//! Copying a function while changing it. Values that nothing needs any more stay behind.
+
+use eva_ir::diag::Diag;
+use eva_ir::graph::{Def, Func, Function, Module, Value, ValueData};
+use eva_ir::op::TypeError;
+use eva_ir::ops::Op;
+use std::collections::HashMap;
+
+/// A function being copied from an older one.
+pub struct Rebuild<'a> {
+    /// The old function.
+    pub old: &'a Function,
+    /// The new one so far.
+    pub new: Function,
+    /// For each old value that has been dealt with, its new one.
+    pub map: HashMap<Value, Value>,
+}
+
+impl<'a> Rebuild<'a> {
+    /// Starts with the old function's parameters.
+    pub fn new(old: &'a Function) -> Self {
+        let mut this = Self { old, new: Function::new(&old.name), map: HashMap::new() };
+        for (value, _) in old.params() {
+            let new = this.new.values.push(old.values[value].clone());
+            this.map.insert(value, new);
+        }
+        this
+    }
+
+    /// The new value of an old one, which has been copied.
+    pub fn get(&self, value: Value) -> Value {
+        self.map[&value]
+    }
+
+    /// Copies one value as it is, if it has not been dealt with.
+    pub fn copy(&mut self, value: Value) {
+        if self.map.contains_key(&value) {
+            return;
+        }
+        let data = &self.old.values[value];
+        let args = |args: &[Value]| args.iter().map(|a| self.map[a]).collect::<Vec<_>>();
+        let def = match &data.def {
+            Def::Param(kind) => Def::Param(*kind),
+            Def::Op(op, a) => Def::Op(op.clone(), args(a)),
+            Def::Call(func, a) => Def::Call(*func, args(a)),
+        };
+        let new = self.new.values.push(ValueData { def, ..data.clone() });
+        self.map.insert(value, new);
+    }
+
+    /// Adds an op for the sake of the old value `source`, whose line it gets.
+    pub fn op(
+        &mut self,
+        name: &str,
+        op: impl Into<Op>,
+        args: &[Value],
+        source: Value,
+    ) -> Result<Value, TypeError> {
+        let name = self.free_name(name);
+        let op = op.into();
+        let ty = eva_ir::graph::op_type(&op, &self.new.values, args)?;
+        let loc = self.old.values[source].loc;
+        Ok(self.new.values.push(ValueData { name, ty, def: Def::Op(op, args.to_vec()), loc }))
+    }
+
+    /// Adds an op in place of the old value `source`, whose name and line it gets.
+    pub fn replace(&mut self, source: Value, op: impl Into<Op>, args: &[Value]) -> Result<Value, TypeError> {
+        let name = self.old.values[source].name.clone();
+        let op = op.into();
+        let ty = eva_ir::graph::op_type(&op, &self.new.values, args)?;
+        let loc = self.old.values[source].loc;
+        let new = self.new.values.push(ValueData { name, ty, def: Def::Op(op, args.to_vec()), loc });
+        self.map.insert(source, new);
+        Ok(new)
+    }
+
+    /// The finished copy, with the old results and without dead values.
+    pub fn finish(mut self) -> Function {
+        self.new.results = self.old.results.iter().map(|v| self.map[v]).collect();
+        without_dead(&self.new)
+    }
+
+    fn free_name(&self, base: &str) -> String {
+        let taken = |name: &str| {
+            let in_new = self.new.values.iter().any(|(_, d)| d.name == name);
+            in_new || self.old.values.iter().any(|(_, d)| d.name == name)
+        };
+        if !taken(base) {
+            return base.into();
+        }
+        (1..).map(|i| format!("{base}_{i}")).find(|name| !taken(name)).expect("there are enough numbers")
+    }
+}
+
+/// The function without the ops that no result needs. Parameters stay: they are the signature.
+pub fn without_dead(f: &Function) -> Function {
+    let mut live: Vec<bool> = f.values.iter().map(|(_, data)| matches!(data.def, Def::Param(_))).collect();
+    let index = |v: Value| eva_ir::entity::Entity::index(v);
+    f.results.iter().for_each(|&v| live[index(v)] = true);
+    for (value, data) in f.values.iter().rev() {
+        if live[index(value)] {
+            data.def.args().iter().for_each(|&arg| live[index(arg)] = true);
+        }
+    }
+    let mut this = Rebuild::new(f);
+    for (value, _) in f.values.iter() {
+        if live[index(value)] {
+            this.copy(value);
+        }
+    }
+    this.new.results = f.results.iter().map(|v| this.map[v]).collect();
+    this.new
+}
+
+/// A module with each function replaced.
+pub fn functions(
+    module: &Module,
+    mut change: impl FnMut(Func, &Function) -> Result<Function, Diag>,
+) -> Result<Module, Diag> {
+    let funcs = module.funcs.iter().map(|(func, f)| change(func, f)).collect::<Result<_, _>>()?;
+    Ok(Module { dims: module.dims.clone(), funcs })
+}
+
+/// A rule that built something ill-typed: a mistake of the compiler's own, named.
+pub fn ill_typed(rule: &str, error: TypeError) -> Diag {
+    Diag::new("eva::internal", format!("the pass `{rule}` builds an ill-typed op: {}", error.message))
+}
