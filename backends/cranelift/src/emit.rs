@@ -1,0 +1,500 @@
+//! One program: an arm for every instruction.
+
+use crate::Error;
+use crate::abi::{Entry, Extern};
+use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
+use cranelift_codegen::ir::{
+    BlockArg, FuncRef, InstBuilder, MemFlagsData, StackSlot, StackSlotData, StackSlotKind, Type, Value, types,
+};
+use cranelift_frontend::FunctionBuilder;
+use eva_ir::entity::Entity;
+use eva_ir::kernel::{Carried, Const, Elem, Fn1, Fn2, Inst, Kernel, Mem, Micro, Phase, Reg, RegType, Space};
+use eva_ir::types::DType;
+use eva_microkernels::{DotArgs, Elem as MicroElem};
+use std::collections::HashMap;
+use std::mem::offset_of;
+
+/// The number of lanes of a vector.
+pub(crate) const LANES: usize = 4;
+
+/// Writes a kernel's program into the function that `b` builds.
+pub(crate) struct Emitter<'k, 'b> {
+    kernel: &'k Kernel,
+    pub(crate) b: FunctionBuilder<'b>,
+    entry: Entry,
+    /// What each register holds, while it can be named.
+    values: Vec<Option<Value>>,
+    /// The registers that can be named, oldest first.
+    scope: Vec<Reg>,
+    externs: HashMap<Extern, FuncRef>,
+    dot_args: Option<StackSlot>,
+}
+
+type Done<T = ()> = Result<T, Error>;
+
+impl<'k, 'b> Emitter<'k, 'b> {
+    pub(crate) fn new(kernel: &'k Kernel, b: FunctionBuilder<'b>, entry: Entry) -> Self {
+        let values = vec![None; kernel.regs.len()];
+        Self { kernel, b, entry, values, scope: Vec::new(), externs: HashMap::new(), dot_args: None }
+    }
+
+    pub(crate) fn into_builder(self) -> FunctionBuilder<'b> {
+        self.b
+    }
+
+    pub(crate) fn fail<T>(&self, what: impl Into<String>) -> Done<T> {
+        Err(Error::Kernel { kernel: self.kernel.name.clone(), what: what.into() })
+    }
+
+    /// One program, given its index along each axis of the grid.
+    pub(crate) fn program(&mut self, programs: &[Value]) -> Done {
+        match self.kernel.phase {
+            Phase::Lane => self.block(&self.kernel.body, programs),
+            Phase::Tile => self.fail("it is still in the tile phase"),
+        }
+    }
+
+    fn block(&mut self, body: &'k [Inst], programs: &[Value]) -> Done {
+        body.iter().try_for_each(|inst| self.inst(inst, programs))
+    }
+
+    /// Forgets the registers defined after the first `len`.
+    fn leave(&mut self, len: usize) {
+        for reg in self.scope.drain(len..) {
+            self.values[reg.index()] = None;
+        }
+    }
+
+    fn inst(&mut self, inst: &'k Inst, programs: &[Value]) -> Done {
+        match inst {
+            Inst::Program { out, axis } => match programs.get(*axis) {
+                Some(&index) => self.set(*out, Elem::I64, index),
+                None => self.fail(format!("the grid has no axis {axis}")),
+            },
+            Inst::Extent { out, dim } => {
+                let value = self.entry.dims[dim];
+                self.set(*out, Elem::I64, value)
+            }
+            Inst::Const { out, value } => self.constant(*out, *value),
+            Inst::Map { out, f, x } => self.map(*out, *f, *x),
+            Inst::Zip { out, f, x, y } => self.zip(*out, *f, *x, *y),
+            Inst::Select { out, cond, x, y } => {
+                let ty = self.reg(*out)?;
+                let lanes = self.reg(*x)?.cols.max(self.reg(*y)?.cols).max(self.reg(*cond)?.cols);
+                let cond = if self.reg(*cond)?.cols == 1 {
+                    self.get(*cond, Elem::Bool, 1)?
+                } else {
+                    self.get(*cond, Elem::Bool, lanes)?
+                };
+                let (x, y) = (self.get(*x, ty.elem, lanes)?, self.get(*y, ty.elem, lanes)?);
+                let value = self.pick(cond, x, y);
+                self.set(*out, ty.elem, value)
+            }
+            Inst::Cast { out, x } => {
+                let (from, to) = (self.reg(*x)?, self.reg(*out)?.elem);
+                let x = self.get(*x, from.elem, from.cols)?;
+                let value = self.cast(x, from, to)?;
+                self.set(*out, to, value)
+            }
+            Inst::Round { out, x, to } => {
+                let ty = self.reg(*x)?;
+                let x = self.get(*x, Elem::F32, ty.cols)?;
+                let value = self.round(x, *to)?;
+                self.set(*out, Elem::F32, value)
+            }
+            Inst::For { index, trips, carried, body } => self.repeat(*index, *trips, carried, body, programs),
+            Inst::VLoad { out, from } => {
+                let ty = self.reg(*out)?;
+                let (address, memory) = self.address(*from)?;
+                let value = self.load(address, memory, ty)?;
+                self.set(*out, ty.elem, value)
+            }
+            Inst::VStore { to, value } => {
+                let ty = self.reg(*value)?;
+                let value = self.get(*value, ty.elem, ty.cols)?;
+                let (address, memory) = self.address(*to)?;
+                self.store(address, memory, value, ty)
+            }
+            Inst::If { cond, body } => {
+                let cond = self.get(*cond, Elem::Bool, 1)?;
+                let (then, after) = (self.b.create_block(), self.b.create_block());
+                self.b.ins().brif(cond, then, &[], after, &[]);
+                self.b.switch_to_block(then);
+                let known = self.scope.len();
+                self.block(body, programs)?;
+                self.leave(known);
+                self.b.ins().jump(after, &[]);
+                self.b.switch_to_block(after);
+                Ok(())
+            }
+            Inst::Across { out, f, x } => {
+                let ty = self.reg(*x)?;
+                if ty.cols != LANES {
+                    return self.fail(format!("{x} is folded across its lanes, but is no vector"));
+                }
+                let mut value = self.get(*x, ty.elem, LANES)?;
+                for order in [[2, 3, 0, 1], [1, 0, 3, 2]] {
+                    let other = self.shuffle(value, order);
+                    value = self.apply(*f, ty.elem, value, other)?;
+                }
+                let first = self.b.ins().extractlane(value, 0);
+                let value = if ty.elem == Elem::Bool {
+                    self.b.ins().icmp_imm_s(IntCC::NotEqual, first, 0)
+                } else {
+                    first
+                };
+                self.set(*out, ty.elem, value)
+            }
+            Inst::SwapPairs { out, x } => {
+                let ty = self.reg(*x)?;
+                if ty.cols != LANES {
+                    return self.fail(format!("{x} has its lanes swapped, but is no vector"));
+                }
+                let x = self.get(*x, ty.elem, LANES)?;
+                let value = self.shuffle(x, [1, 0, 3, 2]);
+                self.set(*out, ty.elem, value)
+            }
+            Inst::Micro(micro) => self.micro(micro),
+            Inst::Iota { .. }
+            | Inst::Load { .. }
+            | Inst::Gather { .. }
+            | Inst::Store { .. }
+            | Inst::Scatter { .. }
+            | Inst::Reduce { .. }
+            | Inst::Scan { .. }
+            | Inst::Columns { .. }
+            | Inst::Reshape { .. }
+            | Inst::Dot { .. } => self.fail(format!("an instruction of the tile phase: {inst:?}")),
+        }
+    }
+
+    /// The type of a register that this backend can hold.
+    pub(crate) fn reg(&self, reg: Reg) -> Done<RegType> {
+        match self.kernel.regs.get(reg) {
+            None => self.fail(format!("{reg} is no register of it")),
+            Some(&ty) if ty.rows == 1 && (ty.cols == 1 || ty.cols == LANES && ty.elem != Elem::I64) => Ok(ty),
+            Some(ty) => self.fail(format!(
+                "{reg} is {} x {} of {:?}, which no register holds",
+                ty.rows, ty.cols, ty.elem
+            )),
+        }
+    }
+
+    fn type_of(&self, reg: Reg) -> Done<Type> {
+        let ty = self.reg(reg)?;
+        Ok(match (ty.elem, ty.cols) {
+            (Elem::F32, 1) => types::F32,
+            (Elem::F32, _) => types::F32X4,
+            (Elem::Bool, 1) => types::I8,
+            (Elem::Bool, _) => types::I32X4,
+            (Elem::I64, _) => types::I64,
+        })
+    }
+
+    /// What `reg` holds, stretched to `lanes` lanes.
+    pub(crate) fn get(&mut self, reg: Reg, elem: Elem, lanes: usize) -> Done<Value> {
+        let ty = self.reg(reg)?;
+        if ty.elem != elem {
+            return self.fail(format!("{reg} holds {:?} where {elem:?} is wanted", ty.elem));
+        }
+        let Some(value) = self.values[reg.index()] else {
+            return self.fail(format!("{reg} is used where it has no value"));
+        };
+        match (ty.cols, lanes) {
+            (have, want) if have == want => Ok(value),
+            (1, LANES) if elem != Elem::I64 => Ok(self.stretch(value, elem)),
+            (have, want) => self.fail(format!("{reg} has {have} lanes where {want} are wanted")),
+        }
+    }
+
+    /// Defines `reg`, stretching a scalar to as many lanes as it has.
+    pub(crate) fn set(&mut self, reg: Reg, elem: Elem, value: Value) -> Done {
+        let want = self.type_of(reg)?;
+        let ty = self.reg(reg)?;
+        let have = self.b.func.dfg.value_type(value);
+        let value = if want.is_vector() && !have.is_vector() && ty.elem == elem {
+            self.stretch(value, elem)
+        } else {
+            value
+        };
+        if ty.elem != elem || self.b.func.dfg.value_type(value) != want {
+            return self.fail(format!(
+                "{reg} is declared {} x {:?}, but is given {have} of {elem:?}",
+                ty.cols, ty.elem
+            ));
+        }
+        self.define(reg, value);
+        Ok(())
+    }
+
+    fn define(&mut self, reg: Reg, value: Value) {
+        self.values[reg.index()] = Some(value);
+        self.scope.push(reg);
+    }
+
+    fn stretch(&mut self, value: Value, elem: Elem) -> Value {
+        if elem == Elem::Bool {
+            let mask = self.b.ins().uextend(types::I32, value);
+            let mask = self.b.ins().ineg(mask);
+            return self.b.ins().splat(types::I32X4, mask);
+        }
+        self.b.ins().splat(types::F32X4, value)
+    }
+
+    fn constant(&mut self, out: Reg, value: Const) -> Done {
+        let lanes = self.reg(out)?.cols;
+        match value {
+            Const::F(x) => {
+                let value = self.float(x as f32, lanes);
+                self.set(out, Elem::F32, value)
+            }
+            Const::I(x) => {
+                let value = self.b.ins().iconst(types::I64, x);
+                self.set(out, Elem::I64, value)
+            }
+            Const::B(x) => {
+                let value = match lanes {
+                    1 => self.b.ins().iconst(types::I8, i64::from(x)),
+                    _ => self.bits(if x { u32::MAX } else { 0 }, lanes),
+                };
+                self.set(out, Elem::Bool, value)
+            }
+        }
+    }
+
+    fn map(&mut self, out: Reg, f: Fn1, x: Reg) -> Done {
+        let ty = self.reg(x)?;
+        let x = self.get(x, ty.elem, ty.cols)?;
+        let value = match (f, ty.elem) {
+            (Fn1::Neg, Elem::F32) => self.b.ins().fneg(x),
+            (Fn1::Neg, Elem::I64) => self.b.ins().ineg(x),
+            (Fn1::Exp, Elem::F32) => self.exp(x),
+            (Fn1::Log, Elem::F32) => self.call(Extern::LOG, x),
+            (Fn1::Sin, Elem::F32) => self.call(Extern::SIN, x),
+            (Fn1::Cos, Elem::F32) => self.call(Extern::COS, x),
+            (Fn1::Sqrt, Elem::F32) => self.b.ins().sqrt(x),
+            (Fn1::Rsqrt, Elem::F32) => {
+                let root = self.b.ins().sqrt(x);
+                let one = self.float(1.0, ty.cols);
+                self.b.ins().fdiv(one, root)
+            }
+            (Fn1::Recip, Elem::F32) => {
+                let one = self.float(1.0, ty.cols);
+                self.b.ins().fdiv(one, x)
+            }
+            (Fn1::Not, Elem::Bool) if ty.cols == 1 => self.b.ins().bxor_imm_s(x, 1),
+            (Fn1::Not, Elem::Bool) => self.b.ins().bnot(x),
+            (f, elem) => return self.fail(format!("{f:?} of {elem:?}")),
+        };
+        self.set(out, ty.elem, value)
+    }
+
+    fn zip(&mut self, out: Reg, f: Fn2, x: Reg, y: Reg) -> Done {
+        let (a, b) = (self.reg(x)?, self.reg(y)?);
+        let lanes = a.cols.max(b.cols);
+        let (x, y) = (self.get(x, a.elem, lanes)?, self.get(y, a.elem, lanes)?);
+        let value = self.apply(f, a.elem, x, y)?;
+        self.set(out, if f.is_predicate() { Elem::Bool } else { a.elem }, value)
+    }
+
+    /// `f` of two values of one type, with elements `elem`.
+    fn apply(&mut self, f: Fn2, elem: Elem, x: Value, y: Value) -> Done<Value> {
+        Ok(match (f, elem) {
+            (Fn2::Add, Elem::F32) => self.b.ins().fadd(x, y),
+            (Fn2::Sub, Elem::F32) => self.b.ins().fsub(x, y),
+            (Fn2::Mul, Elem::F32) => self.b.ins().fmul(x, y),
+            (Fn2::Div, Elem::F32) => self.b.ins().fdiv(x, y),
+            (Fn2::Max, Elem::F32) => self.larger(x, y, FloatCC::GreaterThan),
+            (Fn2::Min, Elem::F32) => self.larger(x, y, FloatCC::LessThan),
+            (Fn2::Lt, Elem::F32) => self.b.ins().fcmp(FloatCC::LessThan, x, y),
+            (Fn2::Le, Elem::F32) => self.b.ins().fcmp(FloatCC::LessThanOrEqual, x, y),
+            (Fn2::Eq, Elem::F32) => self.b.ins().fcmp(FloatCC::Equal, x, y),
+            (Fn2::Add, Elem::I64) => self.b.ins().iadd(x, y),
+            (Fn2::Sub, Elem::I64) => self.b.ins().isub(x, y),
+            (Fn2::Mul, Elem::I64) => self.b.ins().imul(x, y),
+            (Fn2::Div, Elem::I64) => self.floor_div(x, y).0,
+            (Fn2::Rem, Elem::I64) => self.floor_div(x, y).1,
+            (Fn2::Max, Elem::I64) => self.b.ins().smax(x, y),
+            (Fn2::Min, Elem::I64) => self.b.ins().smin(x, y),
+            (Fn2::Lt, Elem::I64) => self.b.ins().icmp(IntCC::SignedLessThan, x, y),
+            (Fn2::Le, Elem::I64) => self.b.ins().icmp(IntCC::SignedLessThanOrEqual, x, y),
+            (Fn2::Eq, Elem::I64 | Elem::Bool) => self.b.ins().icmp(IntCC::Equal, x, y),
+            (Fn2::And, Elem::Bool) => self.b.ins().band(x, y),
+            (Fn2::Or, Elem::Bool) => self.b.ins().bor(x, y),
+            (f, elem) => return self.fail(format!("{f:?} of {elem:?}")),
+        })
+    }
+
+    fn cast(&mut self, x: Value, from: RegType, to: Elem) -> Done<Value> {
+        Ok(match (from.elem, to) {
+            (a, b) if a == b => x,
+            (Elem::F32, Elem::I64) if from.cols == 1 => self.b.ins().fcvt_to_sint_sat(types::I64, x),
+            (Elem::I64, Elem::F32) => self.b.ins().fcvt_from_sint(types::F32, x),
+            (Elem::Bool, Elem::I64) if from.cols == 1 => self.b.ins().uextend(types::I64, x),
+            (Elem::Bool, Elem::F32) => {
+                let (one, zero) = (self.float(1.0, from.cols), self.float(0.0, from.cols));
+                self.pick(x, one, zero)
+            }
+            (Elem::F32, Elem::Bool) => {
+                let zero = self.float(0.0, from.cols);
+                self.b.ins().fcmp(FloatCC::NotEqual, x, zero)
+            }
+            (Elem::I64, Elem::Bool) => self.b.ins().icmp_imm_s(IntCC::NotEqual, x, 0),
+            (a, b) => return self.fail(format!("a cast of a vector from {a:?} to {b:?}")),
+        })
+    }
+
+    /// A loop with its test at the end, so that a trip has one branch.
+    fn repeat(
+        &mut self,
+        index: Reg,
+        trips: Reg,
+        carried: &'k [Carried],
+        body: &'k [Inst],
+        programs: &[Value],
+    ) -> Done {
+        let trips = self.get(trips, Elem::I64, 1)?;
+        let mut init = Vec::with_capacity(carried.len());
+        for c in carried {
+            let (ty, other) = (self.reg(c.init)?, [c.arg, c.next, c.out]);
+            if let Some(reg) = other.into_iter().find(|&reg| self.kernel.regs.get(reg) != Some(&ty)) {
+                return self
+                    .fail(format!("{reg} is carried from trip to trip with another type than {}", c.init));
+            }
+            init.push(self.get(c.init, ty.elem, ty.cols)?);
+        }
+        let (trip, after) = (self.b.create_block(), self.b.create_block());
+        let zero = self.b.ins().iconst(types::I64, 0);
+        let any = self.b.ins().icmp_imm_s(IntCC::SignedGreaterThan, trips, 0);
+        let outside: Vec<BlockArg> = init.iter().map(|&v| v.into()).collect();
+        let inside: Vec<BlockArg> = [zero.into()].into_iter().chain(outside.iter().copied()).collect();
+        self.b.ins().brif(any, trip, &inside, after, &outside);
+
+        self.b.switch_to_block(trip);
+        let known = self.scope.len();
+        let i = self.b.append_block_param(trip, types::I64);
+        self.set(index, Elem::I64, i)?;
+        for c in carried {
+            let ty = self.type_of(c.arg)?;
+            let arg = self.b.append_block_param(trip, ty);
+            self.define(c.arg, arg);
+        }
+        self.block(body, programs)?;
+        let mut outside = Vec::with_capacity(carried.len());
+        for c in carried {
+            let ty = self.reg(c.next)?;
+            outside.push(BlockArg::from(self.get(c.next, ty.elem, ty.cols)?));
+        }
+        self.leave(known);
+        let next = self.b.ins().iadd_imm_s(i, 1);
+        let more = self.b.ins().icmp(IntCC::SignedLessThan, next, trips);
+        let inside: Vec<BlockArg> = [next.into()].into_iter().chain(outside.iter().copied()).collect();
+        self.b.ins().brif(more, trip, &inside, after, &outside);
+
+        self.b.switch_to_block(after);
+        for c in carried {
+            let ty = self.type_of(c.out)?;
+            let out = self.b.append_block_param(after, ty);
+            self.define(c.out, out);
+        }
+        Ok(())
+    }
+
+    fn micro(&mut self, micro: &Micro) -> Done {
+        let (a, a_memory) = self.address(micro.a)?;
+        let (b, b_memory) = self.address(micro.b)?;
+        let (c, c_memory) = self.address(micro.c)?;
+        let (Space::Scratch(_), Memory::Scratch(Elem::F32)) = (micro.c.space, c_memory) else {
+            return self.fail("a product whose result is not a scratch of F32");
+        };
+        let dot = Extern::Dot(self.operand(a_memory)?, self.operand(b_memory)?);
+        let slot = *self.dot_args.get_or_insert_with(|| {
+            let size = size_of::<DotArgs>() as u32;
+            self.b.create_sized_stack_slot(StackSlotData::new(StackSlotKind::ExplicitSlot, size, 4))
+        });
+        let args = self.b.ins().stack_addr(types::I64, slot, 0);
+        let accumulate = self.b.ins().iconst(types::I64, i64::from(micro.accumulate));
+        let [a_strides, b_strides] = [micro.a_strides, micro.b_strides];
+        let numbers = [
+            (offset_of!(DotArgs, m), micro.m),
+            (offset_of!(DotArgs, n), micro.n),
+            (offset_of!(DotArgs, k), micro.k),
+            (offset_of!(DotArgs, a_row), a_strides[0]),
+            (offset_of!(DotArgs, a_k), a_strides[1]),
+            (offset_of!(DotArgs, b_row), b_strides[0]),
+            (offset_of!(DotArgs, b_k), b_strides[1]),
+            (offset_of!(DotArgs, c_row), micro.c_stride),
+        ];
+        for (offset, reg) in numbers {
+            let value = self.get(reg, Elem::I64, 1)?;
+            self.b.ins().store(MemFlagsData::trusted(), value, args, offset as i32);
+        }
+        let addresses = [
+            (offset_of!(DotArgs, a), a),
+            (offset_of!(DotArgs, b), b),
+            (offset_of!(DotArgs, c), c),
+            (offset_of!(DotArgs, accumulate), accumulate),
+        ];
+        for (offset, value) in addresses {
+            self.b.ins().store(MemFlagsData::trusted(), value, args, offset as i32);
+        }
+        let dot = dot.import(self.b.func, &mut self.externs);
+        self.b.ins().call(dot, &[args]);
+        Ok(())
+    }
+
+    fn operand(&self, memory: Memory) -> Done<MicroElem> {
+        match memory {
+            Memory::Buf(DType::F32) | Memory::Scratch(Elem::F32) => Ok(MicroElem::F32),
+            Memory::Buf(DType::Bf16) => Ok(MicroElem::Bf16),
+            Memory::Buf(DType::F16) => Ok(MicroElem::F16),
+            other => self.fail(format!("a product of elements of {other:?}")),
+        }
+    }
+
+    /// Where an element is, and what is there.
+    fn address(&mut self, mem: Mem) -> Done<(Value, Memory)> {
+        let index = self.get(mem.index, Elem::I64, 1)?;
+        let (base, memory) = match mem.space {
+            Space::Buf(buf) => match self.kernel.bufs.get(buf) {
+                Some(data) => (self.entry.bufs[buf.index()], Memory::Buf(data.dtype)),
+                None => return self.fail(format!("{buf} is no buffer of it")),
+            },
+            Space::Scratch(scratch) => match self.kernel.scratch.get(scratch) {
+                Some(data) => (self.entry.scratch[scratch.index()], Memory::Scratch(data.elem)),
+                None => return self.fail(format!("{scratch} is no scratch of it")),
+            },
+        };
+        let shift = memory.bytes().trailing_zeros();
+        let bytes = if shift == 0 { index } else { self.b.ins().ishl_imm_u(index, i64::from(shift)) };
+        Ok((self.b.ins().iadd(base, bytes), memory))
+    }
+
+    /// `f` of every lane, by a call outside.
+    fn call(&mut self, f: Extern, x: Value) -> Value {
+        let f = f.import(self.b.func, &mut self.externs);
+        self.each_lane(x, |e, x| {
+            let call = e.b.ins().call(f, &[x]);
+            e.b.inst_results(call)[0]
+        })
+    }
+}
+
+/// What is in a memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// Elements of a buffer.
+    Buf(DType),
+    /// Elements of a scratch.
+    Scratch(Elem),
+}
+
+impl Memory {
+    /// Bytes per element: a power of two.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Memory::Buf(dtype) => dtype.bytes() as usize,
+            Memory::Scratch(elem) => crate::abi::scratch_bytes_of(elem),
+        }
+    }
+}
