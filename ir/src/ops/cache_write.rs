@@ -2,7 +2,7 @@
 
 use super::check;
 use crate::eval::{Array, Sizes};
-use crate::lower::Lowering;
+use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
 
@@ -46,5 +46,23 @@ impl OpDef for CacheWrite {
 
     fn lowering(&self) -> Lowering {
         Lowering::Kernel
+    }
+
+    /// One program for each block of a new row.
+    fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
+        let [_, new, start] = args else { unreachable!("operands were counted") };
+        let (last, leading) = new.ty.shape.split_last().expect("the type rule asks for two axes");
+        let cols = cx.size(last).unwrap_or(usize::MAX).clamp(1, cx.schedule.block);
+        let mut index = cx.programs(leading);
+        let first = cx.program_tile(last, cols);
+        let rows = new.at(&Request::row(&index, first, cols))?;
+
+        let start = start.at(&Request::element(&index[..1]))?;
+        index.push(first);
+        index[1] = index[1] + start;
+        // Where the rows themselves are the columns of the tile, it must not reach beyond the last new one.
+        let limits = if leading.len() == 1 { vec![(1, start + cx.extent(last))] } else { Vec::new() };
+        cx.k.store((cx.write)(0), &index, [None, Some(leading.len())], &limits, rows);
+        Ok(())
     }
 }

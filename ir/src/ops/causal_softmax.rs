@@ -1,8 +1,9 @@
 //! `causal_softmax`: softmax over the keys that a token may see.
 
+use super::rows::Walk;
 use super::{check, softmax};
 use crate::eval::{Array, Sizes};
-use crate::lower::Lowering;
+use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
 
@@ -41,5 +42,16 @@ impl OpDef for CausalSoftmax {
 
     fn lowering(&self) -> Lowering {
         Lowering::Kernel
+    }
+
+    /// Like `softmax`, but the first two times only over the keys that are seen.
+    fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
+        let [scores, start] = args else { unreachable!("operands were counted") };
+        let (last, leading) = scores.ty.shape.split_last().expect("the type rule asks for axes");
+        let index = cx.programs(leading);
+        let token = index[leading.len() - 1];
+        let seen = start.at(&Request::element(&index[..1]))? + token + 1;
+        let seen = seen.min(cx.extent(last)).max(cx.k.int(0));
+        softmax::kernel(cx, scores, &index, &Walk::over(cx, last), Some(seen))
     }
 }

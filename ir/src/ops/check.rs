@@ -93,7 +93,7 @@ impl Pairs {
     /// Which pair `column` is in, and whether it is the pair's first.
     pub fn pair(self, column: usize, width: usize) -> (usize, bool) {
         match self {
-            Self::Interleaved => (column / 2, column % 2 == 0),
+            Self::Interleaved => (column / 2, column.is_multiple_of(2)),
             Self::Halves => (column % (width / 2), column < width / 2),
         }
     }

@@ -2,7 +2,8 @@
 
 use super::{check, rows};
 use crate::eval::{Array, Sizes};
-use crate::lower::Lowering;
+use crate::kernel::build::Tile;
+use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
 
@@ -41,6 +42,18 @@ impl OpDef for Combine {
 
     fn lowering(&self) -> Lowering {
         Lowering::View
+    }
+
+    fn tile<'k>(&self, cx: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {
+        let [rows, position, weight] = args else { unreachable!("operands were counted") };
+        let token = rows::single(at.coords[0], "combine")?;
+        let zero = cx.k.full([at.rows, at.cols], 0.0);
+        let [sum] = rows::try_fold(cx.extent(&position.ty.shape[1]), [zero], |j, [sum]| {
+            let item = Request::element(&[token, j]);
+            let row = Coord::At(position.at(&item)?);
+            Ok([sum + weight.at(&item)? * rows.at(&at.with_coords(vec![row, at.coords[1]]))?])
+        })?;
+        Ok(sum)
     }
 
     fn flops(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> f64) -> f64 {

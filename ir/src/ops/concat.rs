@@ -1,9 +1,10 @@
 //! `concat`: tensors one after another along an axis.
 
-use super::check;
+use super::{check, rows};
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
-use crate::lower::Lowering;
+use crate::kernel::build::Tile;
+use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
 
@@ -48,5 +49,29 @@ impl OpDef for Concat {
 
     fn lowering(&self) -> Lowering {
         Lowering::View
+    }
+
+    fn tile<'k>(&self, cx: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {
+        let axis = self.axis as usize;
+        let index = rows::indices(cx, at.coords[axis], at);
+        // Where each operand begins.
+        let mut start = Dim::from(0);
+        let starts = args.iter().map(|x| {
+            let next = &start + &x.ty.shape[axis];
+            std::mem::replace(&mut start, next)
+        });
+        let mut result = None;
+        for (x, start) in args.iter().zip(starts) {
+            let mut at = at.clone();
+            let start = cx.extent(&start);
+            at.coords[axis] = at.coords[axis].shift(cx.k.int(0) - start);
+            at.limits.clear();
+            let part = x.at(&at)?;
+            result = Some(match result {
+                None => part,
+                Some(before) => index.lt(start).select(before, part),
+            });
+        }
+        result.ok_or_else(|| LowerError::new("`concat` has no operands"))
     }
 }

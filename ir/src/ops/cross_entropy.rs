@@ -1,8 +1,9 @@
 //! `cross_entropy`: how surprised a model is.
 
-use super::{check, rows};
+use super::rows::Walk;
+use super::{check, rows, softmax};
 use crate::eval::{Array, Sizes};
-use crate::lower::Lowering;
+use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{DType, TensorType, Type};
 
@@ -37,6 +38,24 @@ impl OpDef for CrossEntropy {
 
     fn lowering(&self) -> Lowering {
         Lowering::Kernel
+    }
+
+    /// One program, row after row.
+    fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
+        let [logits, labels] = args else { unreachable!("operands were counted") };
+        let [n, w] = [0, 1].map(|i| cx.extent(&logits.ty.shape[i]));
+        let walk = Walk::over(cx, &logits.ty.shape[1]);
+        let zero = cx.k.float(0.0);
+        let [total, count] = rows::try_fold(n, [zero, zero], |r, [total, count]| {
+            let [max, sum] =
+                softmax::max_and_sum(cx, &walk, &|first| logits.at(&Request::row(&[r], first, walk.cols)))?;
+            let label = labels.at(&Request::element(&[r]))?;
+            let loss = max + sum.log() - logits.at(&Request::element(&[r, label]))?;
+            let counts = label.lt(w).and(cx.k.int(0).le(label));
+            let count = count + counts.select(cx.k.float(1.0), zero);
+            Ok([total + counts.select(loss, zero), count])
+        })?;
+        cx.emit(&Request::element(&[]), total / count.max(cx.k.float(1.0)))
     }
 
     fn flops(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> f64) -> f64 {

@@ -3,7 +3,8 @@
 use super::{check, rows};
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
-use crate::lower::Lowering;
+use crate::kernel::build::Tile;
+use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
 
@@ -37,5 +38,12 @@ impl OpDef for Dispatch {
 
     fn lowering(&self) -> Lowering {
         Lowering::View
+    }
+
+    fn tile<'k>(&self, cx: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {
+        let [x, order] = args else { unreachable!("operands were counted") };
+        let place = rows::single(at.coords[0], "dispatch")?;
+        let token = order.at(&Request::element(&[place]))? / cx.extent(&self.k);
+        x.at(&at.with_coords(vec![Coord::At(token), at.coords[1]]))
     }
 }

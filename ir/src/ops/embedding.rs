@@ -1,8 +1,9 @@
 //! `embedding`: rows of a table.
 
-use super::check;
+use super::{check, rows};
 use crate::eval::{Array, Sizes};
-use crate::lower::Lowering;
+use crate::kernel::build::Tile;
+use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
 
@@ -25,11 +26,19 @@ impl OpDef for Embedding {
         let shape = [ids.shape.as_slice(), &[table.shape[1]]].concat();
         vec![Array::from_fn(&shape, |index| {
             let (&column, index) = index.split_last().expect("the table has columns");
-            super::rows::row_of(table, ids.at(index)).map_or(0.0, |row| row[column])
+            rows::row_of(table, ids.at(index)).map_or(0.0, |row| row[column])
         })]
     }
 
     fn lowering(&self) -> Lowering {
         Lowering::View
+    }
+
+    fn tile<'k>(&self, _: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {
+        let [table, ids] = args else { unreachable!("operands were counted") };
+        let (&column, index) = at.coords.split_last().expect("the table has columns");
+        let index: Result<Vec<_>, _> = index.iter().map(|&i| rows::single(i, "embedding")).collect();
+        let id = ids.at(&Request::element(&index?))?;
+        table.at(&at.with_coords(vec![Coord::At(id), column]))
     }
 }

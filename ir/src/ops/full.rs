@@ -3,7 +3,9 @@
 use super::cast::round;
 use crate::attr::{Dims, Real};
 use crate::eval::{Array, Sizes};
-use crate::lower::Lowering;
+use crate::kernel::Elem;
+use crate::kernel::build::Tile;
+use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{DType, TensorType, Type};
 
@@ -38,5 +40,10 @@ impl OpDef for Full {
 
     fn lowering(&self) -> Lowering {
         Lowering::Constant
+    }
+
+    fn tile<'k>(&self, cx: &Cx<'k>, _: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {
+        let tile = cx.k.full([at.rows, at.cols], round(self.value.get(), self.dtype));
+        Ok(if self.dtype.is_int() { tile.cast(Elem::I64) } else { tile })
     }
 }

@@ -57,6 +57,7 @@ ops! {
     max::Max,
     softmax::Softmax,
     causal_softmax::CausalSoftmax,
+    attend::Attend,
     cross_entropy::CrossEntropy,
     // Experts.
     route_noaux_tc::RouteNoauxTc,

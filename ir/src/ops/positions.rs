@@ -1,9 +1,10 @@
 //! `positions`: where new tokens are in their sequences.
 
-use super::check;
+use super::{check, rows};
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
-use crate::lower::Lowering;
+use crate::kernel::build::Tile;
+use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{DType, TensorType, Type};
 
@@ -29,5 +30,10 @@ impl OpDef for Positions {
 
     fn lowering(&self) -> Lowering {
         Lowering::View
+    }
+
+    fn tile<'k>(&self, cx: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {
+        let start = args[0].at(&at.with_coords(vec![at.coords[0]]))?;
+        Ok(start + rows::indices(cx, at.coords[1], at))
     }
 }

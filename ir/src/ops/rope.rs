@@ -3,7 +3,9 @@
 use super::check::{self, Pairs};
 use crate::attr::Word;
 use crate::eval::{Array, Sizes};
-use crate::lower::Lowering;
+use crate::kernel::ColumnOrder;
+use crate::kernel::build::Tile;
+use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
 
@@ -48,5 +50,27 @@ impl OpDef for Rope {
 
     fn lowering(&self) -> Lowering {
         Lowering::View
+    }
+
+    fn whole_rows(&self) -> bool {
+        true
+    }
+
+    fn tile<'k>(&self, cx: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {
+        let [x, table] = args else { unreachable!("operands were counted") };
+        let column = *at.coords.last().expect("the type rule asks for three axes");
+        let width = cx.fixed(&x.ty.shape[x.ty.rank() - 1], "the number of rotary columns")?;
+        if !matches!(column, Coord::Cols(_)) || at.cols != width {
+            return Err(LowerError::new("`rope` is computed in whole rows"));
+        }
+        let order = match Pairs::named(&self.pairs).map_err(|e| LowerError::new(e.message))? {
+            Pairs::Interleaved => ColumnOrder::SwapPairs,
+            Pairs::Halves => ColumnOrder::SwapHalves,
+        };
+        let turn = |row: i64| {
+            table.at(&at.with_coords(vec![at.coords[0], at.coords[1], Coord::At(cx.k.int(row)), column]))
+        };
+        let x = x.at(at)?;
+        Ok(x * turn(0)? + x.columns(order) * turn(1)?)
     }
 }

@@ -1,10 +1,12 @@
 //! `rope_table`: the cosines and sines of a forward pass.
 
 use super::check;
+use super::rows::Walk;
 use crate::attr::Real;
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
-use crate::lower::Lowering;
+use crate::kernel::Elem;
+use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{DType, TensorType, Type};
 
@@ -44,5 +46,25 @@ impl OpDef for RopeTable {
 
     fn lowering(&self) -> Lowering {
         Lowering::Kernel
+    }
+
+    /// One program a token: its two rows.
+    fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
+        let [positions, freqs] = args else { unreachable!("operands were counted") };
+        let token = cx.programs(&positions.ty.shape);
+        let position = positions.at(&Request::element(&token))?.cast(Elem::F32);
+        let walk = Walk::over(cx, &freqs.ty.shape[1]);
+        let factor = self.factor.get();
+        walk.fold([], |first, _, []| {
+            let rows = [0, 1].map(|row| Request::row(&[cx.k.int(row)], first, walk.cols));
+            let angle = position * freqs.at(&rows[0])?;
+            let turns = [angle.cos() * factor, angle.sin() * factor * freqs.at(&rows[1])?];
+            for (row, turn) in rows.iter().zip(turns) {
+                let coords = [Coord::At(token[0]), Coord::At(token[1]), row.coords[0], row.coords[1]];
+                cx.emit(&row.with_coords(coords.to_vec()), turn)?;
+            }
+            Ok([])
+        })?;
+        Ok(())
     }
 }

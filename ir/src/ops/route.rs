@@ -3,6 +3,9 @@
 use super::check;
 use crate::dim::Dim;
 use crate::eval::Array;
+use crate::kernel::Elem;
+use crate::kernel::build::Tile;
+use crate::lower::{Cx, LowerError, Request, View};
 use crate::op::TypeError;
 use crate::types::{DType, TensorType, Type};
 
@@ -49,6 +52,29 @@ impl Groups {
         let kept = best(&scores.chunks(size).map(score).collect::<Vec<_>>(), self.kept as usize);
         scores.iter().enumerate().map(|(e, &s)| if kept.contains(&(e / size)) { s } else { low }).collect()
     }
+
+    /// [`Groups::mask`] of a tile of one row.
+    pub fn mask_tile<'k>(&self, scores: Tile<'k>, low: f64) -> Tile<'k> {
+        let (k, experts, count) = (scores.build(), scores.ty().cols, self.count as usize);
+        if self.kept == self.count {
+            return scores;
+        }
+        let size = experts / count;
+        let members = scores.reshape([count, size]);
+        let (mut rest, mut score) = (members, k.full([count, 1], 0.0));
+        for _ in 0..self.by {
+            let (max, hit) = largest(rest);
+            score = score + max;
+            rest = hit.select(k.float(f64::NEG_INFINITY), rest);
+        }
+        let init = [score.reshape([1, count]), k.full([1, count], 0.0)];
+        let [_, kept] = k.fold(k.int(self.kept), init, |_, [score, kept]| {
+            let (_, hit) = largest(score);
+            [hit.select(k.float(f64::NEG_INFINITY), score), hit.select(k.float(1.0), kept)]
+        });
+        let kept = k.float(0.0).lt(kept.reshape([count, 1]));
+        kept.select(members, k.float(low)).reshape([1, experts])
+    }
 }
 
 /// The type rule of a router, which may group experts.
@@ -92,4 +118,60 @@ pub fn eval(logits: &Array, k: usize, row: impl Fn(&[f64]) -> Vec<(usize, f64)>)
     }
     let shape = [logits.shape[0], k];
     vec![Array::new(&shape, experts), Array::new(&shape, weights)]
+}
+
+/// The largest of each row, and a mask of where it first is.
+fn largest<'k>(x: Tile<'k>) -> (Tile<'k>, Tile<'k>) {
+    let (k, n) = (x.build(), x.ty().cols);
+    let max = x.max_along(1);
+    // Indices as floats, which are exact and can be compared many at a time.
+    let index = k.iota(1, n).cast(Elem::F32);
+    // A row of NaN has no largest: its last element must do.
+    let first = x.equals(max).select(index, k.float((n - 1) as f64)).min_along(1);
+    (max, index.equals(first))
+}
+
+/// A token whose experts are being chosen.
+pub struct Token<'k> {
+    /// Its logits, one row.
+    pub logits: Tile<'k>,
+    /// The number of experts.
+    pub experts: usize,
+    chosen: usize,
+    at: Request<'k>,
+}
+
+impl<'k> Token<'k> {
+    /// The token of this program, of a grid with one program a token.
+    pub fn new(cx: &Cx<'k>, logits: &View<'k>, k: &Dim, groups: Option<Groups>) -> Result<Self, LowerError> {
+        let experts = cx.fixed(&logits.ty.shape[1], "the number of experts")?;
+        let chosen = cx.fixed(k, "the number of experts for a token")?;
+        sizes(Some(experts as i64), Some(chosen as i64), groups).map_err(LowerError::new)?;
+        let (token, zero) = (cx.program(&logits.ty.shape[0]), cx.k.int(0));
+        let logits = logits.at(&Request::row(&[token], zero, experts))?;
+        Ok(Self { logits, experts, chosen, at: Request::row(&[token], zero, chosen) })
+    }
+
+    /// The experts with the largest scores, best first (as floats), and their weights.
+    pub fn best(&self, scores: Tile<'k>, weights: Tile<'k>) -> [Tile<'k>; 2] {
+        let k = scores.build();
+        let none = k.full([1, self.chosen], 0.0);
+        let init = [scores, none, none];
+        let [_, experts, weights] =
+            k.fold(k.int(self.chosen as i64), init, |i, [scores, experts, chosen]| {
+                let (_, hit) = largest(scores);
+                let place = k.iota(1, self.chosen).equals(i);
+                let pick = |x: Tile<'k>| hit.select(x, k.float(0.0)).sum_along(1);
+                let expert = pick(k.iota(1, self.experts).cast(Elem::F32));
+                let scores = hit.select(k.float(f64::NEG_INFINITY), scores);
+                [scores, place.select(expert, experts), place.select(pick(weights), chosen)]
+            });
+        [experts, weights]
+    }
+
+    /// Hands over the two results.
+    pub fn emit(&self, cx: &Cx<'k>, experts: Tile<'k>, weights: Tile<'k>) -> Result<(), LowerError> {
+        (cx.emit)(0, &self.at, experts.cast(Elem::I64))?;
+        (cx.emit)(1, &self.at, weights)
+    }
 }

@@ -1,10 +1,11 @@
 //! `route_greedy`: DeepSeek-V2-Lite's router.
 
-use super::{route, softmax};
+use super::route::{self, Token};
+use super::softmax;
 use crate::attr::Real;
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
-use crate::lower::Lowering;
+use crate::lower::{Cx, LowerError, Lowering, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
 
@@ -34,5 +35,13 @@ impl OpDef for RouteGreedy {
 
     fn lowering(&self) -> Lowering {
         Lowering::Kernel
+    }
+
+    /// One program a token.
+    fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
+        let token = Token::new(cx, &args[0], &self.k, None)?;
+        let s = softmax::of_tile(token.logits, None);
+        let [chosen, weights] = token.best(s, s);
+        token.emit(cx, chosen, weights * self.scale.get())
     }
 }

@@ -1,11 +1,11 @@
 //! `route_group_limited_greedy`: DeepSeek-V2's router.
 
-use super::route::{self, Groups};
+use super::route::{self, Groups, Token};
 use super::softmax;
 use crate::attr::Real;
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
-use crate::lower::Lowering;
+use crate::lower::{Cx, LowerError, Lowering, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
 
@@ -47,5 +47,13 @@ impl OpDef for RouteGroupLimitedGreedy {
 
     fn lowering(&self) -> Lowering {
         Lowering::Kernel
+    }
+
+    /// One program a token.
+    fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
+        let token = Token::new(cx, &args[0], &self.k, Some(self.groups()))?;
+        let s = self.groups().mask_tile(softmax::of_tile(token.logits, None), 0.0);
+        let [chosen, weights] = token.best(s, s);
+        token.emit(cx, chosen, weights * self.scale.get())
     }
 }

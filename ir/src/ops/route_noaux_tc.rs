@@ -1,11 +1,11 @@
 //! `route_noaux_tc`: DeepSeek-V3's router.
 
 use super::check;
-use super::route::{self, Groups};
+use super::route::{self, Groups, Token};
 use crate::attr::Real;
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
-use crate::lower::Lowering;
+use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
 
@@ -57,5 +57,16 @@ impl OpDef for RouteNoauxTc {
 
     fn lowering(&self) -> Lowering {
         Lowering::Kernel
+    }
+
+    /// One program a token.
+    fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
+        let [logits, bias] = args else { unreachable!("operands were counted") };
+        let token = Token::new(cx, logits, &self.k, Some(self.groups()))?;
+        let s = token.logits.sigmoid();
+        let biased = s + bias.at(&Request::row(&[], cx.k.int(0), token.experts))?;
+        let [chosen, weights] = token.best(self.groups().mask_tile(biased, f64::NEG_INFINITY), s);
+        let weights = if self.normalize { weights / (weights.sum_along(1) + 1e-20) } else { weights };
+        token.emit(cx, chosen, weights * self.scale.get())
     }
 }

@@ -28,10 +28,12 @@ pub fn indices<'k>(cx: &Cx<'k>, coord: Coord<'k>, at: &Request<'k>) -> Tile<'k> 
 }
 
 /// A row, walked over block by block; a single block if it is short and its length is fixed.
+#[derive(Clone, Copy)]
 pub struct Walk<'k> {
     /// The columns of a block.
     pub cols: usize,
-    whole: bool,
+    /// Whether there is a single block.
+    pub whole: bool,
     /// Where the walk ends, and whether a block may reach beyond.
     end: Tile<'k>,
     ragged: bool,
@@ -55,6 +57,11 @@ impl<'k> Walk<'k> {
         Self { end, ragged: true, ..*self }
     }
 
+    /// Which columns of the block from `first` on count, if not all.
+    pub fn counted(&self, first: Tile<'k>) -> Option<Tile<'k>> {
+        self.ragged.then(|| (first.build().iota(1, self.cols) + first).lt(self.end))
+    }
+
     /// Runs `body` on each block, given its first column, which of its columns count (if not all), and what is carried.
     pub fn fold<const N: usize>(
         &self,
@@ -62,14 +69,13 @@ impl<'k> Walk<'k> {
         body: impl FnOnce(Tile<'k>, Option<Tile<'k>>, [Tile<'k>; N]) -> Result<[Tile<'k>; N], LowerError>,
     ) -> Result<[Tile<'k>; N], LowerError> {
         let k = self.end.build();
-        let counted = |first: Tile<'k>| self.ragged.then(|| (k.iota(1, self.cols) + first).lt(self.end));
         if self.whole {
             let first = k.int(0);
-            return body(first, counted(first), init);
+            return body(first, self.counted(first), init);
         }
         try_fold(self.end.div_ceil(self.cols as i64), init, |i, carried| {
             let first = i * self.cols as i64;
-            body(first, counted(first), carried)
+            body(first, self.counted(first), carried)
         })
     }
 }

@@ -1,7 +1,9 @@
 //! `softmax`: weights that add up to 1.
 
+use super::rows::{Walk, keep};
 use crate::eval::{Array, Sizes};
-use crate::lower::Lowering;
+use crate::kernel::build::Tile;
+use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
 
@@ -16,6 +18,52 @@ pub(super) fn of_row(row: &[f64]) -> Vec<f64> {
     let exp: Vec<f64> = row.iter().map(|x| (x - max).exp()).collect();
     let sum: f64 = exp.iter().sum();
     exp.iter().map(|e| e / sum).collect()
+}
+
+/// The softmax of the columns of `x` that count.
+pub(super) fn of_tile<'k>(x: Tile<'k>, counted: Option<Tile<'k>>) -> Tile<'k> {
+    let exp = keep(counted, (x - keep(counted, x, f64::NEG_INFINITY).max_along(1)).exp(), 0.0);
+    keep(counted, exp * exp.sum_along(1).recip(), 0.0)
+}
+
+/// The largest element of a row, and the sum of `exp(x - largest)`. `row` gives the block from a column on.
+pub(super) fn max_and_sum<'k>(
+    cx: &Cx<'k>,
+    walk: &Walk<'k>,
+    row: &dyn Fn(Tile<'k>) -> Result<Tile<'k>, LowerError>,
+) -> Result<[Tile<'k>; 2], LowerError> {
+    let [max] = walk.fold([cx.k.float(f64::NEG_INFINITY)], |first, counted, [max]| {
+        Ok([max.max(keep(counted, row(first)?, f64::NEG_INFINITY).max_along(1))])
+    })?;
+    let [sum] = walk.fold([cx.k.float(0.0)], |first, counted, [sum]| {
+        Ok([sum + keep(counted, (row(first)? - max).exp(), 0.0).sum_along(1)])
+    })?;
+    Ok([max, sum])
+}
+
+/// Emits the softmax of row `index` of `x` over the columns before `end` (all, if there is none), and 0 beyond.
+pub(super) fn kernel<'k>(
+    cx: &Cx<'k>,
+    x: &View<'k>,
+    index: &[Tile<'k>],
+    walk: &Walk<'k>,
+    end: Option<Tile<'k>>,
+) -> Result<(), LowerError> {
+    let at = |first| Request::row(index, first, walk.cols);
+    let seen = end.map_or(*walk, |end| walk.until(end));
+    if walk.whole {
+        let first = cx.k.int(0);
+        return cx.emit(&at(first), of_tile(x.at(&at(first))?, seen.counted(first)));
+    }
+    let [max, sum] = max_and_sum(cx, &seen, &|first| x.at(&at(first)))?;
+    let scale = sum.recip();
+    walk.fold([], |first, _, []| {
+        let weights = (x.at(&at(first))? - max).exp() * scale;
+        let counted = end.and_then(|_| seen.counted(first));
+        cx.emit(&at(first), keep(counted, weights, 0.0))?;
+        Ok([])
+    })?;
+    Ok(())
 }
 
 impl OpDef for Softmax {
@@ -37,5 +85,12 @@ impl OpDef for Softmax {
 
     fn lowering(&self) -> Lowering {
         Lowering::Kernel
+    }
+
+    /// One program a row; one that is long, or whose length is not fixed, goes block by block, three times over.
+    fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
+        let (last, leading) = args[0].ty.shape.split_last().expect("the type rule asks for an axis");
+        let index = cx.programs(leading);
+        kernel(cx, &args[0], &index, &Walk::over(cx, last), None)
     }
 }

@@ -1,9 +1,10 @@
 //! `sort_by_expert`: the rows that each expert gets.
 
-use super::check;
+use super::{check, rows};
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
-use crate::lower::Lowering;
+use crate::kernel::Elem;
+use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{DType, TensorType, Type};
 
@@ -46,5 +47,42 @@ impl OpDef for SortByExpert {
 
     fn lowering(&self) -> Lowering {
         Lowering::Kernel
+    }
+
+    fn in_memory(&self, _: usize) -> bool {
+        true
+    }
+
+    /// One program an expert, and one more for the end: it counts the items of the experts before, then places its own.
+    fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
+        let [t, k] = &args[0].ty.shape[..] else { unreachable!("the type rule asks for two axes") };
+        let width = cx.fixed(k, "the number of experts for a token")?;
+        let tokens = cx.extent(t);
+        let expert = cx.program(&(&self.experts + 1));
+        let zero = cx.k.int(0);
+
+        let height = (cx.schedule.sort / width).max(1);
+        let trips = tokens.div_ceil(height as i64);
+        let [base] = rows::try_fold(trips, [zero], |i, [count]| {
+            let first = i * height as i64;
+            let coords = vec![Coord::Rows(first), Coord::Cols(zero)];
+            let items = args[0].at(&Request { coords, rows: height, cols: width, limits: Vec::new() })?;
+            let inside = (cx.k.iota(0, height) + first).lt(tokens);
+            let before = items.lt(expert).and(inside).cast(Elem::I64);
+            Ok([count + before.sum_along(1).sum_along(0)])
+        })?;
+        let [order, position, offsets] = [0, 1, 2].map(|part| (cx.write)(part));
+        cx.k.store(offsets, &[expert], [None, None], &[], base);
+
+        let choice = cx.k.iota(1, width);
+        rows::try_fold(tokens, [base], |token, [place]| {
+            let mine = args[0].at(&Request::row(&[token], zero, width))?.equals(expert);
+            let count = mine.cast(Elem::I64);
+            let places = count.cumulative_sum() + (place - 1);
+            cx.k.scatter(order, &[zero], 0, places, choice + token * width as i64, mine);
+            cx.k.scatter(position, &[token, zero], 1, choice, places, mine);
+            Ok([place + count.sum_along(1)])
+        })?;
+        Ok(())
     }
 }

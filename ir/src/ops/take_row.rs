@@ -1,8 +1,9 @@
 //! `take_row`: one token of each sequence.
 
-use super::check;
+use super::{check, rows};
 use crate::eval::{Array, Sizes};
-use crate::lower::Lowering;
+use crate::kernel::build::Tile;
+use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
 
@@ -36,5 +37,13 @@ impl OpDef for TakeRow {
 
     fn lowering(&self) -> Lowering {
         Lowering::View
+    }
+
+    fn tile<'k>(&self, _: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {
+        let [x, places] = args else { unreachable!("operands were counted") };
+        let batch = rows::single(at.coords[0], "take_row")?;
+        let row = places.at(&Request::element(&[batch]))?;
+        let coords = [&[Coord::At(batch), Coord::At(row)], &at.coords[1..]].concat();
+        x.at(&at.with_coords(coords))
     }
 }
