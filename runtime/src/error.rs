@@ -1,0 +1,70 @@
+//! What can go wrong at run time.
+
+/// Why something could not be compiled or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The compiler refused.
+    #[error(transparent)]
+    Compile(#[from] eva_passes::Error),
+    /// The backend refused.
+    #[error(transparent)]
+    Backend(#[from] eva_cranelift::Error),
+    /// There is no such function.
+    #[error("the module has no function `{name}`; it has {have}")]
+    NoFunction {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        have: String,
+    },
+    /// A tensor that the function needs was not given.
+    #[error("`{name}` of @{function} was not given: it is {ty}")]
+    Missing {
+        /// The parameter.
+        name: String,
+        /// The function.
+        function: String,
+        /// The parameter's type.
+        ty: String,
+    },
+    /// A tensor that the function does not have was given.
+    #[error("@{function} has no parameter `{name}`")]
+    Unknown {
+        /// The name given.
+        name: String,
+        /// The function.
+        function: String,
+    },
+    /// A tensor that does not fit.
+    #[error("`{name}` is {want}, but it was given {have}")]
+    Shape {
+        /// The parameter.
+        name: String,
+        /// Its type, with values of the extents where they are known.
+        want: String,
+        /// What was given.
+        have: String,
+    },
+    /// A cache without enough room.
+    #[error("the cache has room for {capacity} tokens, but {tokens} are needed")]
+    Capacity {
+        /// Its room.
+        capacity: usize,
+        /// What is needed.
+        tokens: usize,
+    },
+    /// Sizes whose tensors do not fit in memory.
+    #[error("the activations of this call need more memory than a machine can have: {0}")]
+    TooLarge(String),
+    /// The number of threads could not be set up.
+    #[error("cannot start {threads} threads: {reason}")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// Why not.
+        reason: String,
+    },
+    /// A mistake of the compiler's own.
+    #[error("internal error: {0}; please report it")]
+    Internal(String),
+}
