@@ -1,1 +1,208 @@
-//! .
+//! What a well-formed kernel is.
+//!
+//! Of any kernel:
+//! 1. A buffer has a stride for each axis; tiles of the grid are at least 1 long.
+//! 2. A register is assigned once, and used only after that and inside the block that assigns it; a loop's
+//!    index and carried arguments belong to its body, its results to the block around it.
+//! 3. A register has 1 to [`MAX_TILE`] elements.
+//! 4. Operands have the element types that the instruction is for, and shapes that stretch to the result's:
+//!    each extent is 1 or that of the result, which is the largest. Only `Zip` and `Select` stretch.
+//! 5. Constants are of their register's element type. Grid indices, extents, trip counts, indices and limits
+//!    are `i64` scalars.
+//! 6. What a loop carries keeps its type.
+//! 7. A kernel loads from buffers it reads and stores to buffers it writes: integers as `i64`, floats as `f32`.
+//! 8. Blocks nest no deeper than 32.
+//!
+//! In the tile phase:
+//! 9. There is no private memory, and no instruction of the lane phase.
+//! 10. A place has an index for each axis of the buffer; rows and columns run along different axes of it,
+//!     or have extent 1 (a gather's or scatter's may have any); limits are on axes of it.
+//! 11. An index or mask of a gather or scatter has the shape of the tile.
+//! 12. Folds and counts are along axis 0 or 1; columns change places in pairs or halves of an even number.
+//!
+//! In the lane phase:
+//! 13. There is no instruction of the tile phase.
+//! 14. A register has one row, and 1 or [`LANES`] columns; an `i64` is a scalar.
+//! 15. Private memory has at most [`MAX_SCRATCH`] elements each, read and written as their own type.
+//! 16. `Across` and `SwapPairs` have vectors of [`LANES`] floats.
+//! 17. A microkernel's operands are floats: buffers that are read, or `f32` private memory other than the
+//!     result's; its result is `f32` private memory.
+
+use super::print::{MAX_DEPTH, Names};
+use super::*;
+use crate::entity::Entity;
+
+mod inst;
+
+/// The most elements of a register.
+pub const MAX_TILE: usize = 1 << 20;
+/// The most elements of one private memory.
+pub const MAX_SCRATCH: usize = 1 << 24;
+/// The number of lanes of a vector in the lane phase.
+pub const LANES: usize = 4;
+
+impl RegType {
+    /// Whether there are 1 to [`MAX_TILE`] elements.
+    pub(super) fn fits(self) -> bool {
+        self.rows.checked_mul(self.cols).is_some_and(|n| (1..=MAX_TILE).contains(&n))
+    }
+}
+
+/// Checks that `kernel` is well-formed; see the [module](self) for what that is.
+/// Errors are sentences without a full stop that name instructions and registers as its text does.
+pub fn verify(kernel: &Kernel) -> Result<(), Vec<String>> {
+    let mut check = Check {
+        kernel,
+        names: Names::new(kernel),
+        errors: Vec::new(),
+        assigned: vec![false; kernel.regs.len()],
+        visible: vec![false; kernel.regs.len()],
+        scope: Vec::new(),
+    };
+    check.header();
+    check.block(&kernel.body, 1);
+    if check.errors.is_empty() { Ok(()) } else { Err(check.errors) }
+}
+
+/// The result of one check; an error is a clause that follows the instruction's text.
+type Checked<T = ()> = Result<T, String>;
+
+struct Check<'k> {
+    kernel: &'k Kernel,
+    names: Names<'k>,
+    errors: Vec<String>,
+    assigned: Vec<bool>,
+    visible: Vec<bool>,
+    /// The registers that are visible, in the order in which they became so.
+    scope: Vec<Reg>,
+}
+
+impl Check<'_> {
+    fn header(&mut self) {
+        for (buf, data) in self.kernel.bufs.iter() {
+            if data.strides.len() != data.shape.len() {
+                let (strides, axes) = (data.strides.len(), data.shape.len());
+                self.errors.push(format!(
+                    "the buffer {buf} (`{}`) has {axes} axes and {strides} strides",
+                    data.name
+                ));
+            }
+        }
+        for (axis, data) in self.kernel.grid.iter().enumerate() {
+            if data.tile < 1 {
+                self.errors.push(format!("axis {axis} of the grid is cut into tiles of {}", data.tile));
+            }
+        }
+        for (scratch, data) in self.kernel.scratch.iter() {
+            if self.kernel.phase == Phase::Tile {
+                self.errors.push(format!("the private memory {scratch} is there in the tile phase"));
+            }
+            if data.len > MAX_SCRATCH {
+                let len = data.len;
+                self.errors.push(format!(
+                    "the private memory {scratch} has {len} elements, more than {MAX_SCRATCH}"
+                ));
+            }
+        }
+    }
+
+    fn block(&mut self, body: &[Inst], depth: usize) {
+        if depth > MAX_DEPTH {
+            self.errors.push(format!("blocks nest deeper than {MAX_DEPTH}"));
+            return;
+        }
+        for inst in body {
+            let checked = self.inst(inst);
+            self.note(inst, checked);
+            let outer = self.scope.len();
+            match inst {
+                Inst::For { index, carried, body, .. } => {
+                    for reg in [*index].into_iter().chain(carried.iter().map(|c| c.arg)) {
+                        self.define(inst, reg);
+                    }
+                    self.block(body, depth + 1);
+                    for c in carried {
+                        let checked = self.carries(c);
+                        self.note(inst, checked);
+                    }
+                    self.close(outer);
+                    carried.iter().for_each(|c| self.define(inst, c.out));
+                }
+                Inst::If { body, .. } => {
+                    self.block(body, depth + 1);
+                    self.close(outer);
+                }
+                _ => {
+                    if let Some(out) = super::print::single_out(inst) {
+                        self.define(inst, out);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends a block: what became visible in it is no longer.
+    fn close(&mut self, outer: usize) {
+        for reg in self.scope.drain(outer..) {
+            self.visible[reg.index()] = false;
+        }
+    }
+
+    fn note(&mut self, inst: &Inst, checked: Checked) {
+        if let Err(why) = checked {
+            self.errors.push(format!("`{}`: {why}", self.names.inst(inst)));
+        }
+    }
+
+    /// Assigns a register.
+    fn define(&mut self, inst: &Inst, reg: Reg) {
+        let checked = self.definable(reg);
+        self.note(inst, checked);
+        if reg.index() < self.visible.len() {
+            self.assigned[reg.index()] = true;
+            self.visible[reg.index()] = true;
+            self.scope.push(reg);
+        }
+    }
+
+    fn definable(&mut self, reg: Reg) -> Checked {
+        let name = self.names.reg(reg);
+        let Some(&ty) = self.kernel.regs.get(reg) else { return Err(format!("{name} has no type")) };
+        ensure(!self.assigned[reg.index()], || format!("{name} is assigned twice"))?;
+        ensure(ty.fits(), || {
+            format!("{name} has {} rows and {} columns: not 1 to {MAX_TILE} elements", ty.rows, ty.cols)
+        })?;
+        if self.kernel.phase == Phase::Lane {
+            ensure(ty.rows == 1 && [1, LANES].contains(&ty.cols), || {
+                format!("{name} is {ty}, not a scalar or a vector of {LANES} lanes")
+            })?;
+            ensure(ty.elem != Elem::I64 || ty.cols == 1, || format!("{name} is a vector of integers"))?;
+        }
+        Ok(())
+    }
+
+    /// The type of a register that is used.
+    fn ty(&mut self, reg: Reg) -> Checked<RegType> {
+        let visible = self.visible.get(reg.index()) == Some(&true);
+        ensure(visible, || format!("{} is not assigned here", self.names.reg(reg)))?;
+        Ok(self.kernel.regs[reg])
+    }
+
+    fn carries(&mut self, c: &Carried) -> Checked {
+        // `init` is outside of the body and was checked there.
+        let (init, arg) = (self.kernel.regs.get(c.init).copied(), self.ty(c.arg)?);
+        let (next, out) = (self.ty(c.next)?, self.kernel.regs.get(c.out).copied());
+        ensure(init == Some(arg) && next == arg && out == Some(arg), || {
+            let show = |ty: Option<RegType>| ty.map_or("nothing".into(), |ty| ty.to_string());
+            let (init, out) = (show(init), show(out));
+            format!(
+                "{} is {arg}, but starts as {init}, goes on as {next} and ends as {out}",
+                self.names.reg(c.arg)
+            )
+        })
+    }
+}
+
+fn ensure(holds: bool, why: impl FnOnce() -> String) -> Checked {
+    if holds { Ok(()) } else { Err(why()) }
+}

@@ -1,0 +1,92 @@
+//! Arithmetic of single elements.
+
+use super::Fault;
+use crate::kernel::{Fn1, Fn2};
+use crate::types::DType;
+
+/// `x` as a buffer of `dtype` holds it, for types narrower than `f32`; other values are left as they are.
+///
+/// Rounds to nearest, ties to even. What is too large becomes infinite, or NaN in `f8e4m3`, which has no
+/// infinities.
+pub fn round(x: f64, dtype: DType) -> f64 {
+    // Explicit mantissa bits, exponent of the smallest normal number, largest finite value.
+    let (bits, least, largest) = match dtype {
+        DType::Bf16 => (7, -126, f64::from(half::bf16::MAX)),
+        DType::F16 => (10, -14, f64::from(half::f16::MAX)),
+        DType::F8E4M3 => (3, -6, 448.0),
+        DType::F8E5M2 => (2, -14, 57344.0),
+        DType::F64 | DType::F32 | DType::I64 | DType::I32 => return x,
+    };
+    let infinity = if dtype == DType::F8E4M3 { f64::NAN } else { f64::INFINITY };
+    if x.is_infinite() {
+        return infinity.copysign(x);
+    }
+    let exponent = ((x.to_bits() >> 52 & 0x7ff) as i64 - 1023).max(least);
+    // A power of two: the distance of neighbouring values where `x` is. Dividing by it is exact.
+    let step = f64::from_bits(((exponent - bits + 1023) as u64) << 52);
+    let rounded = (x / step).round_ties_even() * step;
+    if rounded.abs() > largest { infinity.copysign(x) } else { rounded }
+}
+
+pub(super) fn map(f: Fn1, x: f64) -> f64 {
+    match f {
+        Fn1::Neg => -x,
+        Fn1::Exp => x.exp(),
+        Fn1::Log => x.ln(),
+        Fn1::Sqrt => x.sqrt(),
+        Fn1::Rsqrt => 1.0 / x.sqrt(),
+        Fn1::Recip => 1.0 / x,
+        Fn1::Sin => x.sin(),
+        Fn1::Cos => x.cos(),
+        Fn1::Not => unreachable!("the verifier lets `Not` have truth values only"),
+    }
+}
+
+pub(super) fn zip(f: Fn2, x: f64, y: f64) -> f64 {
+    match f {
+        Fn2::Add => x + y,
+        Fn2::Sub => x - y,
+        Fn2::Mul => x * y,
+        Fn2::Div => x / y,
+        Fn2::Max => x.max(y),
+        Fn2::Min => x.min(y),
+        Fn2::Rem | Fn2::Lt | Fn2::Le | Fn2::Eq | Fn2::And | Fn2::Or => {
+            unreachable!("the verifier lets {f:?} have no floats and give no float")
+        }
+    }
+}
+
+pub(super) fn zip_int(f: Fn2, x: i64, y: i64) -> Result<i64, Fault> {
+    let value = match f {
+        Fn2::Add => x.checked_add(y),
+        Fn2::Sub => x.checked_sub(y),
+        Fn2::Mul => x.checked_mul(y),
+        Fn2::Div | Fn2::Rem if y <= 0 => return Err(Fault::Divisor(y)),
+        // Euclid's division rounds down for positive divisors.
+        Fn2::Div => Some(x.div_euclid(y)),
+        Fn2::Rem => Some(x.rem_euclid(y)),
+        Fn2::Max => Some(x.max(y)),
+        Fn2::Min => Some(x.min(y)),
+        Fn2::Lt | Fn2::Le | Fn2::Eq | Fn2::And | Fn2::Or => {
+            unreachable!("the verifier lets {f:?} give no integer")
+        }
+    };
+    value.ok_or(Fault::Overflow)
+}
+
+pub(super) fn compare<T: PartialOrd>(f: Fn2, x: T, y: T) -> bool {
+    match f {
+        Fn2::Lt => x < y,
+        Fn2::Le => x <= y,
+        Fn2::Eq => x == y,
+        _ => unreachable!("the verifier lets {f:?} give no truth value of numbers"),
+    }
+}
+
+pub(super) fn zip_bool(f: Fn2, x: bool, y: bool) -> bool {
+    match f {
+        Fn2::And => x && y,
+        Fn2::Or => x || y,
+        _ => unreachable!("the verifier lets {f:?} have no truth values"),
+    }
+}
