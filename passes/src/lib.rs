@@ -7,6 +7,7 @@
 
 pub mod attend;
 pub mod form;
+pub mod interpret;
 pub mod lower;
 pub mod order;
 pub mod pass;
