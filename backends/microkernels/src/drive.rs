@@ -1,7 +1,7 @@
 //! Cuts a product into cache-sized blocks, makes f32 panels where they pay or are needed, and calls the kernels.
 
 use crate::pack::{Panels, Source, pack};
-use crate::vector::{Block, BlockFn, Kernels, WidenFn};
+use crate::vector::{Ahead, Block, BlockFn, Kernels};
 use crate::{DotArgs, Elem, K_BLOCK_ALONG_J, K_BLOCK_ALONG_K};
 
 /// Rows of `a` handled together: a multiple of every tile's rows.
@@ -19,6 +19,9 @@ const STRIP: usize = 64;
 fn is_along_k(args: &DotArgs) -> bool {
     !(args.b_row == 1 && !(args.a_k == 1 && args.b_k == 1))
 }
+
+/// Lines along j that are asked for before they are read in place.
+const LINES_AHEAD: usize = 8;
 
 /// What stays the same for all blocks of one call.
 struct Product<'a> {
@@ -88,11 +91,19 @@ pub(crate) unsafe fn product(kernels: &Kernels, a: Elem, b: Elem, args: &DotArgs
     }
 }
 
+/// A block's place: `depth` of k from `k` on, counted from that of its rows, and `n` columns from `j` on.
+#[derive(Clone, Copy)]
+struct Place {
+    k: usize,
+    depth: usize,
+    j: usize,
+    n: usize,
+}
+
 impl Product<'_> {
     /// # Safety
     /// `rows` and `b` are valid for their extents.
     unsafe fn along_k(&mut self, rows: &Rows) {
-        let widen = self.kernels.widen[self.b.elem as usize];
         // Expanding once pays from the third tile of rows on.
         let packed = self.b.step != 1 || self.b.elem != Elem::F32 && rows.m > 2 * self.kernels.rows;
         for j in (0..self.n).step_by(N_BLOCK_ALONG_K) {
@@ -100,11 +111,17 @@ impl Product<'_> {
             for k in (0..rows.depth).step_by(K_BLOCK_ALONG_K) {
                 let depth = K_BLOCK_ALONG_K.min(rows.depth - k);
                 let part = self.b.from(j, rows.k + k);
+                let next = if k + depth < rows.depth {
+                    part.from(0, depth)
+                } else if j + n < self.n {
+                    self.b.from(j + n, rows.k)
+                } else {
+                    part
+                };
                 // SAFETY: the caller's contract.
                 unsafe {
-                    let b = if packed { self.pack_b(part, widen, n, depth, depth) } else { part };
-                    let kernel = self.kernels.along_k[b.elem as usize];
-                    self.block(kernel, rows, k, depth, b, j, n);
+                    let b = if packed { self.pack_b(part, n, depth, depth) } else { part };
+                    self.block(&self.kernels.along_k, rows, Place { k, depth, j, n }, b, next);
                 }
             }
         }
@@ -113,27 +130,26 @@ impl Product<'_> {
     /// # Safety
     /// `rows` and `b` are valid for their extents.
     unsafe fn along_j(&mut self, rows: &Rows) {
-        let widen = self.kernels.widen[self.b.elem as usize];
         // Lines far apart leave most of each page unused: strips pay even for f32.
         let packed = rows.m > 2 * self.kernels.rows;
-        let n_block = if packed { N_BLOCK_ALONG_J } else { self.n };
-        for j in (0..self.n).step_by(n_block) {
-            let n = n_block.min(self.n - j);
+        let (band, strip) = if packed { (N_BLOCK_ALONG_J, STRIP) } else { (self.n, self.n) };
+        for from in (0..self.n).step_by(band) {
+            let end = self.n.min(from + band);
             for k in (0..rows.depth).step_by(K_BLOCK_ALONG_J) {
                 let depth = K_BLOCK_ALONG_J.min(rows.depth - k);
-                for strip in (0..n).step_by(if packed { STRIP } else { n }) {
-                    let j = j + strip;
+                for j in (from..end).step_by(strip) {
+                    let n = strip.min(end - j);
                     let part = self.b.from(rows.k + k, j);
                     // SAFETY: the caller's contract.
                     unsafe {
-                        let (b, n) = if packed {
-                            let n = STRIP.min(n - strip);
-                            (self.pack_b(part, widen, depth, n, STRIP), n)
+                        let (b, next) = if !packed {
+                            (part, part.from(LINES_AHEAD, 0))
+                        } else if j + n < end {
+                            (self.pack_b(part, depth, n, STRIP), part.from(0, n))
                         } else {
-                            (part, n)
+                            (self.pack_b(part, depth, n, STRIP), self.b.from(rows.k + k + depth, from))
                         };
-                        let kernel = self.kernels.along_j[b.elem as usize];
-                        self.block(kernel, rows, k, depth, b, j, n);
+                        self.block(&self.kernels.along_j, rows, Place { k, depth, j, n }, b, next);
                     }
                 }
             }
@@ -144,28 +160,20 @@ impl Product<'_> {
     ///
     /// # Safety
     /// That of [`pack`].
-    unsafe fn pack_b(&mut self, b: Source, widen: WidenFn, lines: usize, len: usize, row: usize) -> Source {
+    unsafe fn pack_b(&mut self, b: Source, lines: usize, len: usize, row: usize) -> Source {
         let panel = self.panels.b(lines * row);
         // SAFETY: the panel has room; the rest is the caller's contract.
-        unsafe { pack(b, widen, lines, len, panel, row) };
+        unsafe { pack(b, self.kernels.widen[b.elem as usize], lines, len, panel, row) };
         Source { elem: Elem::F32, at: panel.cast_const().cast(), row: row as isize, step: 1 }
     }
 
-    /// Runs a kernel on `depth` of k from `rows.k + k` and `n` columns from `j`.
+    /// Runs the kernel for `b`, which lies at that place of the product, and asks for the lines of `next`.
     ///
     /// # Safety
-    /// Those extents are inside the product, and `b` is there and of the kernel's type.
-    #[expect(clippy::too_many_arguments, reason = "the extents of a block")]
-    unsafe fn block(
-        &self,
-        kernel: BlockFn,
-        rows: &Rows,
-        k: usize,
-        depth: usize,
-        b: Source,
-        j: usize,
-        n: usize,
-    ) {
+    /// The place is inside the product, and `b` is valid for its extents; `next` may be anywhere.
+    unsafe fn block(&self, kernels: &[BlockFn; 3], rows: &Rows, place: Place, b: Source, next: Source) {
+        let Place { k, depth, j, n } = place;
+        let size = next.elem.size();
         let block = Block {
             m: rows.m,
             n,
@@ -177,8 +185,9 @@ impl Product<'_> {
             c: self.c.wrapping_offset(rows.i as isize * self.c_row).wrapping_add(j),
             c_row: self.c_row,
             add: self.accumulate || rows.k + k > 0,
+            ahead: Ahead { at: next.at, line: next.row.wrapping_mul(size as isize), size },
         };
         // SAFETY: the caller's contract.
-        unsafe { kernel(&block) }
+        unsafe { kernels[b.elem as usize](&block) }
     }
 }

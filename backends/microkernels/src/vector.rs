@@ -102,6 +102,29 @@ pub(crate) struct Block {
     pub c: *mut f32,
     pub c_row: isize,
     pub add: bool,
+    /// Memory to bring near the caches meanwhile, as lines of the shape of `b`'s: what will be read next.
+    pub ahead: Ahead,
+}
+
+/// Lines in memory: element `l` of line `i` is at `at + i*line + l*size` bytes. They need not be there.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    pub at: *const u8,
+    pub line: isize,
+    pub size: usize,
+}
+
+/// Asks for the cache line at `p`, which may be any address.
+#[inline(always)]
+fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: prefetches read nothing and fault on no address; SSE is part of x86-64.
+    unsafe {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
 }
 
 pub(crate) type BlockFn = unsafe fn(&Block);
@@ -233,30 +256,37 @@ unsafe fn k_tile<V: Vector, E: Element, const M: usize, const N: usize>(t: &Bloc
         let b = t.b.offset(j0 as isize * t.b_line * E::SIZE as isize);
         let a_row = t.a_row;
         let b_row = t.b_line * E::SIZE as isize;
+        let ahead = t.ahead.at.wrapping_offset(j0 as isize * t.ahead.line);
         let mut acc = [[V::splat(0.0); N]; M];
         let mut k = 0;
         while k + V::LANES <= t.k {
-            let mut bv = [V::splat(0.0); N];
-            for j in 0..N {
-                bv[j] = E::load(b.offset(j as isize * b_row).add(k * E::SIZE));
-            }
-            for i in 0..M {
-                let av = V::load_f32(a.offset(i as isize * a_row).add(k).cast());
+            if i0 == 0 {
                 for j in 0..N {
-                    acc[i][j] = acc[i][j].add_product(av, bv[j]);
+                    prefetch(ahead.wrapping_offset(j as isize * t.ahead.line).wrapping_add(k * t.ahead.size));
+                }
+            }
+            // One of `b` at a time: with all of `a`'s rows it fits beside the sums, even in 16 registers.
+            let mut av = [V::splat(0.0); M];
+            for i in 0..M {
+                av[i] = V::load_f32(a.offset(i as isize * a_row).add(k).cast());
+            }
+            for j in 0..N {
+                let bv = E::load(b.offset(j as isize * b_row).add(k * E::SIZE));
+                for i in 0..M {
+                    acc[i][j] = acc[i][j].add_product(av[i], bv);
                 }
             }
             k += V::LANES;
         }
         if k < t.k {
-            let mut bv = [V::splat(0.0); N];
-            for j in 0..N {
-                bv[j] = V::load_first::<E>(b.offset(j as isize * b_row).add(k * E::SIZE), t.k - k);
-            }
+            let mut av = [V::splat(0.0); M];
             for i in 0..M {
-                let av = V::load_first::<F32>(a.offset(i as isize * a_row).add(k).cast(), t.k - k);
-                for j in 0..N {
-                    acc[i][j] = acc[i][j].add_product(av, bv[j]);
+                av[i] = V::load_first::<F32>(a.offset(i as isize * a_row).add(k).cast(), t.k - k);
+            }
+            for j in 0..N {
+                let bv = V::load_first::<E>(b.offset(j as isize * b_row).add(k * E::SIZE), t.k - k);
+                for i in 0..M {
+                    acc[i][j] = acc[i][j].add_product(av[i], bv);
                 }
             }
         }
@@ -328,9 +358,16 @@ unsafe fn j_tile<V: Vector, E: Element, const M: usize, const N: usize>(
         let mut b = t.b.add(j0 * E::SIZE);
         let a_row = t.a_row;
         let b_line = t.b_line * E::SIZE as isize;
+        let mut ahead = t.ahead.at.wrapping_add(j0 * t.ahead.size);
         let whole = N > 1 || lanes == V::LANES;
         let mut acc = [[V::splat(0.0); N]; M];
         for k in 0..t.k {
+            if i0 == 0 {
+                for j in 0..N {
+                    prefetch(ahead.wrapping_add(j * V::LANES * t.ahead.size));
+                }
+                ahead = ahead.wrapping_offset(t.ahead.line);
+            }
             let mut av = [V::splat(0.0); M];
             for i in 0..M {
                 av[i] = V::splat(*a.offset(i as isize * a_row).add(k));
