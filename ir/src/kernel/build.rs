@@ -343,6 +343,13 @@ impl<'k> Tile<'k> {
     pub fn add_dot(self, x: Self, y: Self) -> Self {
         self.k.emit(self.ty(), |out| Inst::Dot { out, acc: self.reg, x: x.reg, y: y.reg })
     }
+    /// The value of an integer constant, as far as can be seen here.
+    pub fn as_int(self) -> Option<i64> {
+        self.k.blocks.borrow().iter().flatten().rev().find_map(|inst| match inst {
+            Inst::Const { out, value: Const::I(n) } if *out == self.reg => Some(*n),
+            _ => None,
+        })
+    }
     /// `ceil(self / n)`, of an integer.
     pub fn div_ceil(self, n: i64) -> Self {
         (self + (n - 1)) / n

@@ -54,7 +54,8 @@ impl OpDef for CacheWrite {
         let (last, leading) = new.ty.shape.split_last().expect("the type rule asks for two axes");
         let cols = cx.size(last).unwrap_or(usize::MAX).clamp(1, cx.schedule.block);
         let mut index = cx.programs(leading);
-        let first = cx.program_tile(last, cols);
+        let whole = cx.size(last) == Some(cols);
+        let first = if whole { cx.k.int(0) } else { cx.program_tile(last, cols) };
         let rows = new.at(&Request::row(&index, first, cols))?;
 
         let start = start.at(&Request::element(&index[..1]))?;

@@ -1,6 +1,7 @@
 //! `rope`: rotary position embedding.
 
 use super::check::{self, Pairs};
+use super::rows;
 use crate::attr::Word;
 use crate::eval::{Array, Sizes};
 use crate::kernel::ColumnOrder;
@@ -58,19 +59,37 @@ impl OpDef for Rope {
 
     fn tile<'k>(&self, cx: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {
         let [x, table] = args else { unreachable!("operands were counted") };
-        let column = *at.coords.last().expect("the type rule asks for three axes");
-        let width = cx.fixed(&x.ty.shape[x.ty.rank() - 1], "the number of rotary columns")?;
-        if !matches!(column, Coord::Cols(_)) || at.cols != width {
-            return Err(LowerError::new("`rope` is computed in whole rows"));
-        }
-        let order = match Pairs::named(&self.pairs).map_err(|e| LowerError::new(e.message))? {
-            Pairs::Interleaved => ColumnOrder::SwapPairs,
-            Pairs::Halves => ColumnOrder::SwapHalves,
-        };
+        let pairs = Pairs::named(&self.pairs).map_err(|e| LowerError::new(e.message))?;
+        let (axis, width) = (x.ty.rank() - 1, &x.ty.shape[x.ty.rank() - 1]);
+        let column = at.coords[axis];
         let turn = |row: i64| {
             table.at(&at.with_coords(vec![at.coords[0], at.coords[1], Coord::At(cx.k.int(row)), column]))
         };
-        let x = x.at(at)?;
-        Ok(x * turn(0)? + x.columns(order) * turn(1)?)
+        let whole = matches!(column, Coord::Cols(first) if first.as_int() == Some(0));
+        let (here, partner) = if whole && cx.size(width) == Some(at.cols) {
+            let here = x.at(at)?;
+            let order = match pairs {
+                Pairs::Interleaved => ColumnOrder::SwapPairs,
+                Pairs::Halves => ColumnOrder::SwapHalves,
+            };
+            (here, here.columns(order))
+        } else {
+            // A part of the columns: their partners are elsewhere, before or behind.
+            let index = rows::indices(cx, column, at);
+            let (first, by) = match pairs {
+                Pairs::Interleaved => ((index % 2).equals(cx.k.int(0)), cx.k.int(1)),
+                Pairs::Halves => {
+                    let half = cx.extent(width) / 2;
+                    (index.lt(half), half)
+                }
+            };
+            let shifted = |by: Tile<'k>| {
+                let mut coords = at.coords.clone();
+                coords[axis] = column.shift(by);
+                x.at(&at.with_coords(coords))
+            };
+            (x.at(at)?, first.select(shifted(by)?, shifted(cx.k.int(0) - by)?))
+        };
+        Ok(here * turn(0)? + partner * turn(1)?)
     }
 }
