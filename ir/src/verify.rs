@@ -1,1 +1,307 @@
-//! .
+//! What a well-formed module is. Every pass is given one and must leave one.
+//!
+//! **Module.** Extents have distinct names that the text can hold ([`crate::text::is_extent_name`]), and
+//! positive values where they have any. Functions have distinct names that the text can hold.
+//!
+//! **Values.** Names are distinct in a function, and the text can hold them. Parameters come first, and are
+//! tensors. Operands are older than what uses them. A call is of an older function, with arguments of
+//! exactly its parameters' types.
+//!
+//! **Types.** The type of an op or a call is what [`crate::graph::op_type`] and [`crate::graph::call_type`]
+//! infer. Every extent in a type or an attribute is declared by the module. An extent whose value is fixed is
+//! positive. No tensor needs 2⁶³ bytes or more, even where the extents that are not fixed are 1. 8-bit floats, and they
+//! alone, have blocks: one entry an axis, each at least 1. Types stay below [`limits`].
+//!
+//! **Attributes.** Reading back the text of an attribute gives the same attribute.
+//!
+//! **Results.** There is one at least; all are tensors; none is listed twice.
+//!
+//! **State.** A `state` parameter is used exactly once: as operand 0 of `cache_write`, or as an argument of
+//! a call whose parameter is state too. What such an update gives may be read, and updated again; it is not
+//! read after that, nor returned. The last version is a result. A call is given state only where
+//! its parameter is state, and always there.
+
+use crate::attr::Attr;
+use crate::diag::{Diag, Diags};
+use crate::dim::{Dim, Sym};
+use crate::entity::Entity;
+use crate::graph::{Def, Func, Function, Module, Value, call_type, op_type};
+use crate::op::TypeError;
+use crate::text::{MAX_DIAGS, is_extent_name, is_value_name};
+use crate::types::{TensorType, Type};
+use state::States;
+use std::collections::HashSet;
+
+pub mod limits;
+mod state;
+
+pub use state::{StateResults, state_results};
+
+/// Checks the whole module; reports up to [`MAX_DIAGS`] mistakes.
+pub fn verify(module: &Module) -> Result<(), Diags> {
+    let mut diags = Vec::new();
+    let mut names = HashSet::new();
+    for (sym, value) in &module.dims {
+        if !is_extent_name(sym.as_str()) {
+            diags.push(Diag::new("eva::name", format!("`{sym}` cannot be the name of an extent")));
+        }
+        if !names.insert(sym) {
+            diags.push(Diag::new("eva::duplicate", format!("the extent `{sym}` is declared twice")));
+        }
+        if value.is_some_and(|n| n <= 0) {
+            diags.push(Diag::new("eva::out_of_range", format!("the extent `{sym}` must be positive")));
+        }
+    }
+    let mut names = HashSet::new();
+    for (_, f) in module.funcs.iter() {
+        if !is_value_name(&f.name) {
+            diags.push(Diag::new("eva::name", format!("`{}` cannot be the name of a function", f.name)));
+        }
+        if !names.insert(&f.name) {
+            diags.push(Diag::new("eva::duplicate", format!("there are two functions @{}", f.name)));
+        }
+    }
+    let mut tables = Vec::new();
+    for func in module.funcs.keys() {
+        diags.extend(check_function(module, func, &tables));
+        tables.push(States::new(module, &module.funcs[func], &tables).table());
+        if diags.len() >= MAX_DIAGS {
+            break;
+        }
+    }
+    finish(diags)
+}
+
+/// Checks one function of a module whose extents and older functions are well-formed.
+pub fn verify_function(module: &Module, func: Func) -> Result<(), Diags> {
+    let mut tables = Vec::new();
+    for older in module.funcs.keys().take(func.index()) {
+        tables.push(States::new(module, &module.funcs[older], &tables).table());
+    }
+    finish(check_function(module, func, &tables))
+}
+
+fn finish(mut diags: Vec<Diag>) -> Result<(), Diags> {
+    diags.truncate(MAX_DIAGS);
+    if diags.is_empty() { Ok(()) } else { Err(Diags(diags)) }
+}
+
+fn check_function(module: &Module, func: Func, tables: &[StateResults]) -> Vec<Diag> {
+    let f = &module.funcs[func];
+    let syms = module.dims.iter().map(|(sym, _)| sym).collect();
+    let mut checker = Checker { module, func, f, syms, sound: Vec::new(), diags: Vec::new() };
+    checker.values();
+    checker.results();
+    if checker.diags.is_empty() {
+        checker.diags = States::new(module, f, tables).check();
+    }
+    checker.diags
+}
+
+struct Checker<'a> {
+    module: &'a Module,
+    func: Func,
+    f: &'a Function,
+    syms: HashSet<&'a Sym>,
+    /// Whether each value's type can be reasoned about.
+    sound: Vec<bool>,
+    diags: Vec<Diag>,
+}
+
+impl Checker<'_> {
+    fn values(&mut self) {
+        let mut names = HashSet::new();
+        let mut params_end = false;
+        for (value, data) in self.f.values.iter() {
+            if self.diags.len() >= MAX_DIAGS {
+                return;
+            }
+            if !is_value_name(&data.name) {
+                self.report("eva::name", value, format!("`{}` cannot be the name of a value", data.name));
+            }
+            if !names.insert(&data.name) {
+                self.report("eva::duplicate", value, format!("`%{}` is defined twice", data.name));
+            }
+            let is_param = matches!(data.def, Def::Param(_));
+            if is_param && params_end {
+                self.report("eva::order", value, format!("the parameter `%{}` comes after an op", data.name));
+            }
+            params_end |= !is_param;
+            let before = self.diags.len();
+            self.ty(value, &data.ty, is_param);
+            self.sound.push(self.diags.len() == before);
+            self.definition(value);
+        }
+    }
+
+    fn ty(&mut self, value: Value, ty: &Type, is_param: bool) {
+        if is_param && ty.tensor().is_none() {
+            self.report("eva::type_mismatch", value, format!("a parameter is one tensor, not {ty}"));
+        }
+        for part in ty.parts() {
+            if let Err(message) = limits::check_shape(&part.shape) {
+                self.report("eva::out_of_range", value, message);
+                continue;
+            }
+            self.declared(value, &part.shape);
+            if let Some(message) = self.size(part).or_else(|| blocks(part)) {
+                self.report("eva::type_mismatch", value, message);
+            }
+        }
+    }
+
+    /// Reports the extents that nobody declared.
+    fn declared<'d>(&mut self, value: Value, dims: impl IntoIterator<Item = &'d Dim>) {
+        let mut said = HashSet::new();
+        for sym in dims.into_iter().flat_map(Dim::syms) {
+            if !self.syms.contains(&sym) && said.insert(sym.clone()) {
+                let diag = Diag::new("eva::undefined", format!("the extent `{sym}` is not declared"));
+                let diag = diag.label(self.f.values[value].loc, "used here");
+                self.diags.push(diag.help(format!("declare it: `dim {sym}`")));
+            }
+        }
+    }
+
+    /// What is wrong with the extents' values, if anything is.
+    fn size(&self, ty: &TensorType) -> Option<String> {
+        let mut bytes = ty.dtype.bytes();
+        for (axis, dim) in ty.shape.iter().enumerate() {
+            let fixed = dim.syms().iter().all(|sym| self.module.size_of(sym).is_some());
+            let least = dim.eval(&|sym| Some(self.module.size_of(sym).unwrap_or(1)));
+            if let Some(n) = least.filter(|&n| fixed && n <= 0) {
+                let is = if dim.as_const().is_some() { String::new() } else { format!(" = {dim}") };
+                return Some(format!("axis {axis} of {ty} has the extent {n}{is}, which is not positive"));
+            }
+            match least.and_then(|n| bytes.checked_mul(n.max(1))) {
+                Some(n) => bytes = n,
+                None => return Some(format!("{ty} has more bytes than 64 bits can count")),
+            }
+        }
+        None
+    }
+
+    fn definition(&mut self, value: Value) {
+        let data = &self.f.values[value];
+        let args = data.def.args();
+        if let Some(&arg) = args.iter().find(|arg| arg.index() >= value.index()) {
+            let message = match self.f.values.get(arg) {
+                Some(arg) => format!("`%{}` uses `%{}`, which is not older", data.name, arg.name),
+                None => format!("`%{}` uses a value that does not exist", data.name),
+            };
+            return self.report("eva::order", value, message);
+        }
+        let sound = self.sound[value.index()] && args.iter().all(|arg| self.sound[arg.index()]);
+        let inferred = match &data.def {
+            Def::Param(_) => return,
+            Def::Op(op, _) => {
+                let before = self.diags.len();
+                op.kind()
+                    .attr_names()
+                    .iter()
+                    .zip(op.attrs())
+                    .for_each(|(key, attr)| self.attr(value, key, &attr));
+                if args.len() > limits::OPERANDS {
+                    let message =
+                        format!("`{}` has more than {} operands", op.kind().name(), limits::OPERANDS);
+                    self.report("eva::out_of_range", value, message);
+                }
+                if !sound || self.diags.len() > before {
+                    return;
+                }
+                op_type(op, &self.f.values, args)
+            }
+            Def::Call(callee, _) => {
+                let Some(function) =
+                    self.module.funcs.get(*callee).filter(|_| callee.index() < self.func.index())
+                else {
+                    let message =
+                        format!("`%{}` calls a function that is not older than this one", data.name);
+                    return self.report("eva::order", value, message);
+                };
+                if !sound {
+                    return;
+                }
+                call_type(function, &self.f.values, args)
+            }
+        };
+        match inferred {
+            Ok(ty) if ty == data.ty => {}
+            Ok(ty) => {
+                let message = format!("`%{}` has type {ty}, not {}", data.name, data.ty);
+                self.report("eva::type_mismatch", value, message);
+            }
+            Err(error) => self.type_error(value, error),
+        }
+    }
+
+    fn attr(&mut self, value: Value, key: &str, attr: &Attr) {
+        let dims: &[Dim] = match attr {
+            Attr::Dims(dims) => &dims.0,
+            Attr::Range(range) => &[range.start.clone(), range.end.clone()],
+            _ => &[],
+        };
+        let short = match attr {
+            Attr::Dims(_) => limits::check_shape(dims),
+            _ => dims.iter().try_for_each(limits::check_dim),
+        };
+        if let Err(message) = short {
+            return self.report("eva::out_of_range", value, message);
+        }
+        self.declared(value, dims);
+        if attr.to_string().parse().as_ref() != Ok(attr) {
+            let message = format!("the text cannot hold the attribute `{key}`, which is {attr:?}");
+            self.report("eva::wrong_attribute", value, message);
+        }
+    }
+
+    fn type_error(&mut self, value: Value, error: TypeError) {
+        let data = &self.f.values[value];
+        let mut diag = Diag::new("eva::type_mismatch", error.message).label(data.loc, "here");
+        if let Some(&arg) = error.operand.and_then(|i| data.def.args().get(i)) {
+            let arg = &self.f.values[arg];
+            diag = diag.label(arg.loc, format!("`%{}` is {}", arg.name, arg.ty));
+        }
+        self.diags.push(Diag { help: error.help, ..diag });
+    }
+
+    fn results(&mut self) {
+        if self.f.results.is_empty() {
+            self.diags.push(Diag::new("eva::result", format!("@{} returns nothing", self.f.name)));
+        }
+        let mut seen = HashSet::new();
+        for &value in &self.f.results {
+            let Some(data) = self.f.values.get(value) else {
+                let message = format!("@{} returns a value that does not exist", self.f.name);
+                self.diags.push(Diag::new("eva::result", message));
+                continue;
+            };
+            if !seen.insert(value) {
+                self.report("eva::result", value, format!("`%{}` is returned twice", data.name));
+            }
+            if data.ty.tensor().is_none() {
+                self.report(
+                    "eva::result",
+                    value,
+                    format!("`%{}` is returned, but {} is no tensor", data.name, data.ty),
+                );
+            }
+        }
+    }
+
+    fn report(&mut self, code: &'static str, value: Value, message: String) {
+        self.diags.push(Diag::new(code, message).label(self.f.values[value].loc, "here"));
+    }
+}
+
+/// What is wrong with the scales of `ty`, if anything is.
+fn blocks(ty: &TensorType) -> Option<String> {
+    match &ty.blocks {
+        None if ty.dtype.is_f8() => Some(format!("{ty} has no blocks, so no scales")),
+        Some(_) if !ty.dtype.is_f8() => Some(format!("{} elements have no scales, so no blocks", ty.dtype)),
+        Some(blocks) if blocks.len() != ty.rank() => {
+            Some(format!("{ty} has {} axes but {} blocks", ty.rank(), blocks.len()))
+        }
+        Some(blocks) if blocks.contains(&Some(0)) => Some(format!("a block of {ty} is 0")),
+        _ => None,
+    }
+}
