@@ -41,7 +41,7 @@ pub fn axes(what: &str, pattern: &str, ty: &TensorType, i: usize, more: bool) ->
     if ty.rank() == want || (more && ty.rank() > want) {
         return Ok(());
     }
-    Err(TypeError::new(format!("the {what} should have the axes {pattern}, but it is {ty}")).at(i))
+    Err(TypeError::new(format!("the {what} {ty} should have the axes {pattern}")).at(i))
 }
 
 /// An extent of operand `i` must be `want`, which is what `why` is about.

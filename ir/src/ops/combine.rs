@@ -24,7 +24,7 @@ impl OpDef for Combine {
             let message = format!("the weights {weight} do not fit the positions {position}");
             return Err(TypeError::new(message).at(2));
         }
-        check::extent(&position.elements(), &rows.shape[0], 1, "the number of rows")?;
+        check::extent(&rows.shape[0], &position.elements(), 0, "the number of positions")?;
         Ok(rows.with_shape([position.shape[0].clone(), rows.shape[1].clone()]).into())
     }
 

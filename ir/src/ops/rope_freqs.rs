@@ -38,7 +38,8 @@ impl RopeFreqs {
     /// The angle per position of each pair.
     fn pair_freqs(&self, width: usize) -> Vec<f32> {
         let (theta, factor) = (self.theta.get(), self.factor.get());
-        let power = |i: usize| (theta as f32).powf((2 * i) as f32 / width as f32);
+        // Through `f64`, whose last bits are the same everywhere once rounded.
+        let power = |i: usize| theta.powf(f64::from((2 * i) as f32 / width as f32)) as f32;
         let powers = (0..width / 2).map(power);
         if factor == 1.0 {
             return powers.map(|p| 1.0 / p).collect();

@@ -1,0 +1,7 @@
+//! The ops of attention, rotary positions, experts and losses: their type rules, their meaning against
+//! values from PyTorch and transformers, and their kernels against their meaning.
+
+mod fixtures;
+mod harness;
+mod lowered;
+mod types;
