@@ -1,0 +1,326 @@
+//! What can be known of a tile kernel's registers: where they are defined, how large an index may become, and which
+//! elements of a rectangle may lie outside its buffer.
+
+use super::SpreadError;
+use super::walk::result;
+use eva_ir::dim::Dim;
+use eva_ir::entity::Entity;
+use eva_ir::kernel::{Const, Fn2, GridAxis, Inst, Kernel, Place, Reg, RegType};
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+/// How a register gets its value.
+#[derive(Clone, Copy)]
+pub(super) enum Def<'a> {
+    /// By this instruction.
+    Inst(&'a Inst),
+    /// It is a loop's index; the number of trips.
+    Index(Reg),
+    /// It is carried round a loop: what the body calls it, or what it is after the loop.
+    Carried,
+}
+
+/// Where an axis ends, or that it begins at zero.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum End {
+    /// An index must be at least zero.
+    Low,
+    /// An index must be less than this extent.
+    Dim(Dim),
+    /// An index must be less than this `i64` scalar.
+    Reg(Reg),
+}
+
+/// Which elements of a tile a [`Check`] is about.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Along {
+    /// Row `r` is at `at + r`.
+    Row,
+    /// Column `c` is at `at + c`.
+    Col,
+    /// All elements are at `at`.
+    All,
+}
+
+/// What must hold for an element to be inside its buffer.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Check {
+    /// Which elements it is about.
+    pub along: Along,
+    /// The index of the first.
+    pub at: Reg,
+    /// What the index must respect.
+    pub end: End,
+}
+
+/// Facts about one kernel.
+pub(super) struct Info<'a> {
+    /// The kernel.
+    pub kernel: &'a Kernel,
+    defs: Vec<Option<Def<'a>>>,
+    block: Vec<usize>,
+    parent: Vec<usize>,
+    ranges: RefCell<HashMap<Reg, (i64, i64)>>,
+}
+
+const LEAST: i64 = i64::MIN;
+const MOST: i64 = i64::MAX;
+
+impl<'a> Info<'a> {
+    /// The facts about `kernel`.
+    pub fn new(kernel: &'a Kernel) -> Self {
+        let n = kernel.regs.len();
+        let mut info = Info {
+            kernel,
+            defs: vec![None; n],
+            block: vec![0; n],
+            parent: vec![0],
+            ranges: RefCell::default(),
+        };
+        info.visit(&kernel.body, 0);
+        info
+    }
+
+    fn define(&mut self, reg: Reg, def: Def<'a>, block: usize) {
+        if reg.index() < self.defs.len() {
+            self.defs[reg.index()] = Some(def);
+            self.block[reg.index()] = block;
+        }
+    }
+
+    fn visit(&mut self, body: &'a [Inst], block: usize) {
+        for inst in body {
+            match inst {
+                Inst::For { index, trips, carried, body } => {
+                    let inner = self.parent.len();
+                    self.parent.push(block);
+                    self.define(*index, Def::Index(*trips), inner);
+                    for c in carried {
+                        self.define(c.arg, Def::Carried, inner);
+                        self.define(c.out, Def::Carried, block);
+                    }
+                    self.visit(body, inner);
+                }
+                inst => {
+                    if let Some(reg) = result(inst) {
+                        self.define(reg, Def::Inst(inst), block);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The register's type.
+    pub fn ty(&self, reg: Reg) -> RegType {
+        self.kernel.regs[reg]
+    }
+
+    /// How the register is defined.
+    pub fn def(&self, reg: Reg) -> Result<Def<'a>, SpreadError> {
+        let def = self.defs.get(reg.index()).copied().flatten();
+        def.ok_or_else(|| SpreadError::Malformed(format!("{reg} is used but not defined")))
+    }
+
+    /// The instruction that defines the register, if it is one.
+    pub fn inst(&self, reg: Reg) -> Option<&'a Inst> {
+        match self.defs.get(reg.index()).copied().flatten() {
+            Some(Def::Inst(inst)) => Some(inst),
+            _ => None,
+        }
+    }
+
+    /// The block that the register is defined in; the outermost is 0.
+    pub fn block(&self, reg: Reg) -> usize {
+        self.block[reg.index()]
+    }
+
+    /// Whether `inner` is `outer` or somewhere inside it.
+    pub fn is_within(&self, mut inner: usize, outer: usize) -> bool {
+        loop {
+            if inner == outer {
+                return true;
+            }
+            if inner == 0 {
+                return false;
+            }
+            inner = self.parent[inner];
+        }
+    }
+
+    /// The register's value, if it is an integer known now.
+    pub fn constant(&self, reg: Reg) -> Option<i64> {
+        match self.range(reg) {
+            (lo, hi) if lo == hi => Some(lo),
+            _ => None,
+        }
+    }
+
+    /// Bounds of an `i64` scalar's value; the ends of `i64` where none are known.
+    pub fn range(&self, reg: Reg) -> (i64, i64) {
+        if let Some(&range) = self.ranges.borrow().get(&reg) {
+            return range;
+        }
+        let (lo, hi) = self.find_range(reg).unwrap_or((LEAST, MOST));
+        let range = if lo <= hi { (lo, hi) } else { (LEAST, MOST) };
+        self.ranges.borrow_mut().insert(reg, range);
+        range
+    }
+
+    fn find_range(&self, reg: Reg) -> Option<(i64, i64)> {
+        let inst = match self.defs.get(reg.index()).copied().flatten()? {
+            Def::Inst(inst) => inst,
+            Def::Index(trips) => return Some((0, less_one(self.range(trips).1))),
+            Def::Carried => return None,
+        };
+        match inst {
+            Inst::Const { value: Const::I(n), .. } => Some((*n, *n)),
+            Inst::Program { axis, .. } => {
+                let GridAxis { extent, tile } = self.kernel.grid.get(*axis)?;
+                let last = extent.as_const().map_or(MOST, |n| n.saturating_sub(1).max(0) / (*tile).max(1));
+                Some((0, last))
+            }
+            Inst::Extent { dim, .. } => Some(dim_range(dim)),
+            Inst::Zip { f, x, y, .. } => {
+                let (a, b) = (self.range(*x), self.range(*y));
+                let open = |v: i64| v == LEAST || v == MOST;
+                match f {
+                    Fn2::Add => Some((add(a.0, b.0), add(a.1, b.1))),
+                    Fn2::Sub => Some((add(a.0, negative(b.1)), add(a.1, negative(b.0)))),
+                    Fn2::Mul if b.0 == b.1 && b.0 >= 0 && !open(b.0) => {
+                        Some((times(a.0, b.0), times(a.1, b.0)))
+                    }
+                    Fn2::Mul if a.0 == a.1 && a.0 >= 0 && !open(a.0) => {
+                        Some((times(b.0, a.0), times(b.1, a.0)))
+                    }
+                    Fn2::Mul if a.0 >= 0 && b.0 >= 0 => Some((times(a.0, b.0), times(a.1, b.1))),
+                    Fn2::Div if a.0 >= 0 && b.0 >= 1 => Some((
+                        if b.1 == MOST { 0 } else { a.0 / b.1 },
+                        if a.1 == MOST { MOST } else { a.1 / b.0 },
+                    )),
+                    Fn2::Rem if b.0 >= 1 => Some((0, less_one(b.1))),
+                    Fn2::Min => Some((a.0.min(b.0), a.1.min(b.1))),
+                    Fn2::Max => Some((a.0.max(b.0), a.1.max(b.1))),
+                    _ => None,
+                }
+            }
+            Inst::Select { x, y, .. } => {
+                let (a, b) = (self.range(*x), self.range(*y));
+                Some((a.0.min(b.0), a.1.max(b.1)))
+            }
+            _ => None,
+        }
+    }
+
+    /// What must be checked before an element of a tile of this type at `place` may be touched: only what is not
+    /// known to hold.
+    pub fn checks(&self, place: &Place, ty: RegType) -> Vec<Check> {
+        let shape = &self.kernel.bufs[place.buf].shape;
+        let mut checks = Vec::new();
+        for (axis, &at) in place.at.iter().enumerate() {
+            let (along, n) = if place.axes[0] == Some(axis) && ty.rows > 1 {
+                (Along::Row, ty.rows)
+            } else if place.axes[1] == Some(axis) && ty.cols > 1 {
+                (Along::Col, ty.cols)
+            } else {
+                (Along::All, 1)
+            };
+            let mut ends = self.ends(place, axis);
+            ends.extend(shape.get(axis).map(|dim| End::Dim(dim.clone())));
+            ends.push(End::Low);
+            checks.extend(ends.into_iter().filter(|end| !self.holds(at, n as i64, end)).map(|end| Check {
+                along,
+                at,
+                end,
+            }));
+        }
+        checks.sort();
+        checks.dedup();
+        checks
+    }
+
+    /// The limits of `place` along an axis.
+    pub fn ends(&self, place: &Place, axis: usize) -> Vec<End> {
+        let end = |reg: Reg| match self.inst(reg) {
+            Some(Inst::Extent { dim, .. }) => End::Dim(dim.clone()),
+            _ => self.constant(reg).map_or(End::Reg(reg), |n| End::Dim(Dim::from(n))),
+        };
+        place.limits.iter().filter(|(a, _)| *a == axis).map(|(_, reg)| end(*reg)).collect()
+    }
+
+    /// Whether indices `at .. at + n` certainly respect `end`.
+    fn holds(&self, at: Reg, n: i64, end: &End) -> bool {
+        let (lo, hi) = self.range(at);
+        let last = add(hi, n - 1);
+        match end {
+            End::Low => lo >= 0,
+            End::Reg(reg) => last < self.range(*reg).0,
+            End::Dim(dim) => last < dim_range(dim).0 || self.follows_grid(at, n, dim),
+        }
+    }
+
+    /// Whether `at` is the first of `n` indices of a tile that the grid (or a loop) cut `dim` into.
+    fn follows_grid(&self, at: Reg, n: i64, dim: &Dim) -> bool {
+        let (base, step) = match self.inst(at) {
+            Some(Inst::Zip { f: Fn2::Mul, x, y, .. }) => match (self.constant(*x), self.constant(*y)) {
+                (_, Some(step)) => (*x, step),
+                (Some(step), _) => (*y, step),
+                _ => return false,
+            },
+            _ => (at, 1),
+        };
+        match self.defs.get(base.index()).copied().flatten() {
+            Some(Def::Inst(Inst::Program { axis, .. })) => {
+                let Some(GridAxis { extent, tile }) = self.kernel.grid.get(*axis) else { return false };
+                let whole = n == 1 || (n <= step && extent.as_const().is_some_and(|e| e % step == 0));
+                *tile == step && extent == dim && whole
+            }
+            Some(Def::Index(trips)) => {
+                let over = matches!(self.inst(trips), Some(Inst::Extent { dim: all, .. }) if all == dim);
+                step == 1 && n == 1 && over
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Bounds of an extent; symbols are at least zero.
+fn dim_range(dim: &Dim) -> (i64, i64) {
+    if let Some(n) = dim.as_const() {
+        return (n, n);
+    }
+    let mut least = 0;
+    for (monomial, n) in dim.terms() {
+        if monomial.is_empty() {
+            least = n;
+        } else if n < 0 {
+            return (LEAST, MOST);
+        }
+    }
+    (least, MOST)
+}
+
+/// A sum of bounds; the ends of `i64` stand for no bound.
+fn add(a: i64, b: i64) -> i64 {
+    match (a, b) {
+        (LEAST, _) | (_, LEAST) => LEAST,
+        (MOST, _) | (_, MOST) => MOST,
+        _ => a.saturating_add(b),
+    }
+}
+
+fn negative(a: i64) -> i64 {
+    match a {
+        LEAST => MOST,
+        MOST => LEAST,
+        a => -a,
+    }
+}
+
+fn less_one(a: i64) -> i64 {
+    if a == MOST { MOST } else { a.saturating_sub(1).max(0) }
+}
+
+/// A product of a bound and a factor of at least zero.
+fn times(a: i64, n: i64) -> i64 {
+    if n == 0 { 0 } else { a.saturating_mul(n) }
+}
