@@ -10,6 +10,7 @@ use cranelift_codegen::ir::{
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use eva_ir::dim::{Dim, Sym};
+use eva_ir::kernel::verify::verify;
 use eva_ir::kernel::{Elem, Inst, Kernel};
 use eva_microkernels::Elem as MicroElem;
 use std::collections::{BTreeMap, HashMap};
@@ -148,6 +149,7 @@ pub(crate) struct Entry {
 /// The whole function: entry, loop over programs, program.
 pub(crate) fn function(kernel: &Kernel, isa: &dyn TargetIsa) -> Result<Function, Error> {
     let fail = |what: &str| Error::Kernel { kernel: kernel.name.clone(), what: what.into() };
+    verify(kernel).map_err(|errors| fail(&errors.join("; ")))?;
     let (starts, _) = scratch_layout(kernel).ok_or_else(|| fail("its scratch memory is over 2 GiB"))?;
     let mut func =
         Function::with_name_signature(UserFuncName::user(0, 0), signature(isa.default_call_conv()));
@@ -171,7 +173,7 @@ pub(crate) fn function(kernel: &Kernel, isa: &dyn TargetIsa) -> Result<Function,
 
     let mut wanted = Vec::new();
     extents(&kernel.body, &mut wanted);
-    let used = wanted.iter().copied().chain(kernel.grid.iter().map(|axis| &axis.extent));
+    let used = wanted.iter().copied().chain(kernel.grid.iter().skip(1).map(|axis| &axis.extent));
     let used: Vec<Sym> = used.flat_map(Dim::syms).collect();
     let values: BTreeMap<Sym, Value> = kernel
         .syms()
@@ -189,9 +191,6 @@ pub(crate) fn function(kernel: &Kernel, isa: &dyn TargetIsa) -> Result<Function,
     // How many programs each axis but the first has.
     let mut counts = Vec::new();
     for axis in kernel.grid.iter().skip(1) {
-        if axis.tile < 1 {
-            return Err(fail("a grid axis has tiles of no length"));
-        }
         let extent = polynomial(&mut b, &axis.extent, &values);
         let up = b.ins().iadd_imm_s(extent, axis.tile - 1);
         counts.push(match (axis.extent.as_const(), axis.tile) {

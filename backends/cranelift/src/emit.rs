@@ -3,31 +3,27 @@
 use crate::Error;
 use crate::abi::{Entry, Extern};
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
-use cranelift_codegen::ir::{
-    BlockArg, FuncRef, InstBuilder, MemFlagsData, StackSlot, StackSlotData, StackSlotKind, Type, Value, types,
-};
+use cranelift_codegen::ir::{BlockArg, FuncRef, InstBuilder, StackSlot, Type, Value, types};
 use cranelift_frontend::FunctionBuilder;
 use eva_ir::entity::Entity;
-use eva_ir::kernel::{Carried, Const, Elem, Fn1, Fn2, Inst, Kernel, Mem, Micro, Phase, Reg, RegType, Space};
-use eva_ir::types::DType;
-use eva_microkernels::{DotArgs, Elem as MicroElem};
+use eva_ir::kernel::{Carried, Const, Elem, Fn1, Fn2, Inst, Kernel, Phase, Reg, RegType};
 use std::collections::HashMap;
-use std::mem::offset_of;
 
 /// The number of lanes of a vector.
 pub(crate) const LANES: usize = 4;
 
 /// Writes a kernel's program into the function that `b` builds.
 pub(crate) struct Emitter<'k, 'b> {
-    kernel: &'k Kernel,
+    pub(crate) kernel: &'k Kernel,
     pub(crate) b: FunctionBuilder<'b>,
-    entry: Entry,
+    pub(crate) entry: Entry,
     /// What each register holds, while it can be named.
     values: Vec<Option<Value>>,
     /// The registers that can be named, oldest first.
     scope: Vec<Reg>,
-    externs: HashMap<Extern, FuncRef>,
-    dot_args: Option<StackSlot>,
+    pub(crate) externs: HashMap<Extern, FuncRef>,
+    /// Where microkernels find their arguments.
+    pub(crate) dot_args: Option<StackSlot>,
 }
 
 type Done<T = ()> = Result<T, Error>;
@@ -68,12 +64,12 @@ impl<'k, 'b> Emitter<'k, 'b> {
     fn inst(&mut self, inst: &'k Inst, programs: &[Value]) -> Done {
         match inst {
             Inst::Program { out, axis } => match programs.get(*axis) {
-                Some(&index) => self.set(*out, Elem::I64, index),
+                Some(&index) => self.set(*out, index),
                 None => self.fail(format!("the grid has no axis {axis}")),
             },
             Inst::Extent { out, dim } => {
                 let value = self.entry.dims[dim];
-                self.set(*out, Elem::I64, value)
+                self.set(*out, value)
             }
             Inst::Const { out, value } => self.constant(*out, *value),
             Inst::Map { out, f, x } => self.map(*out, *f, *x),
@@ -88,26 +84,26 @@ impl<'k, 'b> Emitter<'k, 'b> {
                 };
                 let (x, y) = (self.get(*x, ty.elem, lanes)?, self.get(*y, ty.elem, lanes)?);
                 let value = self.pick(cond, x, y);
-                self.set(*out, ty.elem, value)
+                self.set(*out, value)
             }
             Inst::Cast { out, x } => {
                 let (from, to) = (self.reg(*x)?, self.reg(*out)?.elem);
                 let x = self.get(*x, from.elem, from.cols)?;
                 let value = self.cast(x, from, to)?;
-                self.set(*out, to, value)
+                self.set(*out, value)
             }
             Inst::Round { out, x, to } => {
                 let ty = self.reg(*x)?;
                 let x = self.get(*x, Elem::F32, ty.cols)?;
                 let value = self.round(x, *to)?;
-                self.set(*out, Elem::F32, value)
+                self.set(*out, value)
             }
             Inst::For { index, trips, carried, body } => self.repeat(*index, *trips, carried, body, programs),
             Inst::VLoad { out, from } => {
                 let ty = self.reg(*out)?;
                 let (address, memory) = self.address(*from)?;
                 let value = self.load(address, memory, ty)?;
-                self.set(*out, ty.elem, value)
+                self.set(*out, value)
             }
             Inst::VStore { to, value } => {
                 let ty = self.reg(*value)?;
@@ -128,31 +124,18 @@ impl<'k, 'b> Emitter<'k, 'b> {
                 Ok(())
             }
             Inst::Across { out, f, x } => {
-                let ty = self.reg(*x)?;
-                if ty.cols != LANES {
-                    return self.fail(format!("{x} is folded across its lanes, but is no vector"));
-                }
-                let mut value = self.get(*x, ty.elem, LANES)?;
+                let mut value = self.get(*x, Elem::F32, LANES)?;
                 for order in [[2, 3, 0, 1], [1, 0, 3, 2]] {
                     let other = self.shuffle(value, order);
-                    value = self.apply(*f, ty.elem, value, other)?;
+                    value = self.apply(*f, Elem::F32, value, other)?;
                 }
                 let first = self.b.ins().extractlane(value, 0);
-                let value = if ty.elem == Elem::Bool {
-                    self.b.ins().icmp_imm_s(IntCC::NotEqual, first, 0)
-                } else {
-                    first
-                };
-                self.set(*out, ty.elem, value)
+                self.set(*out, first)
             }
             Inst::SwapPairs { out, x } => {
-                let ty = self.reg(*x)?;
-                if ty.cols != LANES {
-                    return self.fail(format!("{x} has its lanes swapped, but is no vector"));
-                }
-                let x = self.get(*x, ty.elem, LANES)?;
+                let x = self.get(*x, Elem::F32, LANES)?;
                 let value = self.shuffle(x, [1, 0, 3, 2]);
-                self.set(*out, ty.elem, value)
+                self.set(*out, value)
             }
             Inst::Micro(micro) => self.micro(micro),
             Inst::Iota { .. }
@@ -207,21 +190,11 @@ impl<'k, 'b> Emitter<'k, 'b> {
         }
     }
 
-    /// Defines `reg`, stretching a scalar to as many lanes as it has.
-    pub(crate) fn set(&mut self, reg: Reg, elem: Elem, value: Value) -> Done {
-        let want = self.type_of(reg)?;
-        let ty = self.reg(reg)?;
-        let have = self.b.func.dfg.value_type(value);
-        let value = if want.is_vector() && !have.is_vector() && ty.elem == elem {
-            self.stretch(value, elem)
-        } else {
-            value
-        };
-        if ty.elem != elem || self.b.func.dfg.value_type(value) != want {
-            return self.fail(format!(
-                "{reg} is declared {} x {:?}, but is given {have} of {elem:?}",
-                ty.cols, ty.elem
-            ));
+    /// Defines `reg`.
+    fn set(&mut self, reg: Reg, value: Value) -> Done {
+        let (want, have) = (self.type_of(reg)?, self.b.func.dfg.value_type(value));
+        if have != want {
+            return self.fail(format!("{reg} holds {want}, but is given {have}"));
         }
         self.define(reg, value);
         Ok(())
@@ -246,18 +219,18 @@ impl<'k, 'b> Emitter<'k, 'b> {
         match value {
             Const::F(x) => {
                 let value = self.float(x as f32, lanes);
-                self.set(out, Elem::F32, value)
+                self.set(out, value)
             }
             Const::I(x) => {
                 let value = self.b.ins().iconst(types::I64, x);
-                self.set(out, Elem::I64, value)
+                self.set(out, value)
             }
             Const::B(x) => {
                 let value = match lanes {
                     1 => self.b.ins().iconst(types::I8, i64::from(x)),
                     _ => self.bits(if x { u32::MAX } else { 0 }, lanes),
                 };
-                self.set(out, Elem::Bool, value)
+                self.set(out, value)
             }
         }
     }
@@ -286,7 +259,7 @@ impl<'k, 'b> Emitter<'k, 'b> {
             (Fn1::Not, Elem::Bool) => self.b.ins().bnot(x),
             (f, elem) => return self.fail(format!("{f:?} of {elem:?}")),
         };
-        self.set(out, ty.elem, value)
+        self.set(out, value)
     }
 
     fn zip(&mut self, out: Reg, f: Fn2, x: Reg, y: Reg) -> Done {
@@ -294,7 +267,7 @@ impl<'k, 'b> Emitter<'k, 'b> {
         let lanes = a.cols.max(b.cols);
         let (x, y) = (self.get(x, a.elem, lanes)?, self.get(y, a.elem, lanes)?);
         let value = self.apply(f, a.elem, x, y)?;
-        self.set(out, if f.is_predicate() { Elem::Bool } else { a.elem }, value)
+        self.set(out, value)
     }
 
     /// `f` of two values of one type, with elements `elem`.
@@ -318,7 +291,7 @@ impl<'k, 'b> Emitter<'k, 'b> {
             (Fn2::Min, Elem::I64) => self.b.ins().smin(x, y),
             (Fn2::Lt, Elem::I64) => self.b.ins().icmp(IntCC::SignedLessThan, x, y),
             (Fn2::Le, Elem::I64) => self.b.ins().icmp(IntCC::SignedLessThanOrEqual, x, y),
-            (Fn2::Eq, Elem::I64 | Elem::Bool) => self.b.ins().icmp(IntCC::Equal, x, y),
+            (Fn2::Eq, Elem::I64) => self.b.ins().icmp(IntCC::Equal, x, y),
             (Fn2::And, Elem::Bool) => self.b.ins().band(x, y),
             (Fn2::Or, Elem::Bool) => self.b.ins().bor(x, y),
             (f, elem) => return self.fail(format!("{f:?} of {elem:?}")),
@@ -335,12 +308,7 @@ impl<'k, 'b> Emitter<'k, 'b> {
                 let (one, zero) = (self.float(1.0, from.cols), self.float(0.0, from.cols));
                 self.pick(x, one, zero)
             }
-            (Elem::F32, Elem::Bool) => {
-                let zero = self.float(0.0, from.cols);
-                self.b.ins().fcmp(FloatCC::NotEqual, x, zero)
-            }
-            (Elem::I64, Elem::Bool) => self.b.ins().icmp_imm_s(IntCC::NotEqual, x, 0),
-            (a, b) => return self.fail(format!("a cast of a vector from {a:?} to {b:?}")),
+            (a, b) => return self.fail(format!("a cast from {a:?} to {b:?}")),
         })
     }
 
@@ -365,15 +333,19 @@ impl<'k, 'b> Emitter<'k, 'b> {
         }
         let (trip, after) = (self.b.create_block(), self.b.create_block());
         let zero = self.b.ins().iconst(types::I64, 0);
-        let any = self.b.ins().icmp_imm_s(IntCC::SignedGreaterThan, trips, 0);
         let outside: Vec<BlockArg> = init.iter().map(|&v| v.into()).collect();
         let inside: Vec<BlockArg> = [zero.into()].into_iter().chain(outside.iter().copied()).collect();
-        self.b.ins().brif(any, trip, &inside, after, &outside);
+        if self.known_int(trips).is_some_and(|n| n > 0) {
+            self.b.ins().jump(trip, &inside);
+        } else {
+            let any = self.b.ins().icmp_imm_s(IntCC::SignedGreaterThan, trips, 0);
+            self.b.ins().brif(any, trip, &inside, after, &outside);
+        }
 
         self.b.switch_to_block(trip);
         let known = self.scope.len();
         let i = self.b.append_block_param(trip, types::I64);
-        self.set(index, Elem::I64, i)?;
+        self.set(index, i)?;
         for c in carried {
             let ty = self.type_of(c.arg)?;
             let arg = self.b.append_block_param(trip, ty);
@@ -400,76 +372,6 @@ impl<'k, 'b> Emitter<'k, 'b> {
         Ok(())
     }
 
-    fn micro(&mut self, micro: &Micro) -> Done {
-        let (a, a_memory) = self.address(micro.a)?;
-        let (b, b_memory) = self.address(micro.b)?;
-        let (c, c_memory) = self.address(micro.c)?;
-        let (Space::Scratch(_), Memory::Scratch(Elem::F32)) = (micro.c.space, c_memory) else {
-            return self.fail("a product whose result is not a scratch of F32");
-        };
-        let dot = Extern::Dot(self.operand(a_memory)?, self.operand(b_memory)?);
-        let slot = *self.dot_args.get_or_insert_with(|| {
-            let size = size_of::<DotArgs>() as u32;
-            self.b.create_sized_stack_slot(StackSlotData::new(StackSlotKind::ExplicitSlot, size, 4))
-        });
-        let args = self.b.ins().stack_addr(types::I64, slot, 0);
-        let accumulate = self.b.ins().iconst(types::I64, i64::from(micro.accumulate));
-        let [a_strides, b_strides] = [micro.a_strides, micro.b_strides];
-        let numbers = [
-            (offset_of!(DotArgs, m), micro.m),
-            (offset_of!(DotArgs, n), micro.n),
-            (offset_of!(DotArgs, k), micro.k),
-            (offset_of!(DotArgs, a_row), a_strides[0]),
-            (offset_of!(DotArgs, a_k), a_strides[1]),
-            (offset_of!(DotArgs, b_row), b_strides[0]),
-            (offset_of!(DotArgs, b_k), b_strides[1]),
-            (offset_of!(DotArgs, c_row), micro.c_stride),
-        ];
-        for (offset, reg) in numbers {
-            let value = self.get(reg, Elem::I64, 1)?;
-            self.b.ins().store(MemFlagsData::trusted(), value, args, offset as i32);
-        }
-        let addresses = [
-            (offset_of!(DotArgs, a), a),
-            (offset_of!(DotArgs, b), b),
-            (offset_of!(DotArgs, c), c),
-            (offset_of!(DotArgs, accumulate), accumulate),
-        ];
-        for (offset, value) in addresses {
-            self.b.ins().store(MemFlagsData::trusted(), value, args, offset as i32);
-        }
-        let dot = dot.import(self.b.func, &mut self.externs);
-        self.b.ins().call(dot, &[args]);
-        Ok(())
-    }
-
-    fn operand(&self, memory: Memory) -> Done<MicroElem> {
-        match memory {
-            Memory::Buf(DType::F32) | Memory::Scratch(Elem::F32) => Ok(MicroElem::F32),
-            Memory::Buf(DType::Bf16) => Ok(MicroElem::Bf16),
-            Memory::Buf(DType::F16) => Ok(MicroElem::F16),
-            other => self.fail(format!("a product of elements of {other:?}")),
-        }
-    }
-
-    /// Where an element is, and what is there.
-    fn address(&mut self, mem: Mem) -> Done<(Value, Memory)> {
-        let index = self.get(mem.index, Elem::I64, 1)?;
-        let (base, memory) = match mem.space {
-            Space::Buf(buf) => match self.kernel.bufs.get(buf) {
-                Some(data) => (self.entry.bufs[buf.index()], Memory::Buf(data.dtype)),
-                None => return self.fail(format!("{buf} is no buffer of it")),
-            },
-            Space::Scratch(scratch) => match self.kernel.scratch.get(scratch) {
-                Some(data) => (self.entry.scratch[scratch.index()], Memory::Scratch(data.elem)),
-                None => return self.fail(format!("{scratch} is no scratch of it")),
-            },
-        };
-        let shift = memory.bytes().trailing_zeros();
-        let bytes = if shift == 0 { index } else { self.b.ins().ishl_imm_u(index, i64::from(shift)) };
-        Ok((self.b.ins().iadd(base, bytes), memory))
-    }
-
     /// `f` of every lane, by a call outside.
     fn call(&mut self, f: Extern, x: Value) -> Value {
         let f = f.import(self.b.func, &mut self.externs);
@@ -477,24 +379,5 @@ impl<'k, 'b> Emitter<'k, 'b> {
             let call = e.b.ins().call(f, &[x]);
             e.b.inst_results(call)[0]
         })
-    }
-}
-
-/// What is in a memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Memory {
-    /// Elements of a buffer.
-    Buf(DType),
-    /// Elements of a scratch.
-    Scratch(Elem),
-}
-
-impl Memory {
-    /// Bytes per element: a power of two.
-    pub(crate) fn bytes(self) -> usize {
-        match self {
-            Memory::Buf(dtype) => dtype.bytes() as usize,
-            Memory::Scratch(elem) => crate::abi::scratch_bytes_of(elem),
-        }
     }
 }

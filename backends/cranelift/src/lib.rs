@@ -16,6 +16,7 @@ mod emit;
 mod isa;
 mod math;
 mod memory;
+mod micro;
 
 pub use abi::{RawKernel, SCRATCH_ALIGN};
 pub use code::{Compiled, KernelFn, compile};

@@ -138,7 +138,8 @@ impl Emitter<'_, '_> {
         (self.b.ins().iadd(quotient, below), self.b.ins().iadd(rest, more))
     }
 
-    fn known_int(&self, x: Value) -> Option<i64> {
+    /// The value of an integer that is a constant.
+    pub(crate) fn known_int(&self, x: Value) -> Option<i64> {
         let ValueDef::Result(inst, _) = self.b.func.dfg.value_def(x) else { return None };
         match self.b.func.dfg.insts[inst] {
             cranelift_codegen::ir::InstructionData::UnaryImm { imm, .. } => Some(imm.bits()),
@@ -154,7 +155,7 @@ impl Emitter<'_, '_> {
     pub(crate) fn exp(&mut self, x: Value) -> Value {
         /// e^r = 1 + r + r² p(r).
         const POLYNOMIAL: [f32; 6] =
-            [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
+            [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
         /// 1.5 · 2²³: what is added to it is rounded to an integer, held in the low bits.
         const TO_INTEGER: f32 = 12_582_912.0;
         let lanes = self.lanes(x);

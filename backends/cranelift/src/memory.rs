@@ -1,10 +1,11 @@
 //! Loads, stores, and numbers as memory holds them.
 
 use crate::Error;
-use crate::emit::{Emitter, LANES, Memory};
+use crate::emit::{Emitter, LANES};
 use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Value, types};
-use eva_ir::kernel::{Elem, RegType};
+use eva_ir::entity::Entity;
+use eva_ir::kernel::{Elem, Mem, RegType, Space};
 use eva_ir::types::DType;
 
 /// Elements may lie at any address: a file decides where weights are.
@@ -13,6 +14,41 @@ const FLAGS: MemFlagsData = MemFlagsData::new().with_notrap();
 /// The bit that makes a NaN quiet: in the upper half, so that it survives as a NaN of bf16.
 const QUIET: u32 = 0x0040_0000;
 const INFINITY: u32 = 0x7f80_0000;
+
+/// What is in a memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// Elements of a buffer.
+    Buf(DType),
+    /// Elements of a scratch.
+    Scratch(Elem),
+}
+
+impl std::fmt::Display for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Memory::Buf(dtype) => write!(f, "{dtype}"),
+            Memory::Scratch(elem) => write!(f, "private {elem:?}"),
+        }
+    }
+}
+
+impl Memory {
+    /// Bytes per element: a power of two.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Memory::Buf(dtype) => dtype.bytes() as usize,
+            Memory::Scratch(elem) => crate::abi::scratch_bytes_of(elem),
+        }
+    }
+
+    fn small(self) -> Option<Small> {
+        match self {
+            Memory::Buf(dtype) => Small::of(dtype),
+            Memory::Scratch(_) => None,
+        }
+    }
+}
 
 /// A float of 16 or 8 bits that is no prefix of an `f32`.
 #[derive(Clone, Copy)]
@@ -46,6 +82,24 @@ impl Small {
 }
 
 impl Emitter<'_, '_> {
+    /// Where an element is, and what is there.
+    pub(crate) fn address(&mut self, mem: Mem) -> Result<(Value, Memory), Error> {
+        let index = self.get(mem.index, Elem::I64, 1)?;
+        let (base, memory) = match mem.space {
+            Space::Buf(buf) => match self.kernel.bufs.get(buf) {
+                Some(data) => (self.entry.bufs[buf.index()], Memory::Buf(data.dtype)),
+                None => return self.fail(format!("{buf} is no buffer of it")),
+            },
+            Space::Scratch(scratch) => match self.kernel.scratch.get(scratch) {
+                Some(data) => (self.entry.scratch[scratch.index()], Memory::Scratch(data.elem)),
+                None => return self.fail(format!("{scratch} is no scratch of it")),
+            },
+        };
+        let shift = memory.bytes().trailing_zeros();
+        let bytes = if shift == 0 { index } else { self.b.ins().ishl_imm_u(index, i64::from(shift)) };
+        Ok((self.b.ins().iadd(base, bytes), memory))
+    }
+
     /// `ty.cols` elements from `address` on.
     pub(crate) fn load(&mut self, address: Value, memory: Memory, ty: RegType) -> Result<Value, Error> {
         let vector = ty.cols == LANES;
@@ -88,7 +142,7 @@ impl Emitter<'_, '_> {
                     };
                     self.widen(bits, small)
                 }
-                _ => return self.fail(format!("a load of {elem:?} from {memory:?}")),
+                _ => return self.fail(format!("a load of {elem:?} from {memory}")),
             },
         })
     }
@@ -147,7 +201,7 @@ impl Emitter<'_, '_> {
                         _ => self.store_halves(address, bits, vector),
                     }
                 }
-                _ => return self.fail(format!("a store of {elem:?} to {memory:?}")),
+                _ => return self.fail(format!("a store of {elem:?} to {memory}")),
             },
         }
         Ok(())
@@ -285,14 +339,5 @@ impl Emitter<'_, '_> {
         let sign = self.b.ins().bxor(bits, magnitude);
         let sign = self.b.ins().sshr_imm_u(sign, i64::from(32 - small.width));
         self.b.ins().bor(code, sign)
-    }
-}
-
-impl Memory {
-    fn small(self) -> Option<Small> {
-        match self {
-            Memory::Buf(dtype) => Small::of(dtype),
-            Memory::Scratch(_) => None,
-        }
     }
 }

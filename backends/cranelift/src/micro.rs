@@ -1,0 +1,67 @@
+//! Products: calls of microkernels.
+
+use crate::Error;
+use crate::abi::Extern;
+use crate::emit::Emitter;
+use crate::memory::Memory;
+use cranelift_codegen::ir::{InstBuilder, MemFlagsData, StackSlotData, StackSlotKind, types};
+use eva_ir::kernel::{Elem, Micro, Space};
+use eva_ir::types::DType;
+use eva_microkernels::{DotArgs, Elem as MicroElem};
+use std::mem::offset_of;
+
+type Done<T = ()> = Result<T, Error>;
+
+impl Emitter<'_, '_> {
+    pub(crate) fn micro(&mut self, micro: &Micro) -> Done {
+        let (a, a_memory) = self.address(micro.a)?;
+        let (b, b_memory) = self.address(micro.b)?;
+        let (c, c_memory) = self.address(micro.c)?;
+        let (Space::Scratch(_), Memory::Scratch(Elem::F32)) = (micro.c.space, c_memory) else {
+            return self.fail("a product whose result is not a scratch of F32");
+        };
+        let dot = Extern::Dot(self.operand(a_memory)?, self.operand(b_memory)?);
+        let slot = *self.dot_args.get_or_insert_with(|| {
+            let size = size_of::<DotArgs>() as u32;
+            self.b.create_sized_stack_slot(StackSlotData::new(StackSlotKind::ExplicitSlot, size, 4))
+        });
+        let args = self.b.ins().stack_addr(types::I64, slot, 0);
+        let accumulate = self.b.ins().iconst(types::I64, i64::from(micro.accumulate));
+        let [a_strides, b_strides] = [micro.a_strides, micro.b_strides];
+        let numbers = [
+            (offset_of!(DotArgs, m), micro.m),
+            (offset_of!(DotArgs, n), micro.n),
+            (offset_of!(DotArgs, k), micro.k),
+            (offset_of!(DotArgs, a_row), a_strides[0]),
+            (offset_of!(DotArgs, a_k), a_strides[1]),
+            (offset_of!(DotArgs, b_row), b_strides[0]),
+            (offset_of!(DotArgs, b_k), b_strides[1]),
+            (offset_of!(DotArgs, c_row), micro.c_stride),
+        ];
+        for (offset, reg) in numbers {
+            let value = self.get(reg, Elem::I64, 1)?;
+            self.b.ins().store(MemFlagsData::trusted(), value, args, offset as i32);
+        }
+        let addresses = [
+            (offset_of!(DotArgs, a), a),
+            (offset_of!(DotArgs, b), b),
+            (offset_of!(DotArgs, c), c),
+            (offset_of!(DotArgs, accumulate), accumulate),
+        ];
+        for (offset, value) in addresses {
+            self.b.ins().store(MemFlagsData::trusted(), value, args, offset as i32);
+        }
+        let dot = dot.import(self.b.func, &mut self.externs);
+        self.b.ins().call(dot, &[args]);
+        Ok(())
+    }
+
+    fn operand(&self, memory: Memory) -> Done<MicroElem> {
+        match memory {
+            Memory::Buf(DType::F32) | Memory::Scratch(Elem::F32) => Ok(MicroElem::F32),
+            Memory::Buf(DType::Bf16) => Ok(MicroElem::Bf16),
+            Memory::Buf(DType::F16) => Ok(MicroElem::F16),
+            other => self.fail(format!("a product of elements of {other}")),
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Machine code against Rust's arithmetic, against the kernels' interpreter, and on other targets.
+
+mod arithmetic;
+mod common;
+mod control;
+mod exp;
+mod memory;
+mod product;
+mod targets;
