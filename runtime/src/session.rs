@@ -62,6 +62,41 @@ impl States {
         self.tensors.values().map(|tensor| tensor.bytes().len()).sum()
     }
 
+    /// Fills the first rows of a state, `[batch, rows, …]`.
+    pub fn write(&mut self, name: &str, rows: &Tensor) -> Result<(), Error> {
+        let missing = || Error::Unknown { name: name.into(), function: "the states".into() };
+        let state = self.tensors.get_mut(name).ok_or_else(missing)?;
+        let (have, want) = (rows.shape(), state.shape().to_vec());
+        let fits = rows.dtype() == state.dtype()
+            && have.len() == want.len()
+            && have[0] == want[0]
+            && have[1] <= want[1]
+            && have[2..] == want[2..];
+        if !fits {
+            let have = format!("{}{have:?}", rows.dtype());
+            return Err(Error::Shape { name: name.into(), want: format!("{}{want:?}", state.dtype()), have });
+        }
+        let row = want[2..].iter().product::<usize>() * state.dtype().bytes() as usize;
+        let (from, to) = (have[1] * row, want[1] * row);
+        for batch in 0..want[0] {
+            state.bytes_mut()[batch * to..][..from].copy_from_slice(&rows.bytes()[batch * from..][..from]);
+        }
+        Ok(())
+    }
+
+    /// The first `n` rows of a state, `[batch, n, …]`.
+    pub fn read(&self, name: &str, n: usize) -> Option<Tensor> {
+        let state = self.tensors.get(name)?;
+        let mut shape = state.shape().to_vec();
+        let row = shape[2..].iter().product::<usize>() * state.dtype().bytes() as usize;
+        let from = std::mem::replace(&mut shape[1], n) * row;
+        let mut rows = Tensor::zeros(state.dtype(), &shape);
+        for batch in 0..shape[0] {
+            rows.bytes_mut()[batch * n * row..][..n * row].copy_from_slice(state.bytes().get(batch * from..)?.get(..n * row)?);
+        }
+        Some(rows)
+    }
+
     /// One state: `[batch, capacity, …]`.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(name)

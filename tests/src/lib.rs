@@ -1,1 +1,140 @@
-//! .
+//! What the tests share: random inputs, closeness, and the chain of evaluator, interpreters and machine code.
+
+use eva_ir::dim::Sym;
+use eva_ir::eval::{Array, Sizes, eval_values};
+use eva_ir::graph::{Func, Function, Module, ParamKind};
+use eva_ir::kernel::Phase;
+use eva_ir::types::DType;
+use eva_passes::interpret::{How, interpret};
+use eva_passes::plan::Plan;
+use eva_runtime::{CompileOptions, Executable, Session, Tensor, Weights};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Values of extents by name; a module's fixed ones are added to them.
+pub fn sizes(module: &Module, given: &[(&str, i64)]) -> Sizes {
+    let fixed = module.dims.iter().filter_map(|(sym, n)| Some((sym.clone(), (*n)?)));
+    let given = given.iter().map(|&(name, n)| (Sym::from(name), n));
+    Sizes(given.chain(fixed).collect())
+}
+
+/// A generator of numbers that is the same everywhere.
+pub struct Random(pub u64);
+
+impl Random {
+    /// A number in `-1.0..1.0`.
+    pub fn number(&mut self) -> f64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        ((self.0 >> 33) as f64 / (1u64 << 30) as f64) - 1.0
+    }
+
+    /// An integer in `0..n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        (((self.number() + 1.0) / 2.0 * n as f64) as usize).min(n.saturating_sub(1))
+    }
+}
+
+/// One argument a parameter: floats rounded to the parameter's type; integers from `ints` by the parameter's name,
+/// or zero.
+pub fn arguments(f: &Function, sizes: &Sizes, seed: u64, ints: &HashMap<&str, Vec<i64>>) -> Vec<Array> {
+    let mut random = Random(seed);
+    let mut argument = |value| {
+        let ty = f.tensor(value).expect("parameters are tensors");
+        let shape: Vec<usize> = ty.shape.iter().map(|d| sizes.of(d)).collect();
+        let given = ints.get(f.values[value].name.as_str());
+        let n: usize = shape.iter().product();
+        let data = (0..n).map(|i| match ty.dtype.is_int() {
+            true => given.map_or(0.0, |g| g[i % g.len()] as f64),
+            false => eva_ir::kernel::run::round(random.number(), ty.dtype),
+        });
+        Array::new(&shape, data.collect())
+    };
+    f.params().map(|(value, _)| argument(value)).collect()
+}
+
+/// The largest difference between two arrays, over the largest magnitude of the second (1 at least).
+pub fn difference(a: &Array, b: &Array) -> f64 {
+    assert_eq!(a.shape, b.shape, "the same shape");
+    let scale = b.data.iter().fold(1.0f64, |m, x| m.max(x.abs()));
+    let worst = a.data.iter().zip(&b.data).map(|(x, y)| if x == y { 0.0 } else { (x - y).abs() });
+    worst.fold(0.0f64, |m, d| if d.is_nan() { f64::NAN } else { m.max(d) }) / scale
+}
+
+/// How far results may be from the evaluator's, by their type.
+pub fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::Bf16 => 4e-2,
+        DType::F16 => 4e-3,
+        _ => 2e-5,
+    }
+}
+
+/// Checks evaluator = tile interpreter = lane interpreter = machine code for one function, on random arguments.
+pub fn check_chain(module: &Module, func: Func, given: &[(&str, i64)], ints: &HashMap<&str, Vec<i64>>, seed: u64) {
+    let f = &module.funcs[func];
+    let sizes = sizes(module, given);
+    let args = arguments(f, &sizes, seed, ints);
+    let values = eval_values(module, func, &sizes, &args);
+    let want: Vec<Array> = f.results.iter().map(|v| values[v][0].clone()).collect();
+    let executable = Executable::compile(module, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    let plan: &Plan = executable.plan();
+
+    for phase in [Phase::Tile, Phase::Lane] {
+        let how = How { phase, slack: 3, options: eva_ir::kernel::run::Options::default() };
+        let (have, _) = interpret(plan, func, &sizes, &args, &how).unwrap_or_else(|e| panic!("{phase:?}: {e}"));
+        compare(f, &format!("{phase:?}"), &have, &want, |dtype| if dtype == DType::F32 { 1e-7 } else { tolerance(dtype) });
+    }
+    let have = run_machine(Arc::new(executable), f, &sizes, &args);
+    compare(f, "machine code", &have, &want, tolerance);
+}
+
+fn compare(f: &Function, who: &str, have: &[Array], want: &[Array], limit: impl Fn(DType) -> f64) {
+    for ((have, want), &value) in have.iter().zip(want).zip(&f.results) {
+        let dtype = f.tensor(value).expect("results are tensors").dtype;
+        let d = difference(have, want);
+        let name = &f.values[value].name;
+        assert!(d <= limit(dtype), "{who}: `{name}` of @{} differs by {d:e}\nhave {have:?}\nwant {want:?}", f.name);
+    }
+}
+
+/// Runs a function as machine code on arrays, and gives its results, states' included, as arrays.
+pub fn run_machine(executable: Arc<Executable>, f: &Function, sizes: &Sizes, args: &[Array]) -> Vec<Array> {
+    let tensor = |value, array: &Array| {
+        let dtype = f.tensor(value).expect("parameters are tensors").dtype;
+        Tensor::from_f64(dtype, &array.shape, &array.data)
+    };
+    let (mut weights, mut inputs, mut state_args) = (Weights::new(), Vec::new(), Vec::new());
+    for ((value, kind), array) in f.params().zip(args) {
+        let name = f.values[value].name.clone();
+        match kind {
+            ParamKind::Weight => drop(weights.insert(name, Arc::new(tensor(value, array).into()))),
+            ParamKind::Input => inputs.push((name, tensor(value, array))),
+            ParamKind::State => state_args.push((name, tensor(value, array))),
+        }
+    }
+    let mut session = Session::new(executable.clone(), &f.name, &weights).unwrap_or_else(|e| panic!("{e}"));
+    let batch = state_args.first().map_or(1, |(_, t)| t.shape()[0]);
+    let tokens = state_args.iter().map(|(_, t)| t.shape()[1]).max().unwrap_or(0);
+    let mut states = session.new_states(batch, tokens + 3).unwrap_or_else(|e| panic!("{e}"));
+    for (name, tensor) in &state_args {
+        states.write(name, tensor).unwrap_or_else(|e| panic!("{e}"));
+    }
+    let named: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let given: Vec<(&str, usize)> = sizes.0.iter().map(|(sym, &n)| (sym.as_str(), n as usize)).collect();
+    let results = session.run(&named, Some(&mut states), &given).unwrap_or_else(|e| panic!("{e}"));
+    let mut plain = results.into_iter();
+    let plan = executable.func_plan(executable.func(&f.name).expect("it was found above"));
+    plan.results
+        .iter()
+        .map(|result| match result.state {
+            None => {
+                let (_, tensor) = plain.next().expect("one for each result that is not a state");
+                Array::new(tensor.shape(), tensor.to_f64())
+            }
+            Some(param) => {
+                let tensor = states.read(&plan.params[param].name, tokens).expect("it is a state");
+                Array::new(tensor.shape(), tensor.to_f64())
+            }
+        })
+        .collect()
+}
