@@ -1,0 +1,10 @@
+//! The kernel IR: its text, its meaning, what is well-formed.
+
+mod chains;
+mod examples;
+mod lane;
+mod support;
+mod tile;
+mod verify_any;
+mod verify_lane;
+mod verify_tile;
