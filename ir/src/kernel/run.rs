@@ -40,7 +40,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { f32: false, order: Order::Forward, races: true, fuel: 1 << 36 }
+        Self { f32: false, order: Order::Forward, races: true, fuel: 1 << 32 }
     }
 }
 
