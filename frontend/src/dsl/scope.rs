@@ -1,0 +1,183 @@
+//! [`Scope`]: where a function's parameters are declared, and [`State`], a parameter that is kept between calls.
+
+use super::record::{Recording, Request, here};
+use super::rotary::{Rotary, Yarn};
+use super::tensor::{Tensor, no_help};
+use eva_ir::attr::{Dims, Real};
+use eva_ir::diag::{Diag, Loc};
+use eva_ir::dim::Dim;
+use eva_ir::graph::ParamKind;
+use eva_ir::ops::Op;
+use eva_ir::ops::cache_write::CacheWrite;
+use eva_ir::ops::full::Full;
+use eva_ir::ops::rope_freqs::RopeFreqs;
+use eva_ir::text::is_value_name;
+use eva_ir::types::{DType, TensorType};
+use std::rc::Rc;
+
+/// A place in a function: parameters declared here have names that start with its path.
+#[derive(Clone)]
+pub struct Scope {
+    pub(super) recording: Rc<Recording>,
+    path: String,
+}
+
+impl Scope {
+    /// The outermost scope of a function.
+    pub(super) fn new(recording: Rc<Recording>) -> Self {
+        Self { recording, path: String::new() }
+    }
+
+    /// The scope `name` within this one; `name` may have dots.
+    #[track_caller]
+    pub fn scope(&self, name: &str) -> Scope {
+        if !is_value_name(name) {
+            let message = format!("`{name}` is not a name for a scope");
+            let help = "letters, digits, `_` and `.`";
+            self.recording.note(Diag::new("eva::name", message).label(Some(here()), "here").help(help));
+            return self.clone();
+        }
+        Scope { recording: self.recording.clone(), path: self.full_name(name) }
+    }
+
+    /// The names of the scopes around, outermost first, joined by dots; empty for the function itself.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// `name` as the function's caller sees it.
+    pub fn full_name(&self, name: &str) -> String {
+        match (self.path.as_str(), name) {
+            ("", name) => name.into(),
+            (path, "") => path.into(),
+            (path, name) => format!("{path}.{name}"),
+        }
+    }
+
+    #[track_caller]
+    fn param<D: Into<Dim>>(
+        &self,
+        kind: ParamKind,
+        name: &str,
+        dtype: DType,
+        dims: impl IntoIterator<Item = D>,
+    ) -> Tensor {
+        let ty = TensorType::new(dtype, dims.into_iter().map(Into::into));
+        self.recording.param(kind, self.full_name(name), ty, here())
+    }
+
+    /// A tensor that the caller gives each time.
+    #[track_caller]
+    pub fn input<D: Into<Dim>>(&self, name: &str, dtype: DType, dims: impl IntoIterator<Item = D>) -> Tensor {
+        self.param(ParamKind::Input, name, dtype, dims)
+    }
+
+    /// A tensor that is given once, when the program is loaded. Asked for again with the same type, it is the same.
+    #[track_caller]
+    pub fn weight<D: Into<Dim>>(
+        &self,
+        name: &str,
+        dtype: DType,
+        dims: impl IntoIterator<Item = D>,
+    ) -> Tensor {
+        self.param(ParamKind::Weight, name, dtype, dims)
+    }
+
+    /// A tensor that is kept between calls, such as a cache; to be written once.
+    #[track_caller]
+    pub fn state<D: Into<Dim>>(&self, name: &str, dtype: DType, dims: impl IntoIterator<Item = D>) -> State {
+        State { tensor: self.param(ParamKind::State, name, dtype, dims) }
+    }
+
+    /// Any op, for those without a method. An op with several results gives a tuple: see [`Scope::apply_tuple`].
+    #[track_caller]
+    pub fn apply(&self, op: impl Into<Op>, operands: &[&Tensor]) -> Tensor {
+        let op = op.into();
+        let operands: Vec<Tensor> = operands.iter().map(|&x| x.clone()).collect();
+        self.recording.op(
+            Request { what: op.kind().name(), loc: here(), help: &no_help },
+            op.clone(),
+            &operands,
+        )
+    }
+
+    /// Any op with `N` results.
+    #[track_caller]
+    pub fn apply_tuple<const N: usize>(&self, op: impl Into<Op>, operands: &[&Tensor]) -> [Tensor; N] {
+        let op = op.into();
+        let tuple = self.apply(op.clone(), operands);
+        let parts = tuple.value.map_or(N, |v| self.recording.inner().values[v].ty.parts().len());
+        if parts != N {
+            let message = format!("`{}` has {parts} results, not {N}", op.kind().name());
+            self.recording.note(Diag::new("eva::type_mismatch", message).label(Some(here()), "here"));
+            return std::array::from_fn(|_| self.recording.poison());
+        }
+        self.recording.parts(&tuple, here())
+    }
+
+    /// A tensor of one number.
+    #[track_caller]
+    pub fn full<D: Into<Dim>>(&self, value: f64, dtype: DType, dims: impl IntoIterator<Item = D>) -> Tensor {
+        let shape = Dims(dims.into_iter().map(Into::into).collect());
+        self.constant("full", Full { value: Real::new(value), shape, dtype }, here())
+    }
+
+    /// The frequencies of a rotary embedding of `width` columns, `f32[2, width]`: row 0 the radians per position of
+    /// each column, row 1 the sign of its sine. See [`Rotary`].
+    #[track_caller]
+    pub fn rope_freqs(&self, width: &Dim, rotary: &Rotary) -> Tensor {
+        let Rotary { theta, pairs, yarn } = rotary;
+        let plain = Yarn { factor: 1.0, beta_fast: 32.0, beta_slow: 1.0, original: 1 };
+        let yarn = yarn.as_ref().unwrap_or(&plain);
+        let op = RopeFreqs {
+            width: width.clone(),
+            theta: Real::new(*theta),
+            pairs: pairs.word(),
+            factor: Real::new(yarn.factor),
+            beta_fast: Real::new(yarn.beta_fast),
+            beta_slow: Real::new(yarn.beta_slow),
+            original: yarn.original,
+        };
+        self.constant("rope_freqs", op, here())
+    }
+
+    fn constant(&self, what: &str, op: impl Into<Op>, loc: Loc) -> Tensor {
+        self.recording.op(Request { what, loc, help: &no_help }, op, &[])
+    }
+}
+
+/// A parameter that is kept between calls. It is written once; what is read is the tensor after the write.
+#[derive(Clone)]
+pub struct State {
+    tensor: Tensor,
+}
+
+impl State {
+    /// The cache `[b, t, …]` with the rows `new: [b, s, …]` put at `start: i32[b]` of axis 1. The function gives the
+    /// updated cache back to its caller by itself.
+    #[track_caller]
+    pub fn write(&self, new: &Tensor, start: &Tensor) -> Tensor {
+        let loc = here();
+        let recording = &self.tensor.recording;
+        let Some(param) = self.tensor.value else { return recording.poison() };
+        if let Some((name, first)) = recording.written(param) {
+            let message = format!("the state `{name}` is written twice in one call");
+            let diag = Diag::new("eva::state", message)
+                .label(Some(loc), "written again")
+                .label(Some(first), "first written");
+            recording.note(diag.help("write all new rows at once, or declare two states"));
+            return recording.poison();
+        }
+        let help = |_: &[TensorType]| Some("the new rows must fit the cache in every axis but axis 1".into());
+        let request = Request { what: "write", loc, help: &help };
+        let written =
+            recording.op(request, CacheWrite {}, &[self.tensor.clone(), new.clone(), start.clone()]);
+        recording.set_update(param, loc, written.value);
+        written
+    }
+
+    /// The type; `None` if the declaration was a mistake.
+    pub fn ty(&self) -> Option<TensorType> {
+        self.tensor.ty()
+    }
+}

@@ -1,0 +1,123 @@
+//! Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
+//!
+//! Keys and values of all heads are made from one latent vector a token, and only that and one rotary key are cached:
+//! `c + p` numbers a token. With `x [b, s, m]` already normalized:
+//!
+//! | | | |
+//! | --- | --- | --- |
+//! | query | `q = RMSNorm(x W_qaᵀ) W_qbᵀ`, or `x W_qᵀ` | per head `n` columns `q_nope`, then `p` columns `q_pe` |
+//! | latent | `[y ; z] = x W_kvaᵀ` | `ckv = RMSNorm(y) [c]`, `k_pe = RoPE(z) [p]`: cached |
+//! | expansion | `k_nope = ckv W_ukᵀ`, `value = ckv W_uvᵀ` | rows of `kv_b_proj`: per head `n` of `W_uk`, then `v` of `W_uv` |
+//! | scores | `τ (q_nope · k_nope + RoPE(q_pe) · k_pe)` | over cached and new tokens, none later than the query |
+//! | output | `concat_heads(softmax(scores) value) W_oᵀ` | |
+//!
+//! This is the expanded form, which says what attention is. That `W_uk` and `W_uv` can be multiplied into the
+//! query and the output instead, and that scores need not be stored, is for the compiler to use.
+
+use super::config::{Config, LATENT_NORM_EPS};
+use super::norm::rms_norm;
+use super::rope::Rope;
+use super::weights::Weights;
+use crate::prelude::*;
+
+/// The numbers of an attention block.
+#[derive(Clone, Debug)]
+pub struct Mla {
+    /// Heads, `h`.
+    pub heads: Dim,
+    /// Columns of a head's query and key without position, `n`.
+    pub nope: Dim,
+    /// Rotary columns, `p`.
+    pub rope: Dim,
+    /// Columns of a head's value, `v`.
+    pub value: Dim,
+    /// Columns of the cached latent, `c`.
+    pub latent: Dim,
+    /// Columns of the query latent, `q`; without one, queries are projected directly.
+    pub query_latent: Option<Dim>,
+    /// Which rotary columns are pairs.
+    pub pairs: Pairs,
+    /// On the scores, `τ`.
+    pub scale: f64,
+    /// Whether `q_a_proj`, `kv_a_proj_with_mqa` and `o_proj` have biases.
+    pub bias: bool,
+    /// Whether the attention weights `[b, h, s, t]` are tapped, as `attn_probs`.
+    pub observe: bool,
+}
+
+/// What attention must know of the tokens, besides their states.
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    /// The rotary table `f32[b, s, 2, p]`, from [`Rope::table`].
+    pub rope: Tensor,
+    /// How many tokens of each sequence are cached, `i32[b]`.
+    pub start: Tensor,
+    /// The extent of the cache, `t`.
+    pub cached: Dim,
+}
+
+impl Mla {
+    /// That of a configuration, with its extents declared in `p`.
+    pub fn of(p: &Program, config: &Config) -> Self {
+        let dim = |name: &str, n: usize| p.dim_fixed(name, n as i64);
+        Self {
+            heads: dim("h", config.heads),
+            nope: dim("n", config.qk_nope),
+            rope: dim("p", config.qk_rope),
+            value: dim("v", config.v_head),
+            latent: dim("c", config.kv_lora),
+            query_latent: config.q_lora.map(|q| dim("q", q)),
+            pairs: Rope::of(config).rotary.pairs,
+            scale: config.softmax_scale(),
+            bias: config.attention_bias,
+            observe: false,
+        }
+    }
+
+    /// `x [b, s, m] ↦ [b, s, m]`; keeps the latents of all tokens in the states `ckv [b, t, c]` and `kpe [b, t, p]`.
+    #[track_caller]
+    pub fn apply(&self, w: &Weights, x: &Tensor, tokens: &Tokens) -> Tensor {
+        let Self { heads: h, nope: n, rope: p, value: v, latent: c, .. } = self;
+        let [b, s, m] = x.dims();
+        let (t, start) = (&tokens.cached, &tokens.start);
+
+        // Queries.
+        let q = match &self.query_latent {
+            Some(rank) => {
+                let latent = self.linear(&w.at("q_a_proj"), x, rank);
+                let latent = rms_norm(&w.at("q_a_layernorm"), &latent, LATENT_NORM_EPS);
+                latent.linear(&w.get("q_b_proj.weight", [&(h * &(n + p)), rank]))
+            }
+            None => x.linear(&w.get("q_proj.weight", [&(h * &(n + p)), &m])),
+        };
+        let [q_nope, q_pe] = q.reshape([&b, &s, h, &(n + p)]).split(-1, [n, p]);
+        let (q_nope, q_pe) = (q_nope.named("q_nope"), q_pe.rope(&tokens.rope, self.pairs).named("q_pe"));
+
+        // Latents of the new tokens, and of all.
+        let [y, z] = self.linear(&w.at("kv_a_proj_with_mqa"), x, &(c + p)).split(-1, [c, p]);
+        let latent = rms_norm(&w.at("kv_a_layernorm"), &y, LATENT_NORM_EPS).tap("kv_latent");
+        let k_pe = z.rope(&tokens.rope, self.pairs).tap("k_rope");
+        let ckv = w.scope().state("ckv", x.dtype(), [&b, t, c]).write(&latent, start);
+        let k_pe = w.scope().state("kpe", x.dtype(), [&b, t, p]).write(&k_pe, start);
+
+        // Keys and values of each head.
+        let expansion = w.get("kv_b_proj.weight", [&(h * &(n + v)), c]).reshape([h, &(n + v), c]);
+        let [w_uk, w_uv] = expansion.split(1, [n, v]);
+        let (w_uk, w_uv) = (w_uk.cast(x.dtype()).named("w_uk"), w_uv.cast(x.dtype()).named("w_uv"));
+        let k_nope = ckv.einsum("btc,hnc->bthn", &w_uk).named("k_nope");
+        let value = ckv.einsum("btc,hvc->bthv", &w_uv).named("value");
+
+        let scores = q_nope.einsum("bshn,bthn->bhst", &k_nope) + q_pe.einsum("bshp,btp->bhst", &k_pe);
+        let probs = (scores * self.scale).causal_softmax(start).named("probs");
+        let probs = if self.observe { probs.tap("attn_probs") } else { probs };
+        let out = probs.einsum("bhst,bthv->bshv", &value).reshape([&b, &s, &(h * v)]);
+        self.linear(&w.at("o_proj"), &out, &m).tap("attn_out")
+    }
+
+    /// A projection to `out` columns that has a bias if the block has any.
+    #[track_caller]
+    fn linear(&self, w: &Weights, x: &Tensor, out: &Dim) -> Tensor {
+        let y = x.linear(&w.get("weight", [out, &x.dim(-1)]));
+        if self.bias { y + w.get("bias", [out]).cast(x.dtype()) } else { y }
+    }
+}
