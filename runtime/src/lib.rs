@@ -11,6 +11,7 @@ pub mod pool;
 pub mod sample;
 pub mod session;
 pub mod tensor;
+pub mod weights;
 
 pub use error::Error;
 pub use exec::{CompileOptions, CompileTimes, Executable};

@@ -15,15 +15,12 @@ op! {
     }
 }
 
-/// `x` rounded to the nearest value of `to`.
+/// `x` rounded to the nearest value of `to`; integers towards zero.
 pub fn round(x: f64, to: DType) -> f64 {
     match to {
-        DType::F64 | DType::F8E4M3 | DType::F8E5M2 => x,
-        DType::F32 => f64::from(x as f32),
-        DType::Bf16 => half::bf16::from_f64(x).to_f64(),
-        DType::F16 => half::f16::from_f64(x).to_f64(),
         DType::I64 => x as i64 as f64,
         DType::I32 => f64::from(x as i32),
+        to => crate::kernel::run::round(x, to),
     }
 }
 

@@ -1,0 +1,331 @@
+//! Running a model from its directory: [`Model`] is compiled code with weights, [`Generator`] makes tokens.
+//!
+//! ```no_run
+//! use eva::engine::{LoadOptions, Model, Quiet};
+//! use eva_runtime::sample::Sampling;
+//! let model = Model::load("path/to/model".as_ref(), &LoadOptions::default(), &Quiet)?;
+//! let mut generator = model.generator(&[1, 2, 3], 16, Sampling::default())?;
+//! while let Some(token) = generator.step()? {
+//!     println!("{token}");
+//! }
+//! # Ok::<(), eva::engine::EngineError>(())
+//! ```
+
+use crate::model::config::{CheckError, Config, ConfigError};
+use crate::model::{Options, causal_lm};
+use eva_ir::diag::Diags;
+use eva_ir::graph::{Module, ParamKind};
+use eva_ir::types::DType;
+use eva_passes::Form;
+use eva_runtime::checkpoint::{Checkpoint, CheckpointError};
+use eva_runtime::sample::{SampleError, Sampler, Sampling};
+use eva_runtime::{CompileOptions, Executable, Session, States, Tensor, Weights, weights};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How a model is loaded.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// The element type of activations and caches.
+    pub dtype: DType,
+    /// The form of attention.
+    pub form: Form,
+    /// Threads; `EVA_THREADS` or the machine's processors if not given.
+    pub threads: Option<usize>,
+    /// The functions to prepare: `main` for generation, `forward` for the logits of every token.
+    pub entries: Vec<String>,
+    /// Whether intermediate values become results; see [`Options::taps`].
+    pub taps: bool,
+    /// Whether layer 0's attention probabilities are among them.
+    pub attn_probs: bool,
+    /// Whether the MTP modules are loaded.
+    pub mtp: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            dtype: DType::F32,
+            form: Form::Auto,
+            threads: None,
+            entries: vec!["main".into()],
+            taps: false,
+            attn_probs: false,
+            mtp: false,
+        }
+    }
+}
+
+/// Why a model cannot be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The checkpoint's files.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The checkpoint does not fit the configuration.
+    #[error(transparent)]
+    Check(#[from] CheckError),
+    /// The module made of the configuration.
+    #[error("{0}")]
+    Module(Diags),
+    /// Compiling or running.
+    #[error(transparent)]
+    Runtime(#[from] eva_runtime::Error),
+    /// Sampling.
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+    /// Something that is not there yet.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A prompt that cannot be run.
+    #[error("{0}")]
+    Prompt(String),
+}
+
+/// Told of what takes long while a model is loaded.
+pub trait Progress {
+    /// A part of the work begins; `total` steps if known.
+    fn begin(&self, what: &str, total: usize);
+    /// One step of it is done.
+    fn step(&self);
+    /// The part is done.
+    fn end(&self);
+}
+
+/// A [`Progress`] that shows nothing.
+pub struct Quiet;
+
+impl Progress for Quiet {
+    fn begin(&self, _: &str, _: usize) {}
+    fn step(&self) {}
+    fn end(&self) {}
+}
+
+/// A model's machine code and weights.
+pub struct Model {
+    /// The configuration.
+    pub config: Config,
+    executable: Arc<Executable>,
+    weights: Weights,
+    /// How long compiling took, from the module to machine code.
+    pub compile_time: Duration,
+    /// How many compilations were made: one serves every length.
+    pub compilations: usize,
+}
+
+impl Model {
+    /// Reads the configuration, maps the checkpoint, checks that they fit, and compiles.
+    pub fn load(dir: &Path, options: &LoadOptions, progress: &dyn Progress) -> Result<Self, EngineError> {
+        let config = Config::load(dir)?;
+        if config.quantization.is_some() {
+            let message = "the checkpoint is quantized (`quantization_config`): FP8 weights cannot be run yet";
+            return Err(EngineError::Unsupported(message.into()));
+        }
+        let checkpoint = Arc::new(Checkpoint::open(dir)?);
+        config.check(&checkpoint, options.mtp)?;
+        let started = Instant::now();
+        progress.begin("compiling", 0);
+        let module = module(&config, Some(&checkpoint), options)?;
+        let mut compile = CompileOptions { threads: options.threads, ..CompileOptions::default() };
+        compile.passes.form = options.form;
+        let executable = Arc::new(Executable::compile(&module, &compile)?);
+        progress.end();
+        let compile_time = started.elapsed();
+        let weights = load_weights(&config, &executable, &checkpoint, &options.entries, progress)?;
+        Ok(Self { config, executable, weights, compile_time, compilations: 1 })
+    }
+
+    /// The machine code.
+    pub fn executable(&self) -> &Arc<Executable> {
+        &self.executable
+    }
+
+    /// A function of the model, ready to be called. It must be among [`LoadOptions::entries`].
+    pub fn session(&self, entry: &str) -> Result<Session, EngineError> {
+        Ok(Session::new(self.executable.clone(), entry, &self.weights)?)
+    }
+
+    /// Bytes of weights in memory.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.values().map(|weight| weight.bytes.len()).sum()
+    }
+
+    /// Checks token ids against the vocabulary.
+    pub fn check_tokens(&self, ids: &[u32]) -> Result<(), EngineError> {
+        let vocab = self.config.vocab;
+        match ids.iter().enumerate().find(|&(_, &id)| id as usize >= vocab) {
+            None => Ok(()),
+            Some((i, id)) => {
+                let message = format!("token {i} of the prompt is {id}, but the vocabulary has {vocab} tokens (0 to {})", vocab - 1);
+                Err(EngineError::Prompt(message))
+            }
+        }
+    }
+
+    /// Makes up to `max_new` tokens after a prompt.
+    pub fn generator(&self, prompt: &[u32], max_new: usize, sampling: Sampling) -> Result<Generator, EngineError> {
+        if prompt.is_empty() {
+            return Err(EngineError::Prompt("the prompt is empty: give at least one token".into()));
+        }
+        self.check_tokens(prompt)?;
+        let (wanted, most) = (prompt.len().saturating_add(max_new), self.config.max_positions);
+        if wanted > most {
+            let message = format!(
+                "a prompt of {} tokens and {max_new} new ones are {wanted}, but the model's longest sequence is {most} \
+                 (`max_position_embeddings`)",
+                prompt.len()
+            );
+            return Err(EngineError::Prompt(message));
+        }
+        let session = self.session("main")?;
+        let states = session.new_states(1, wanted)?;
+        let sampler = Sampler::new(sampling)?;
+        let pending = prompt.to_vec();
+        Ok(Generator { session, states, sampler, pending, cached: 0, left: max_new, eos: self.config.eos.clone(), logits: Vec::new() })
+    }
+}
+
+/// The module that a configuration describes, with weights typed as the checkpoint has them.
+pub fn module(
+    config: &Config,
+    checkpoint: Option<&Checkpoint>,
+    options: &LoadOptions,
+) -> Result<Module, EngineError> {
+    if config.attention_bias {
+        let message = "`attention_bias` is true: attention projections with biases are not supported, and no public model has them";
+        return Err(EngineError::Unsupported(message.into()));
+    }
+    let stored = |name: &str| {
+        let tensor = checkpoint.and_then(|c| c.get(name).or_else(|| c.get(&expert_name(name, 0)?)));
+        tensor.and_then(|tensor| weights::dtype(tensor.dtype)).unwrap_or(DType::F32)
+    };
+    let model = Options {
+        dtype: options.dtype,
+        weight_dtype: if checkpoint.is_some() { Some(&stored) } else { None },
+        taps: options.taps,
+        attn_probs: options.attn_probs,
+        mtp: options.mtp,
+    };
+    causal_lm(config, &model).map_err(EngineError::Module)
+}
+
+/// The tensor of expert `i` among those that the parameter `name` stacks; `None` for other parameters.
+fn expert_name(name: &str, i: usize) -> Option<String> {
+    let (layer, weight) = name.split_once(".mlp.experts.")?;
+    Some(format!("{layer}.mlp.experts.{i}.{weight}"))
+}
+
+/// Every weight that the entry points take, mapped or stacked.
+fn load_weights(
+    config: &Config,
+    executable: &Executable,
+    checkpoint: &Arc<Checkpoint>,
+    entries: &[String],
+    progress: &dyn Progress,
+) -> Result<Weights, EngineError> {
+    let mut names: Vec<String> = Vec::new();
+    for entry in entries {
+        let plan = executable.func_plan(executable.func(entry)?);
+        names.extend(plan.params.iter().filter(|p| p.kind == ParamKind::Weight).map(|p| p.name.clone()));
+    }
+    names.sort();
+    names.dedup();
+    progress.begin("loading", names.len());
+    let mut all = Weights::new();
+    for name in names {
+        let weight = match weights::mapped(checkpoint, &name) {
+            Some(weight) => Some(weight),
+            None => {
+                let experts = config.experts.as_ref().map_or(0, |moe| moe.routed);
+                let parts: Option<Vec<String>> = (0..experts).map(|i| expert_name(&name, i)).collect();
+                parts.and_then(|parts| weights::stacked(checkpoint, &parts))
+            }
+        };
+        let mixed = || {
+            let message = format!("the tensors of `{name}` differ in shape or element type, or have one that eva does not know");
+            EngineError::Unsupported(message)
+        };
+        all.insert(name.clone(), Arc::new(weight.ok_or_else(mixed)?));
+        progress.step();
+    }
+    progress.end();
+    Ok(all)
+}
+
+/// Makes the tokens of one sequence, one after the other, keeping the latents of those before.
+pub struct Generator {
+    session: Session,
+    states: States,
+    sampler: Sampler,
+    /// Tokens that are not in the cache yet.
+    pending: Vec<u32>,
+    cached: usize,
+    left: usize,
+    eos: Vec<u32>,
+    logits: Vec<f32>,
+}
+
+impl Generator {
+    /// The next token; `None` after the last one, or after one that ends the text.
+    pub fn step(&mut self) -> Result<Option<u32>, EngineError> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let logits = self.feed()?;
+        let token = self.sampler.sample(&logits)?;
+        self.logits = logits;
+        self.left = if self.eos.contains(&token) { 0 } else { self.left - 1 };
+        self.pending = vec![token];
+        Ok(Some(token))
+    }
+
+    /// The logits that the last token was chosen from.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// Goes on after tokens that end the text.
+    pub fn ignore_eos(&mut self) {
+        self.eos.clear();
+    }
+
+    /// How many tokens are in the cache.
+    pub fn cached(&self) -> usize {
+        self.cached
+    }
+
+    /// Bytes that one token takes in the cache.
+    pub fn cache_bytes_per_token(&self) -> usize {
+        self.session.state_bytes_per_token()
+    }
+
+    /// Bytes of the cache.
+    pub fn cache_bytes(&self) -> usize {
+        self.states.bytes()
+    }
+
+    /// Bytes of activations that the next step needs.
+    pub fn arena_bytes(&self) -> Result<usize, EngineError> {
+        let (s, t) = (self.pending.len(), self.cached + self.pending.len());
+        Ok(self.session.arena_bytes(&[("b", 1), ("s", s), ("t", t), ("@capacity", self.states.capacity)])?)
+    }
+
+    /// Runs the pending tokens; the logits of the last.
+    fn feed(&mut self) -> Result<Vec<f32>, EngineError> {
+        let ids: Vec<i64> = self.pending.iter().map(|&id| i64::from(id)).collect();
+        let n = ids.len();
+        let ids = Tensor::from_i64(&[1, n], &ids);
+        let start = Tensor::from_i32(&[1], &[self.cached as i32]);
+        let last = Tensor::from_i32(&[1], &[n as i32 - 1]);
+        let inputs = [("ids", &ids), ("start", &start), ("last", &last)];
+        let results = self.session.run(&inputs, Some(&mut self.states), &[("t", self.cached + n)])?;
+        self.cached += n;
+        let logits = results.into_iter().find(|(name, _)| name == "logits");
+        let internal = || eva_runtime::Error::Internal("`main` has no result `logits`".into());
+        Ok(logits.ok_or_else(internal)?.1.to_f32())
+    }
+}
