@@ -39,6 +39,7 @@ mod walk;
 mod walks;
 
 use eva_ir::kernel::{Kernel, Phase};
+use std::collections::HashSet;
 
 /// Why a kernel could not be spread.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -72,6 +73,7 @@ pub fn spread_cpu(kernel: &Kernel) -> std::result::Result<Kernel, SpreadError> {
     let info = info::Info::new(&simple);
     let plan = plan::Plan::new(&info);
     let (regs, scratch, body) = cpu::Cpu::new(&info, &plan).run()?;
+    let body = simplify::sweep(body, &mut HashSet::new());
     let mut lanes = Kernel { phase: Phase::Lane, scratch, regs, body, ..simple.clone() };
     share::share(&mut lanes);
     Ok(lanes)

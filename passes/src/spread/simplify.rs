@@ -3,7 +3,7 @@
 //! Later steps compare registers instead of what they stand for (is this load clipped at the same end as that
 //! store?), so this step is what makes them see it.
 
-use super::walk::{operands, operands_mut, result};
+use super::walk::{operands, operands_mut, result, result_mut};
 use eva_ir::entity::Entity;
 use eva_ir::kernel::{Inst, Kernel, Reg};
 use std::collections::{HashMap, HashSet};
@@ -43,7 +43,9 @@ impl Merge<'_> {
                 && let Some(ty) = self.kernel.regs.get(reg)
             {
                 // Programs of the tile phase are short, and their text is a faithful key.
-                let key = format!("{ty:?} {:?}", with_result(inst.clone(), Reg::new(0)));
+                let mut nameless = inst.clone();
+                result_mut(&mut nameless).into_iter().for_each(|out| *out = Reg::new(0));
+                let key = format!("{ty:?} {nameless:?}");
                 if let Some(&old) = self.seen.iter().find_map(|seen| seen.get(&key)) {
                     self.same.insert(reg, old);
                     continue;
@@ -56,31 +58,8 @@ impl Merge<'_> {
     }
 }
 
-fn with_result(mut inst: Inst, reg: Reg) -> Inst {
-    match &mut inst {
-        Inst::Program { out, .. }
-        | Inst::Extent { out, .. }
-        | Inst::Const { out, .. }
-        | Inst::Map { out, .. }
-        | Inst::Zip { out, .. }
-        | Inst::Select { out, .. }
-        | Inst::Cast { out, .. }
-        | Inst::Round { out, .. }
-        | Inst::Iota { out, .. }
-        | Inst::Load { out, .. }
-        | Inst::Gather { out, .. }
-        | Inst::Reduce { out, .. }
-        | Inst::Scan { out, .. }
-        | Inst::Columns { out, .. }
-        | Inst::Reshape { out, .. }
-        | Inst::Dot { out, .. } => *out = reg,
-        _ => {}
-    }
-    inst
-}
-
-/// Drops what neither writes nor is in `used`; adds to `used` what remains needs.
-fn sweep(body: Vec<Inst>, used: &mut HashSet<Reg>) -> Vec<Inst> {
+/// Drops instructions of either phase that neither write nor are in `used`; adds to `used` what remains needs.
+pub(super) fn sweep(body: Vec<Inst>, used: &mut HashSet<Reg>) -> Vec<Inst> {
     let mut kept = Vec::new();
     for inst in body.into_iter().rev() {
         let inst = match inst {
@@ -93,6 +72,13 @@ fn sweep(body: Vec<Inst>, used: &mut HashSet<Reg>) -> Vec<Inst> {
                 used.extend(body_used);
                 carried.retain(|c| needed.contains(&c.arg));
                 Inst::For { index, trips, carried, body: kept_body }
+            }
+            Inst::If { cond, body } => {
+                let body = sweep(body, used);
+                if body.is_empty() {
+                    continue;
+                }
+                Inst::If { cond, body }
             }
             inst if result(&inst).is_some_and(|reg| !used.contains(&reg)) => continue,
             inst => inst,

@@ -60,27 +60,46 @@ pub(super) fn operands(inst: &Inst) -> Vec<Reg> {
     regs
 }
 
-/// The register that `inst` defines, if it is of the tile phase and defines exactly one.
+macro_rules! single_result {
+    ($inst:expr) => {
+        match $inst {
+            Inst::Program { out, .. }
+            | Inst::Extent { out, .. }
+            | Inst::Const { out, .. }
+            | Inst::Map { out, .. }
+            | Inst::Zip { out, .. }
+            | Inst::Select { out, .. }
+            | Inst::Cast { out, .. }
+            | Inst::Round { out, .. }
+            | Inst::Iota { out, .. }
+            | Inst::Load { out, .. }
+            | Inst::Gather { out, .. }
+            | Inst::Reduce { out, .. }
+            | Inst::Scan { out, .. }
+            | Inst::Columns { out, .. }
+            | Inst::Reshape { out, .. }
+            | Inst::Dot { out, .. }
+            | Inst::VLoad { out, .. }
+            | Inst::Across { out, .. }
+            | Inst::SwapPairs { out, .. } => Some(out),
+            Inst::For { .. }
+            | Inst::If { .. }
+            | Inst::Store { .. }
+            | Inst::Scatter { .. }
+            | Inst::VStore { .. }
+            | Inst::Micro(_) => None,
+        }
+    };
+}
+
+/// The register that `inst` defines, if it is no loop.
 pub(super) fn result(inst: &Inst) -> Option<Reg> {
-    match inst {
-        Inst::Program { out, .. }
-        | Inst::Extent { out, .. }
-        | Inst::Const { out, .. }
-        | Inst::Map { out, .. }
-        | Inst::Zip { out, .. }
-        | Inst::Select { out, .. }
-        | Inst::Cast { out, .. }
-        | Inst::Round { out, .. }
-        | Inst::Iota { out, .. }
-        | Inst::Load { out, .. }
-        | Inst::Gather { out, .. }
-        | Inst::Reduce { out, .. }
-        | Inst::Scan { out, .. }
-        | Inst::Columns { out, .. }
-        | Inst::Reshape { out, .. }
-        | Inst::Dot { out, .. } => Some(*out),
-        _ => None,
-    }
+    single_result!(inst).copied()
+}
+
+/// [`result`], to change it.
+pub(super) fn result_mut(inst: &mut Inst) -> Option<&mut Reg> {
+    single_result!(inst)
 }
 
 /// Whether each element of the result depends on one element of each operand, so that it can be computed where it

@@ -1,0 +1,9 @@
+//! The lane phase of a kernel computes what its tile phase does.
+
+mod attention;
+mod carried;
+mod elementwise;
+mod products;
+mod random;
+mod sorting;
+mod support;
