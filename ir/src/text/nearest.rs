@@ -10,7 +10,7 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     if name.len() > MAX_LEN {
         return None;
     }
-    let limit = (name.len() / 3).max(1);
+    let limit = if name.len() < 2 { 0 } else { (name.len() / 3).max(1) };
     let close = |other: &&str| other.len() <= MAX_LEN && other.len().abs_diff(name.len()) <= limit;
     known
         .into_iter()
@@ -52,6 +52,7 @@ mod tests {
         assert_eq!(nearest("rmsnorm", known), Some("rms_norm"));
         assert_eq!(nearest("ad", known), Some("add"));
         assert_eq!(nearest("convolution", known), None);
+        assert_eq!(nearest("q", ["b"]), None);
         assert_eq!(nearest(&"a".repeat(1000), ["aaa"]), None);
     }
 }
