@@ -14,6 +14,7 @@ use eva_ir::kernel::verify::verify;
 use eva_ir::kernel::{Elem, Inst, Kernel};
 use eva_microkernels::Elem as MicroElem;
 use std::collections::{BTreeMap, HashMap};
+use target_lexicon::Architecture;
 
 /// A compiled kernel: runs the programs `first..last` of its grid, numbered with the last axis fastest.
 ///
@@ -144,6 +145,8 @@ pub(crate) struct Entry {
     pub scratch: Vec<Value>,
     /// The extents that instructions ask for.
     pub dims: HashMap<Dim, Value>,
+    /// Whether vector instructions with an operand in memory want it aligned: x86-64 before AVX.
+    pub aligned_operands: bool,
 }
 
 /// The whole function: entry, loop over programs, program.
@@ -218,7 +221,9 @@ pub(crate) fn function(kernel: &Kernel, isa: &dyn TargetIsa) -> Result<Function,
         programs[axis + 1] = b.ins().isub(rest, whole);
         programs[0] = quotient;
     }
-    let mut emitter = Emitter::new(kernel, b, Entry { bufs, scratch, dims });
+    let has_avx = isa.isa_flags().iter().any(|flag| flag.name == "has_avx" && flag.as_bool() == Some(true));
+    let aligned_operands = isa.triple().architecture == Architecture::X86_64 && !has_avx;
+    let mut emitter = Emitter::new(kernel, b, Entry { bufs, scratch, dims, aligned_operands });
     emitter.program(&programs)?;
     let mut b = emitter.into_builder();
     let next = b.ins().iadd_imm_s(id, 1);

@@ -105,9 +105,14 @@ impl Emitter<'_, '_> {
         let vector = ty.cols == LANES;
         let load = |e: &mut Self, ty| e.b.ins().load(ty, FLAGS, address, 0);
         Ok(match (memory, ty.elem) {
-            (Memory::Scratch(Elem::F32) | Memory::Buf(DType::F32), Elem::F32) => {
-                load(self, if vector { types::F32X4 } else { types::F32 })
+            (Memory::Scratch(Elem::F32) | Memory::Buf(DType::F32), Elem::F32) if vector => {
+                // Cranelift 0.135 merges a load into `cmpps` as if that did not ask for 16-byte alignment, which it
+                // does before AVX. What is loaded as integers is not merged.
+                let ty = if self.entry.aligned_operands { types::I32X4 } else { types::F32X4 };
+                let lanes = load(self, ty);
+                self.as_float(lanes)
             }
+            (Memory::Scratch(Elem::F32) | Memory::Buf(DType::F32), Elem::F32) => load(self, types::F32),
             (Memory::Scratch(Elem::I64) | Memory::Buf(DType::I64), Elem::I64) => load(self, types::I64),
             (Memory::Buf(DType::I32), Elem::I64) => self.b.ins().sload32(FLAGS, address, 0),
             (Memory::Scratch(Elem::Bool), Elem::Bool) if vector => {

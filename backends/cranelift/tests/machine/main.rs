@@ -6,4 +6,5 @@ mod control;
 mod exp;
 mod memory;
 mod product;
+mod random;
 mod targets;

@@ -136,6 +136,45 @@ fn elements_of_any_address_are_read() {
 }
 
 #[test]
+fn operands_of_every_function_may_lie_at_any_address() {
+    // Each is loaded for one use, so that an instruction may take it from memory.
+    let functions = [Fn2::Add, Fn2::Sub, Fn2::Mul, Fn2::Div, Fn2::Max, Fn2::Min, Fn2::Lt, Fn2::Le, Fn2::Eq];
+    for isa in isas() {
+        for f in functions {
+            let mut k = Lane::new("unaligned");
+            let (x, y) = (k.buf("x", F32, Access::Read, 8), k.buf("y", F32, Access::Write, 4));
+            let (zero, four) = (k.int(0), k.int(4));
+            let (a, b) = (k.load(x, zero, 4), k.load(x, four, 4));
+            let c = k.zip(f, a, b);
+            let c = if f.is_predicate() { k.cast(c, Elem::F32) } else { c };
+            let (d, e) = (k.load(x, zero, 4), k.load(x, four, 4));
+            let root = k.map(Fn1::Sqrt, d);
+            let less = k.zip(Fn2::Le, root, e);
+            let f = k.load(x, zero, 4);
+            let f = k.select(less, f, root);
+            let sum = k.add(c, f);
+            k.store(y, zero, sum);
+            let kernel = k.finish();
+            let compiled = compile_one(&kernel, isa.clone());
+            let xs = [4.0, 9.0, 1.0, 0.25, 2.0, 3.0, 7.0, -1.0];
+            let mut results = Vec::new();
+            for shift in 0..16 {
+                let mut bytes = vec![0u8; shift];
+                bytes.extend(encode_all(F32, &xs));
+                let mut out = vec![0u8; 16 + shift];
+                let pointers = [bytes[shift..].as_mut_ptr(), out[shift..].as_mut_ptr()];
+                // SAFETY: the buffers hold 8 and 4 floats from there on, all that the kernel has.
+                unsafe {
+                    compiled.kernel(0).call(pointers.as_ptr(), std::ptr::null(), 0, 1, std::ptr::null_mut())
+                };
+                results.push(decode_all(F32, &out[shift..]));
+            }
+            assert!(results.iter().all(|r| *r == results[0]));
+        }
+    }
+}
+
+#[test]
 fn private_memory_keeps_floats_integers_and_truth_values() {
     for isa in isas() {
         let mut k = Lane::new("private");
