@@ -1,1 +1,10 @@
-//! .
+//! eva: a compiler for DeepSeek-style transformer blocks.
+//!
+//! [`prelude`] is what a program imports, [`dsl`] explains it, and [`model`] has the blocks and whole models.
+
+pub mod compare;
+pub mod dsl;
+pub mod engine;
+pub mod model;
+pub mod prelude;
+pub mod report;
