@@ -1,0 +1,110 @@
+//! `eva compare`: a compiled model against outputs that other software recorded.
+
+use anyhow::Context;
+use clap::{Args as ClapArgs, ValueEnum};
+use eva::compare::{CompareOptions, RECORDED, Row, compare};
+use eva::engine::{LoadOptions, Progress};
+use eva::prelude::DType;
+use eva_passes::Form;
+use std::path::PathBuf;
+
+/// Arguments of `eva compare`.
+#[derive(ClapArgs)]
+#[command(after_help = "Example:\n  eva compare tests/fixtures/v3-tiny tests/fixtures/v3-tiny/expected.safetensors")]
+pub struct Args {
+    /// Directory with config.json and the checkpoint
+    model_dir: PathBuf,
+    /// Recorded tensors: `input_ids` and what came of them
+    reference: PathBuf,
+    /// Only tensors whose name starts so, taken without it
+    #[arg(long, default_value = "")]
+    prefix: String,
+    /// Where to run
+    #[arg(long, value_enum, default_value_t = Target::Cpu)]
+    target: Target,
+    /// Type of activations and caches; limits are wider for bf16
+    #[arg(long, value_enum, default_value_t = Type::F32)]
+    dtype: Type,
+    /// Form of attention
+    #[arg(long, value_enum, default_value_t = FormArg::Auto)]
+    form: FormArg,
+    /// Threads [default: EVA_THREADS, or the processors]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Print rows as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Target {
+    Cpu,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Type {
+    F32,
+    Bf16,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FormArg {
+    Absorbed,
+    Expanded,
+    Auto,
+}
+
+/// Compares and prints a table; whether every row passed.
+pub fn run(args: &Args, progress: &dyn Progress) -> anyhow::Result<bool> {
+    let Target::Cpu = args.target;
+    let load = LoadOptions {
+        dtype: match args.dtype {
+            Type::F32 => DType::F32,
+            Type::Bf16 => DType::Bf16,
+        },
+        form: match args.form {
+            FormArg::Absorbed => Form::Absorbed,
+            FormArg::Expanded => Form::Expanded,
+            FormArg::Auto => Form::Auto,
+        },
+        threads: args.threads,
+        ..LoadOptions::default()
+    };
+    let options = CompareOptions { prefix: args.prefix.clone(), load };
+    let rows = compare(&args.model_dir, &args.reference, &options, progress)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&rows).context("rows have no values that JSON lacks")?);
+    } else {
+        print!("{}", table(&rows));
+    }
+    let compared = rows.iter().filter(|row| row.difference.is_some()).count();
+    let failed = rows.iter().filter(|row| !row.ok).count();
+    if compared == 0 {
+        anyhow::bail!(
+            "nothing to compare: `{}` has no tensor{} that eva knows; it knows {RECORDED}",
+            args.reference.display(),
+            if args.prefix.is_empty() { String::new() } else { format!(" named `{}…`", args.prefix) }
+        );
+    }
+    if !args.json {
+        println!("{} compared, {failed} failed", compared);
+    }
+    Ok(failed == 0)
+}
+
+fn table(rows: &[Row]) -> String {
+    let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0).max(4);
+    let number = |x: Option<f64>| x.map_or("-".into(), |x| if x == 0.0 { "0".into() } else { format!("{x:.1e}") });
+    let mut text = format!("{:width$}  {:>10}  {:>8}  ok\n", "name", "difference", "limit");
+    for row in rows {
+        let ok = match (row.ok, row.difference) {
+            (false, _) => "FAIL",
+            (true, Some(_)) => "ok",
+            (true, None) => "-",
+        };
+        let line = format!("{:width$}  {:>10}  {:>8}  {ok:4} {}", row.name, number(row.difference), number(row.limit), row.note);
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
