@@ -5,6 +5,8 @@
 pub mod compare;
 pub mod dsl;
 pub mod engine;
+pub mod init;
 pub mod model;
 pub mod prelude;
 pub mod report;
+pub mod tokenizer;
