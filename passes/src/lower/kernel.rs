@@ -224,7 +224,11 @@ impl<'k> Env<'k> {
             tile = op.tile(&self.cx(), &views, at)?;
             before = value;
         }
-        let home = if merged { self.merge_view(home)? } else { home.clone() };
+        // The result has all the axes that the groups speak of, so an extent of 1 in it stretches nothing.
+        let home = match &*self.groups.borrow() {
+            Some(groups) => home.merge(groups).ok_or_else(|| LowerError::new("axes cannot be made fewer"))?,
+            None => home.clone(),
+        };
         self.store(&home, at, tile);
         Ok(())
     }
