@@ -1,13 +1,12 @@
 //! Goes through a tile kernel and writes the lane kernel.
 
-use super::emit::{Emit, LANES};
+use super::emit::{Emit, LANES, Written};
 use super::eval::Pos;
 use super::info::Info;
 use super::plan::Plan;
 use super::region::Walk;
 use super::walk::{is_inline, result};
 use super::{Result, SpreadError};
-use eva_ir::entity::Arena;
 use eva_ir::kernel::*;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -72,7 +71,7 @@ impl<'a, 'k> Cpu<'a, 'k> {
     }
 
     /// Writes the whole kernel.
-    pub fn run(mut self) -> Result<(Arena<Reg, RegType>, Arena<Scratch, ScratchData>, Vec<Inst>)> {
+    pub fn run(mut self) -> Result<Written> {
         self.block(&self.info.kernel.body)?;
         Ok(self.e.finish())
     }

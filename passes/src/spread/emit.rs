@@ -27,6 +27,9 @@ enum Key {
     Load(Space, Reg, usize, usize),
 }
 
+/// The registers, the private memory and the program of a kernel.
+pub(super) type Written = (Arena<Reg, RegType>, Arena<Scratch, ScratchData>, Vec<Inst>);
+
 /// An open block.
 #[derive(Default)]
 struct Block {
@@ -61,7 +64,7 @@ impl Emit {
     }
 
     /// The registers, the memory and the program.
-    pub fn finish(mut self) -> (Arena<Reg, RegType>, Arena<Scratch, ScratchData>, Vec<Inst>) {
+    pub fn finish(mut self) -> Written {
         let body = self.blocks.pop().unwrap_or_default().body;
         (self.regs, self.scratch, body)
     }

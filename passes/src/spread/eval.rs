@@ -163,7 +163,7 @@ impl Cpu<'_, '_> {
         }
         let zero = self.e.int(0);
         let vector = self.e.load_now(space, zero, Elem::F32, LANES);
-        Ok(self.from_float(vector, self.info.ty(reg).elem))
+        Ok(self.read_as(vector, self.info.ty(reg).elem))
     }
 
     /// Truth values as they lie in memory: 0 and 1.
@@ -175,8 +175,8 @@ impl Cpu<'_, '_> {
         self.e.select(value, one, zero)
     }
 
-    /// The opposite of [`Self::as_float`].
-    pub fn from_float(&mut self, value: Reg, elem: Elem) -> Reg {
+    /// The elements of a tile, as they are used; the opposite of [`Self::as_float`].
+    pub fn read_as(&mut self, value: Reg, elem: Elem) -> Reg {
         if elem != Elem::Bool {
             return value;
         }
@@ -192,7 +192,7 @@ impl Cpu<'_, '_> {
         let floor = self.walk.depth[(ty.cols > 1) as usize];
         let value =
             self.e.load(Space::Scratch(home.scratch), index, (elem, lanes), floor, self.number_of(ty));
-        Ok(self.from_float(value, ty.elem))
+        Ok(self.read_as(value, ty.elem))
     }
 
     /// Where element `(r, c)` of a tile of `cols` columns is in its scratch memory.

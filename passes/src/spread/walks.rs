@@ -9,7 +9,10 @@ use super::region::{Part, Region, Span};
 use eva_ir::kernel::*;
 use std::collections::HashSet;
 
-impl Cpu<'_, '_> {
+/// Visits a column, or four, with what is carried from visit to visit.
+type Columns<'s, 'a, 'k> = dyn FnMut(&mut Cpu<'a, 'k>, Reg, bool, &[Reg]) -> Result<Vec<Reg>> + 's;
+
+impl<'a, 'k> Cpu<'a, 'k> {
     /// A loop over `span` that carries registers.
     pub fn over(
         &mut self,
@@ -62,7 +65,7 @@ impl Cpu<'_, '_> {
         span: Span,
         vector: bool,
         [wide, narrow]: [Vec<Reg>; 2],
-        body: &mut dyn FnMut(&mut Self, Reg, bool, &[Reg]) -> Result<Vec<Reg>>,
+        body: &mut Columns<'_, 'a, 'k>,
     ) -> Result<[Vec<Reg>; 2]> {
         let (mut wide, mut rest) = (wide, span);
         if vector {
@@ -233,7 +236,7 @@ impl Cpu<'_, '_> {
             let index = cpu.home_index(from.cols, None, pos.c);
             let lanes = if pos.vector { LANES } else { 1 };
             let old = cpu.e.load_now(Space::Scratch(home.scratch), index, home.elem(), lanes);
-            let old = cpu.from_float(old, from.elem);
+            let old = cpu.read_as(old, from.elem);
             let new = cpu.e.zip(f, old, item);
             cpu.put(home, from.cols, at, new);
             Ok(())
@@ -298,7 +301,7 @@ impl Cpu<'_, '_> {
             None => {
                 let (home, zero) = (self.home(out)?, self.e.int(0));
                 let value = self.e.load_now(Space::Scratch(home.scratch), zero, home.elem(), 1);
-                self.from_float(value, self.info.ty(out).elem)
+                self.read_as(value, self.info.ty(out).elem)
             }
         };
         self.scalars.insert(out, value);

@@ -98,22 +98,25 @@ fn nested_loops() {
     }));
 }
 
-/// A store inside a loop, of tiles that clip elsewhere in each trip.
+/// A store inside a loop, of tiles that clip elsewhere in each trip, from the first on and from the last on.
 #[test]
 fn stores_in_a_loop() {
-    let k = Build::new("stores");
-    let shape = [sym("r"), n(7)];
-    let (x, y) = (k.buf(read("x", &shape)), k.buf(write("y", &shape)));
-    let zero = k.int(0);
-    let start = k.load(x, &[zero, zero], BOTH, [5, 7], &[]);
-    k.fold(k.extent(&sym("r")).div_ceil(5), [start], |i, [carried]| {
-        let tile = k.load(x, &[i * 5i64, zero], BOTH, [5, 7], &[]);
-        let new = carried * 0.5 + tile.exp();
-        k.store(y, &[i * 5i64, zero], BOTH, &[], new);
-        [new]
-    });
-    let kernel = k.finish();
-    for r in [1, 5, 13, 17] {
-        agree(&kernel, &[("r", r)]);
+    for backwards in [false, true] {
+        let k = Build::new("stores");
+        let shape = [sym("r"), n(7)];
+        let (x, y) = (k.buf(read("x", &shape)), k.buf(write("y", &shape)));
+        let zero = k.int(0);
+        let start = k.load(x, &[zero, zero], BOTH, [5, 7], &[]);
+        let trips = k.extent(&sym("r")).div_ceil(5);
+        k.fold(trips, [start], |i, [carried]| {
+            let row = if backwards { (trips - 1i64 - i) * 5i64 } else { i * 5i64 };
+            let new = carried * 0.5 + k.load(x, &[row, zero], BOTH, [5, 7], &[]).exp();
+            k.store(y, &[row, zero], BOTH, &[], new);
+            [new]
+        });
+        let kernel = k.finish();
+        for r in [1, 5, 13, 17] {
+            agree(&kernel, &[("r", r)]);
+        }
     }
 }

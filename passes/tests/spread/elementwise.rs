@@ -239,7 +239,7 @@ fn gathered() {
     let y = k.buf(write("y", &[sym("t"), n(7)]));
     let (t, zero) = (k.program(sym("t"), 4) * 4i64, k.int(0));
     let picked = k.load(rows, &[t], [Some(0), None], [4, 1], &[]);
-    let index = picked + k.iota(1, 7) * 0i64;
+    let index = picked.max(k.iota(1, 7) - 9i64);
     let tile = k.gather(x, &[zero, zero], 0, index);
     let column = k.gather(x, &[k.int(1), zero], 1, k.iota(1, 7) + picked);
     k.store(y, &[t, zero], BOTH, &[], tile * 0.5 + column.exp());

@@ -61,7 +61,8 @@ impl<'k> Made<'k> {
             2 => ([Some(2), Some(1)], [self.rows, self.cols]),
             _ => ([Some(1), Some(2)], [self.rows, self.cols]),
         };
-        let limits: Vec<_> = if c.next(4) == 0 { vec![(1 + c.next(2), self.start(c) + 2i64)] } else { vec![] };
+        let limits: Vec<_> =
+            if c.next(4) == 0 { vec![(1 + c.next(2), self.start(c) + 2i64)] } else { vec![] };
         self.k.load(buf, &at, axes, shape, &limits)
     }
 
@@ -74,7 +75,8 @@ impl<'k> Made<'k> {
             _ => tile.cast(Elem::F32),
         };
         let at = [self.program, self.k.int(self.stores), self.start(c), self.start(c)];
-        let limits: Vec<_> = if c.next(3) == 0 { vec![(2 + c.next(2), self.start(c) + 1i64)] } else { vec![] };
+        let limits: Vec<_> =
+            if c.next(3) == 0 { vec![(2 + c.next(2), self.start(c) + 1i64)] } else { vec![] };
         let axes = if c.next(5) == 0 { [Some(3), Some(2)] } else { [Some(2), Some(3)] };
         self.k.store(self.y, &at, axes, &limits, tile);
         self.stores += 1;
@@ -147,14 +149,16 @@ impl<'k> Made<'k> {
                 let scan = x.cumulative_sum();
                 Some(if x.ty().elem == Elem::F32 { self.tame(scan) } else { scan % 29i64 })
             })(),
-            14 if cols % 2 == 0 => self.pick(c, pool, |ty| ty.cols == cols).map(|x| {
-                x.columns([ColumnOrder::SwapPairs, ColumnOrder::SwapHalves][c.next(2)])
-            }),
-            15 => self.pick(c, pool, |ty| ty.rows == rows && ty.cols == cols && ty.elem != Elem::Bool).map(|x| {
-                let turned = x.reshape([[1, rows * cols], [cols, rows]][c.next(2)]);
-                let largest = turned.max_along(c.next(2));
-                (turned.max(largest - turned)).reshape([rows, cols])
-            }),
+            14 if cols % 2 == 0 => self
+                .pick(c, pool, |ty| ty.cols == cols)
+                .map(|x| x.columns([ColumnOrder::SwapPairs, ColumnOrder::SwapHalves][c.next(2)])),
+            15 => self.pick(c, pool, |ty| ty.rows == rows && ty.cols == cols && ty.elem != Elem::Bool).map(
+                |x| {
+                    let turned = x.reshape([[1, rows * cols], [cols, rows]][c.next(2)]);
+                    let largest = turned.max_along(c.next(2));
+                    (turned.max(largest - turned)).reshape([rows, cols])
+                },
+            ),
             16 => (|| {
                 let acc = match c.next(2) {
                     0 => k.full([rows, cols], 0.0),
@@ -195,7 +199,9 @@ impl<'k> Made<'k> {
 
     fn fold(&mut self, c: &mut Choices, pool: &mut Vec<Tile<'k>>, depth: usize) {
         let k = self.k;
-        let Some(init) = (0..3).map(|_| self.pick(c, pool, |_| true)).collect::<Option<Vec<_>>>() else { return };
+        let Some(init) = (0..3).map(|_| self.pick(c, pool, |_| true)).collect::<Option<Vec<_>>>() else {
+            return;
+        };
         let init: [Tile<'k>; 3] = init.try_into().unwrap_or_else(|_| unreachable!("three were picked"));
         let trips = match c.next(3) {
             0 => k.int(c.next(4) as i64),
@@ -206,9 +212,11 @@ impl<'k> Made<'k> {
             let mut inner = pool.clone();
             inner.push(i);
             inner.extend(args);
+            self.starts.push(i);
             for _ in 0..2 + c.next(7) {
                 self.step(c, &mut inner, depth + 1);
             }
+            self.starts.pop();
             init.map(|init| self.pick(c, &inner, |ty| ty == init.ty()).expect("the argument is one"))
         });
         pool.extend(outs);
@@ -234,7 +242,8 @@ fn kernel(choices: &[u32], rows: usize, cols: usize) -> Kernel {
         stores: 0,
         k: &k,
     };
-    let mut pool = vec![k.iota(1, cols), made.load(&mut c, made.x), k.iota(0, rows), k.full([rows, cols], 0.5)];
+    let mut pool =
+        vec![k.iota(1, cols), made.load(&mut c, made.x), k.iota(0, rows), k.full([rows, cols], 0.5)];
     pool.push(k.load(made.x, &[program, k.int(0), k.int(0)], [Some(1), Some(2)], [rows, cols], &[]));
     while !c.is_done() {
         made.step(&mut c, &mut pool, 0);
