@@ -354,6 +354,13 @@ fn layers_of_one_kind_are_one_function_unless_stored_differently() {
     assert_eq!(names(&module), ["dense_layer", "dense_layer_1", "moe_layer", "forward", "main"]);
 }
 
+#[test]
+fn a_layer_reads_like_the_paper() {
+    let module = Fixture::load("v3-tiny").module(Options::default());
+    let layer = module.func("moe_layer").unwrap();
+    insta::assert_snapshot!(eva_ir::text::print_function(&module, layer));
+}
+
 /// The weights of the module are the tensors of the checkpoint: the same names, the same extents.
 #[test]
 fn weights_are_those_of_the_checkpoint() {

@@ -74,7 +74,9 @@ impl Tensor {
         let help = |args: &[TensorType]| {
             let ty = args.first()?;
             Some(match usize::try_from(axis).ok().and_then(|axis| ty.shape.get(axis)) {
-                Some(extent) => format!("positions are in 0..{extent}; extents compare by name"),
+                Some(extent) => {
+                    format!("positions are in 0..{extent}; extents compare by name, not by value")
+                }
                 None => "axes count from 0, or from -1 at the end".into(),
             })
         };

@@ -136,7 +136,7 @@ impl Program {
 
     /// The module, verified; or every mistake that was made, in the order they were made in.
     pub fn finish(&self) -> Result<Module, Diags> {
-        let diags = self.0.diags.take();
+        let diags = self.0.diags.borrow().clone();
         if !diags.is_empty() {
             return Err(Diags(diags));
         }

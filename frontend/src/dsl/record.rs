@@ -203,6 +203,7 @@ impl Recording {
         };
         let mut diag = Diag::new("eva::type_mismatch", message).label(Some(request.loc), error.message);
         for (i, &arg) in args.iter().enumerate() {
+            let arg = self.before_cast(arg, request.loc);
             let data = &self.inner().values[arg];
             // Where operands come in any number, they are counted.
             let role = match (op.kind().is_variadic(), operands.get(i)) {
@@ -214,6 +215,15 @@ impl Recording {
         }
         diag.help = error.help.or_else(|| (request.help)(&self.types(args)));
         diag
+    }
+
+    /// What the user gave where the method itself has cast it.
+    fn before_cast(&self, arg: Value, loc: Loc) -> Value {
+        let data = &self.inner().values[arg];
+        match &data.def {
+            Def::Op(Op::Cast(_), args) if data.loc == Some(loc) => args[0],
+            _ => arg,
+        }
     }
 
     /// Checks the extents that code is generated for one by one, and which therefore must have a value.

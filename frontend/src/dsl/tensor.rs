@@ -47,31 +47,29 @@ impl Tensor {
     pub fn dim(&self, axis: i64) -> Dim {
         let Some(ty) = self.ty() else { return Dim::sym(UNKNOWN) };
         let dim = usize::try_from(absolute(axis, &ty)).ok().and_then(|i| ty.shape.get(i));
-        dim.cloned().unwrap_or_else(|| {
-            self.note_shape(
-                format!("there is no axis {axis} in {ty}"),
-                "counted from 0, or from -1 at the end",
-            );
-            Dim::sym(UNKNOWN)
-        })
+        if dim.is_none() {
+            let message = format!("there is no axis {axis} in {ty}");
+            self.note_shape(message, "axes count from 0, or from -1 at the end", here());
+        }
+        dim.cloned().unwrap_or_else(|| Dim::sym(UNKNOWN))
     }
 
     /// The extents of all axes, of which there must be `N`: `let [b, s, m] = x.dims();`.
     #[track_caller]
     pub fn dims<const N: usize>(&self) -> [Dim; N] {
-        let unknown = || std::array::from_fn(|_| Dim::sym(UNKNOWN));
-        let Some(ty) = self.ty() else { return unknown() };
-        ty.shape.to_vec().try_into().unwrap_or_else(|_| {
+        let unknown = std::array::from_fn(|_| Dim::sym(UNKNOWN));
+        let Some(ty) = self.ty() else { return unknown };
+        let dims: Option<[Dim; N]> = ty.shape.to_vec().try_into().ok();
+        if dims.is_none() {
             let message = format!("{ty} has {} axes, but {N} are expected", ty.rank());
-            self.note_shape(message, "the tensor must have as many axes as there are names");
-            unknown()
-        })
+            self.note_shape(message, "the tensor must have as many axes as there are names", here());
+        }
+        dims.unwrap_or(unknown)
     }
 
-    #[track_caller]
-    fn note_shape(&self, message: String, help: &str) {
+    fn note_shape(&self, message: String, help: &str, loc: Loc) {
         let made = self.value.and_then(|v| self.recording.inner().values[v].loc);
-        let diag = Diag::new("eva::shape", message).label(Some(here()), "asked for here");
+        let diag = Diag::new("eva::shape", message).label(Some(loc), "asked for here");
         self.recording.note(diag.label(made, "of this tensor").help(help));
     }
 
@@ -79,7 +77,11 @@ impl Tensor {
     /// function ask for the same name. A parameter keeps its name.
     #[track_caller]
     pub fn named(&self, name: &str) -> Tensor {
-        if let Some(value) = self.value.filter(|_| self.check_name(name, here())) {
+        self.named_at(name, here())
+    }
+
+    fn named_at(&self, name: &str, loc: Loc) -> Tensor {
+        if let Some(value) = self.value.filter(|_| self.check_name(name, loc)) {
             let name_of = &mut self.recording.inner_mut().names[value.index()];
             if !matches!(name_of, Name::Exact(_)) {
                 *name_of = Name::Wanted(name.into());
@@ -98,7 +100,7 @@ impl Tensor {
     pub(super) fn tap_at(&self, name: &str, loc: Loc) -> Tensor {
         let Some(value) = self.value.filter(|_| self.check_name(name, loc)) else { return self.clone() };
         if !self.recording.program.0.taps.get() {
-            return self.named(name);
+            return self.named_at(name, loc);
         }
         let taken = {
             let inner = self.recording.inner();

@@ -41,9 +41,9 @@ impl Layer {
     /// `x [b, s, m] ↦ x' + FFN(RMSNorm(x'))` with `x' = x + Attention(RMSNorm(x))`.
     #[track_caller]
     pub fn apply(&self, w: &Weights, x: &Tensor, tokens: &Tokens) -> Tensor {
-        let normed = rms_norm(&w.at("input_layernorm"), x, self.eps);
-        let x = x + self.attention.apply(&w.at("self_attn"), &normed, tokens);
-        let normed = rms_norm(&w.at("post_attention_layernorm"), &x, self.eps);
+        let normed = rms_norm(&w.at("input_layernorm"), x, self.eps).named("attn_in");
+        let x = (x + self.attention.apply(&w.at("self_attn"), &normed, tokens)).named("mid");
+        let normed = rms_norm(&w.at("post_attention_layernorm"), &x, self.eps).named("mlp_in");
         let mlp = w.at("mlp");
         let ffn = match &self.ffn {
             Ffn::Dense(swiglu) => swiglu.apply(&mlp, &normed),

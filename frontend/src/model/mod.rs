@@ -3,7 +3,7 @@
 //! A block is a plain value that holds its numbers, with a method that applies it: [`mla::Mla`], [`moe::Experts`],
 //! [`mlp::SwiGlu`], [`layer::Layer`]. Blocks use nothing but [`crate::prelude`], so a block of your own is
 //! written, and combined with these, in the same way. Their weights have the names and layouts of the public
-//! checkpoints; see [`causal_lm`] for how a module's parameters map to a checkpoint.
+//! checkpoints; see [`mod@causal_lm`] for how a module's parameters map to a checkpoint.
 //!
 //! Extents go by one letter each, here and in the IR text:
 //!

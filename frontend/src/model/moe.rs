@@ -79,7 +79,7 @@ impl Experts {
     pub fn apply(&self, w: &Weights, x: &Tensor) -> Tensor {
         let Self { routed: e, per_token: k, width: f, .. } = self;
         let [b, s, m] = x.dims();
-        let tokens = x.reshape([&(&b * &s), &m]);
+        let tokens = x.reshape([&(&b * &s), &m]).named("tokens");
 
         let (logits, chosen, weight) = self.route(&w.at("gate"), &tokens);
         logits.reshape([&b, &s, e]).tap("router_logits");
@@ -87,6 +87,8 @@ impl Experts {
         weight.reshape([&b, &s, k]).tap("topk_weight");
 
         let (order, position, offsets) = chosen.sort_by_expert(e);
+        let (order, position, offsets) =
+            (order.named("order"), position.named("position"), offsets.named("offsets"));
         let rows = tokens.dispatch(&order, k).named("rows");
         let experts = w.at("experts");
         let gate = rows.grouped("gm,efm->gf", &experts.get("gate_proj.weight", [e, f, &m]), &offsets);
