@@ -1,6 +1,19 @@
 //! The form of attention: keys and values expanded from the latents, or queries absorbed into them.
+//!
+//! Latent attention can be computed in two ways that are equal but for rounding: [`Form::Expanded`], as its
+//! definition has it, makes the keys and values of every head from the cached latents; [`Form::Absorbed`] multiplies
+//! the up-projections into the queries and the outputs, so that all heads share the latents themselves. With few
+//! new tokens and many cached ones the second moves much less memory; with many new tokens the first takes less
+//! arithmetic.
+//!
+//! [`Form::Auto`] decides by cost ([`crate::rewrite::cost`]), at the extents that the module fixes and, where it
+//! leaves them open, at those of decoding: one compile serves every length, and it has one form. Runs before
+//! [`crate::attend`], which recognizes either.
 
+use crate::rewrite::cost::{Cost, Roofline, representative};
+use crate::rewrite::{Choose, Rewriting, rewrite, rules};
 use eva_ir::diag::Diag;
+use eva_ir::dim::Sym;
 use eva_ir::graph::Module;
 
 /// Which form of attention to compile.
@@ -15,7 +28,38 @@ pub enum Form {
     Expanded,
 }
 
+/// What was found and chosen.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// The values taken for extents that the module leaves open.
+    pub sizes: Vec<(Sym, i64)>,
+    /// The functions in which a rule applies, in the module's order.
+    pub functions: Vec<Rewriting>,
+}
+
 /// The module with each attention in the form asked for.
-pub fn choose(module: &Module, _form: Form) -> Result<Module, Diag> {
-    Ok(module.clone())
+pub fn choose(module: &Module, form: Form) -> Result<Module, Diag> {
+    choose_and_report(module, form, Roofline::CPU).map(|(module, _)| module)
+}
+
+/// The module with each attention in the form asked for, chosen for `machine`; and what was done.
+pub fn choose_and_report(module: &Module, form: Form, machine: Roofline) -> Result<(Module, Report), Diag> {
+    let choose = match form {
+        Form::Expanded => return Ok((module.clone(), Report::default())),
+        Form::Absorbed => Choose::Rewritten,
+        Form::Auto => Choose::Cheapest,
+    };
+    let rules = rules::absorption()?;
+    let mut report = Report { sizes: representative(module).into_iter().collect(), functions: Vec::new() };
+    let module = crate::rebuild::functions(module, |_, f| {
+        let cost = Cost::new(module, f, machine);
+        Ok(match rewrite(f, &rules, &cost, choose)? {
+            Some((function, rewriting)) => {
+                report.functions.push(rewriting);
+                function
+            }
+            None => f.clone(),
+        })
+    })?;
+    Ok((module, report))
 }

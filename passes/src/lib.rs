@@ -13,6 +13,7 @@ pub mod order;
 pub mod pass;
 pub mod plan;
 pub mod rebuild;
+pub mod rewrite;
 pub mod spread;
 pub mod target;
 
