@@ -43,6 +43,8 @@ pub struct Session {
     func: Func,
     /// One for each parameter; `None` for those given on every call.
     weights: Vec<Option<Arc<Weight>>>,
+    /// The extents that the module or a weight fixes.
+    fixed: HashMap<Sym, i64>,
     arena: Bytes,
     bound: Option<(Vec<(Sym, i64)>, Bound)>,
 }
@@ -108,7 +110,7 @@ impl Session {
     pub fn new(exe: Arc<Executable>, name: &str, weights: &Weights) -> Result<Self, Error> {
         let func = exe.func(name)?;
         let f = exe.func_plan(func);
-        let fixed = fixed(&exe);
+        let mut fixed = fixed(&exe);
         let mut found = Vec::new();
         for param in &f.params {
             if param.kind != ParamKind::Weight {
@@ -121,13 +123,14 @@ impl Session {
                 ty: param.ty.to_string(),
             };
             let weight = weights.get(&param.name).ok_or_else(missing)?;
+            bind(&param.ty, &weight.shape, &mut fixed);
             check(&param.name, &param.ty, weight.dtype, &weight.shape, &fixed)?;
             if weight.bytes.len() != weight.shape.iter().product::<usize>() * weight.dtype.bytes() as usize {
                 return Err(Error::Internal(format!("`{}` has the wrong number of bytes", param.name)));
             }
             found.push(Some(weight.clone()));
         }
-        Ok(Self { exe, func, weights: found, arena: Bytes::zeroed(0), bound: None })
+        Ok(Self { exe, func, weights: found, fixed, arena: Bytes::zeroed(0), bound: None })
     }
 
     /// The executable.
@@ -142,7 +145,7 @@ impl Session {
 
     /// Zeroed states for `batch` sequences with room for `capacity` tokens each.
     pub fn new_states(&self, batch: usize, capacity: usize) -> Result<States, Error> {
-        let fixed = fixed(&self.exe);
+        let fixed = &self.fixed;
         let mut tensors = HashMap::new();
         for param in self.plan().params.iter().filter(|p| p.kind == ParamKind::State) {
             let mut shape = vec![batch, capacity];
@@ -162,7 +165,7 @@ impl Session {
 
     /// Bytes that one token takes in the states.
     pub fn state_bytes_per_token(&self) -> usize {
-        let fixed = fixed(&self.exe);
+        let fixed = &self.fixed;
         let states = self.plan().params.iter().filter(|p| p.kind == ParamKind::State);
         let width = |ty: &TensorType| {
             let product = Dim::product(ty.shape.iter().skip(2)).eval(&|sym| fixed.get(sym).copied());
@@ -178,7 +181,8 @@ impl Session {
 
     /// Bytes of arena that a call with these extents needs.
     pub fn arena_bytes(&self, sizes: &[(&str, usize)]) -> Result<usize, Error> {
-        let sizes: HashMap<Sym, i64> = sizes.iter().map(|&(name, n)| (name.into(), n as i64)).collect();
+        let mut sizes: HashMap<Sym, i64> = sizes.iter().map(|&(name, n)| (name.into(), n as i64)).collect();
+        sizes.extend(self.fixed.clone());
         Ok(self.exe.bind(self.func, &sizes)?.arena)
     }
 
@@ -193,7 +197,7 @@ impl Session {
     ) -> Result<Vec<(String, Tensor)>, Error> {
         let exe = self.exe.clone();
         let f = exe.func_plan(self.func);
-        let mut env: HashMap<Sym, i64> = fixed(&exe);
+        let mut env: HashMap<Sym, i64> = self.fixed.clone();
         env.extend(sizes.iter().map(|&(name, n)| (Sym::from(name), n as i64)));
         if let Some(states) = &states {
             env.insert(CAPACITY.into(), states.capacity as i64);
@@ -202,12 +206,7 @@ impl Session {
             let param = f.params.iter().find(|p| p.name == name && p.kind == ParamKind::Input);
             let param =
                 param.ok_or_else(|| Error::Unknown { name: name.into(), function: f.name.clone() })?;
-            for (dim, &n) in param.ty.shape.iter().zip(tensor.shape()) {
-                let mut terms = dim.terms();
-                if let (Some(([sym], 1)), None) = (terms.next(), terms.next()) {
-                    env.entry(sym.clone()).or_insert(n as i64);
-                }
-            }
+            bind(&param.ty, tensor.shape(), &mut env);
         }
         let mut params = Vec::with_capacity(f.params.len());
         for (param, weight) in f.params.iter().zip(&self.weights) {
@@ -290,6 +289,16 @@ impl Session {
 /// The extents whose values the module fixes.
 fn fixed(exe: &Executable) -> HashMap<Sym, i64> {
     exe.plan().dims.iter().filter_map(|(sym, n)| Some((sym.clone(), (*n)?))).collect()
+}
+
+/// Gives extents that are a name alone, and have no value yet, the value that a tensor's shape shows.
+fn bind(ty: &TensorType, shape: &[usize], env: &mut HashMap<Sym, i64>) {
+    for (dim, &n) in ty.shape.iter().zip(shape) {
+        let mut terms = dim.terms();
+        if let (Some(([sym], 1)), None) = (terms.next(), terms.next()) {
+            env.entry(sym.clone()).or_insert(n as i64);
+        }
+    }
 }
 
 /// Checks a tensor against a parameter's type.

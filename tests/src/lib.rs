@@ -4,6 +4,7 @@ use eva_ir::dim::Sym;
 use eva_ir::eval::{Array, Sizes, eval_values};
 use eva_ir::graph::{Def, Func, Function, Module, ParamKind};
 use eva_ir::kernel::Phase;
+use eva_ir::testing::Sample;
 use eva_ir::types::DType;
 use eva_passes::interpret::{How, interpret};
 use eva_passes::plan::Plan;
@@ -71,10 +72,20 @@ pub fn tolerance(dtype: DType) -> f64 {
 
 /// Checks evaluator = tile interpreter = lane interpreter = machine code for one function, on random arguments.
 pub fn check_chain(module: &Module, func: Func, given: &[(&str, i64)], ints: &HashMap<&str, Vec<i64>>, seed: u64) {
-    let f = &module.funcs[func];
     let sizes = sizes(module, given);
-    let args = arguments(f, &sizes, seed, ints);
-    let values = eval_values(module, func, &sizes, &args);
+    let args = arguments(&module.funcs[func], &sizes, seed, ints);
+    check_args(module, func, &sizes, &args, &[]);
+}
+
+/// Checks the chain on one of the generator's modules.
+pub fn check_random(sample: &Sample, seed: u64) {
+    check_args(&sample.module, sample.func, &sample.sizes, &sample.args(seed), &sample.bounds);
+}
+
+/// Checks the chain on given arguments. `bounds` are the largest magnitudes that results can have, where known.
+pub fn check_args(module: &Module, func: Func, sizes: &Sizes, args: &[Array], bounds: &[f64]) {
+    let f = &module.funcs[func];
+    let values = eval_values(module, func, sizes, args);
     let want: Vec<Array> = f.results.iter().map(|v| values[v][0].clone()).collect();
     let executable = Executable::compile(module, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}"));
     let plan: &Plan = executable.plan();
@@ -87,20 +98,21 @@ pub fn check_chain(module: &Module, func: Func, given: &[(&str, i64)], ints: &Ha
 
     for phase in [Phase::Tile, Phase::Lane] {
         let how = How { phase, slack: 3, options: eva_ir::kernel::run::Options::default() };
-        let (have, _) = interpret(plan, func, &sizes, &args, &how).unwrap_or_else(|e| panic!("{phase:?}: {e}"));
-        let exact = |dtype| if coarse == DType::F32 && dtype == DType::F32 { 1e-7 } else { tolerance(coarse) };
-        compare(f, &format!("{phase:?}"), &have, &want, exact);
+        let (have, _) = interpret(plan, func, sizes, args, &how).unwrap_or_else(|e| panic!("{phase:?}: {e}"));
+        let limit = if coarse == DType::F32 { 1e-7 } else { tolerance(coarse) };
+        compare(f, &format!("{phase:?}"), &have, &want, bounds, limit);
     }
-    let have = run_machine(Arc::new(executable), f, &sizes, &args);
-    compare(f, "machine code", &have, &want, |_| tolerance(coarse));
+    let have = run_machine(Arc::new(executable), f, sizes, args);
+    compare(f, "machine code", &have, &want, bounds, tolerance(coarse));
 }
 
-fn compare(f: &Function, who: &str, have: &[Array], want: &[Array], limit: impl Fn(DType) -> f64) {
-    for ((have, want), &value) in have.iter().zip(want).zip(&f.results) {
-        let dtype = f.tensor(value).expect("results are tensors").dtype;
-        let d = difference(have, want);
+fn compare(f: &Function, who: &str, have: &[Array], want: &[Array], bounds: &[f64], limit: f64) {
+    for (i, ((have, want), &value)) in have.iter().zip(want).zip(&f.results).enumerate() {
+        // Relative to what the values can be, if that is more than what they are.
+        let largest = want.data.iter().fold(1.0f64, |m, x| m.max(x.abs()));
+        let d = difference(have, want) * largest / bounds.get(i).map_or(largest, |b| b.max(largest));
         let name = &f.values[value].name;
-        assert!(d <= limit(dtype), "{who}: `{name}` of @{} differs by {d:e}\nhave {have:?}\nwant {want:?}", f.name);
+        assert!(d <= limit, "{who}: `{name}` of @{} differs by {d:e}\nhave {have:?}\nwant {want:?}", f.name);
     }
 }
 
