@@ -8,3 +8,4 @@ mod memory;
 mod product;
 mod random;
 mod targets;
+mod tiles;
