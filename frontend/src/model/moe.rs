@@ -107,7 +107,7 @@ impl Experts {
     /// For `tokens [t, m]` the router's logits `f32[t, e]`, the chosen experts `i32[t, k]`, best first, and their
     /// weights `f32[t, k]`; in `f32` throughout, since a rounding can change a choice.
     #[track_caller]
-    fn route(&self, w: &Weights, tokens: &Tensor) -> (Tensor, Tensor, Tensor) {
+    pub fn route(&self, w: &Weights, tokens: &Tensor) -> (Tensor, Tensor, Tensor) {
         let (e, k) = (&self.routed, &self.per_token);
         let logits = tokens.cast(F32).linear(&w.get("weight", [e, &tokens.dim(-1)])).named("logits");
         let (chosen, weight) = match self.router {
