@@ -23,6 +23,8 @@ pub mod kernel;
 pub mod lower;
 pub mod op;
 pub mod ops;
+#[doc(hidden)]
+pub mod testing;
 pub mod text;
 pub mod types;
 pub mod verify;

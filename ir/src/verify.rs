@@ -190,7 +190,10 @@ impl Checker<'_> {
             };
             return self.report("eva::order", value, message);
         }
-        let sound = self.sound[value.index()] && args.iter().all(|arg| self.sound[arg.index()]);
+        if !self.sound[value.index()] {
+            return;
+        }
+        let sound = args.iter().all(|arg| self.sound[arg.index()]);
         let inferred = match &data.def {
             Def::Param(_) => return,
             Def::Op(op, _) => {
