@@ -192,7 +192,7 @@ proptest! {
         prop_assert_eq!(&a - &a, Dim::from(0));
         prop_assert_eq!(&a + 0, a.clone());
         prop_assert_eq!(&a * 1, a.clone());
-        prop_assert_eq!(&a * 0, Dim::from(0));
+        prop_assert_eq!(&a * &Dim::from(0), Dim::from(0));
     }
 
     #[test]
