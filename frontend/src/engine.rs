@@ -156,37 +156,49 @@ impl Model {
 
     /// Checks token ids against the vocabulary.
     pub fn check_tokens(&self, ids: &[u32]) -> Result<(), EngineError> {
-        let vocab = self.config.vocab;
-        match ids.iter().enumerate().find(|&(_, &id)| id as usize >= vocab) {
-            None => Ok(()),
-            Some((i, id)) => {
-                let message = format!("token {i} of the prompt is {id}, but the vocabulary has {vocab} tokens (0 to {})", vocab - 1);
-                Err(EngineError::Prompt(message))
-            }
-        }
+        check_tokens(&self.config, ids)
     }
 
     /// Makes up to `max_new` tokens after a prompt.
     pub fn generator(&self, prompt: &[u32], max_new: usize, sampling: Sampling) -> Result<Generator, EngineError> {
-        if prompt.is_empty() {
-            return Err(EngineError::Prompt("the prompt is empty: give at least one token".into()));
-        }
-        self.check_tokens(prompt)?;
-        let (wanted, most) = (prompt.len().saturating_add(max_new), self.config.max_positions);
-        if wanted > most {
-            let message = format!(
-                "a prompt of {} tokens and {max_new} new ones are {wanted}, but the model's longest sequence is {most} \
-                 (`max_position_embeddings`)",
-                prompt.len()
-            );
-            return Err(EngineError::Prompt(message));
-        }
+        check_prompt(&self.config, prompt, max_new)?;
+        let wanted = prompt.len() + max_new;
         let session = self.session("main")?;
         let states = session.new_states(1, wanted)?;
         let sampler = Sampler::new(sampling)?;
         let pending = prompt.to_vec();
         Ok(Generator { session, states, sampler, pending, cached: 0, left: max_new, eos: self.config.eos.clone(), logits: Vec::new() })
     }
+}
+
+fn check_tokens(config: &Config, ids: &[u32]) -> Result<(), EngineError> {
+    let vocab = config.vocab;
+    match ids.iter().enumerate().find(|&(_, &id)| id as usize >= vocab) {
+        None => Ok(()),
+        Some((i, id)) => {
+            let message =
+                format!("token {i} of the prompt is {id}, but the vocabulary has {vocab} tokens (0 to {})", vocab - 1);
+            Err(EngineError::Prompt(message))
+        }
+    }
+}
+
+/// Checks that a model can make `max_new` tokens after a prompt: its length, and its ids. Needs no weights.
+pub fn check_prompt(config: &Config, prompt: &[u32], max_new: usize) -> Result<(), EngineError> {
+    if prompt.is_empty() {
+        return Err(EngineError::Prompt("the prompt is empty: give at least one token".into()));
+    }
+    check_tokens(config, prompt)?;
+    let (wanted, most) = (prompt.len().saturating_add(max_new), config.max_positions);
+    if wanted > most {
+        let message = format!(
+            "a prompt of {} tokens and {max_new} new ones are {wanted}, but the model's longest sequence is {most} \
+             (`max_position_embeddings`)",
+            prompt.len()
+        );
+        return Err(EngineError::Prompt(message));
+    }
+    Ok(())
 }
 
 /// The module that a configuration describes, with weights typed as the checkpoint has them.

@@ -1,5 +1,6 @@
 //! `eva compare`: a compiled model against outputs that other software recorded.
 
+use super::ui::emit;
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use eva::compare::{CompareOptions, RECORDED, Row, compare};
@@ -10,7 +11,9 @@ use std::path::PathBuf;
 
 /// Arguments of `eva compare`.
 #[derive(ClapArgs)]
-#[command(after_help = "Example:\n  eva compare tests/fixtures/v3-tiny tests/fixtures/v3-tiny/expected.safetensors")]
+#[command(
+    after_help = "Example:\n  eva compare tests/fixtures/v3-tiny tests/fixtures/v3-tiny/expected.safetensors"
+)]
 pub struct Args {
     /// Directory with config.json and the checkpoint
     model_dir: PathBuf,
@@ -73,9 +76,10 @@ pub fn run(args: &Args, progress: &dyn Progress) -> anyhow::Result<bool> {
     let options = CompareOptions { prefix: args.prefix.clone(), load };
     let rows = compare(&args.model_dir, &args.reference, &options, progress)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&rows).context("rows have no values that JSON lacks")?);
+        let json = serde_json::to_string_pretty(&rows).context("rows have no values that JSON lacks")?;
+        emit(&format!("{json}\n"))?;
     } else {
-        print!("{}", table(&rows));
+        emit(&table(&rows))?;
     }
     let compared = rows.iter().filter(|row| row.difference.is_some()).count();
     let failed = rows.iter().filter(|row| !row.ok).count();
@@ -87,14 +91,15 @@ pub fn run(args: &Args, progress: &dyn Progress) -> anyhow::Result<bool> {
         );
     }
     if !args.json {
-        println!("{} compared, {failed} failed", compared);
+        emit(&format!("{compared} compared, {failed} failed\n"))?;
     }
     Ok(failed == 0)
 }
 
 fn table(rows: &[Row]) -> String {
     let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0).max(4);
-    let number = |x: Option<f64>| x.map_or("-".into(), |x| if x == 0.0 { "0".into() } else { format!("{x:.1e}") });
+    let number =
+        |x: Option<f64>| x.map_or("-".into(), |x| if x == 0.0 { "0".into() } else { format!("{x:.1e}") });
     let mut text = format!("{:width$}  {:>10}  {:>8}  ok\n", "name", "difference", "limit");
     for row in rows {
         let ok = match (row.ok, row.difference) {
@@ -102,7 +107,13 @@ fn table(rows: &[Row]) -> String {
             (true, Some(_)) => "ok",
             (true, None) => "-",
         };
-        let line = format!("{:width$}  {:>10}  {:>8}  {ok:4} {}", row.name, number(row.difference), number(row.limit), row.note);
+        let line = format!(
+            "{:width$}  {:>10}  {:>8}  {ok:4} {}",
+            row.name,
+            number(row.difference),
+            number(row.limit),
+            row.note
+        );
         text += line.trim_end();
         text.push('\n');
     }

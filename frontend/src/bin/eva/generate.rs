@@ -1,0 +1,206 @@
+//! `eva generate`: tokens from a model.
+
+use super::ui::{Bars, FormArg, TypeArg, Usage, bytes, count, emit, say};
+use anyhow::bail;
+use clap::{ArgGroup, Args as ClapArgs};
+use eva::engine::{LoadOptions, Model, check_prompt};
+use eva::model::config::Config;
+use eva::tokenizer::Tokenizer;
+use eva_runtime::sample::{Sampler, Sampling};
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Arguments of `eva generate`.
+#[derive(ClapArgs)]
+#[command(group(ArgGroup::new("input").required(true).args(["prompt", "tokens"])), after_help = "\
+Examples:
+  eva generate MODEL_DIR --prompt 'Once upon a time' --max-new-tokens 64
+  eva generate MODEL_DIR --prompt 'Roses are' --max-new-tokens 64 --temperature 0.7 --top-p 0.9 --seed 1
+  eva generate MODEL_DIR --tokens 17,4,250 --max-new-tokens 8
+
+With --tokens the ids of the new tokens are printed, separated by commas, on one line. Generation ends early
+after a token that ends a text (`eos_token_id` of config.json).")]
+pub struct Args {
+    /// Directory with config.json and the checkpoint
+    model_dir: PathBuf,
+    /// Text to go on from; needs the model's tokenizer.json
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: Option<String>,
+    /// Token ids to go on from, separated by commas
+    #[arg(long, value_name = "IDS", allow_hyphen_values = true, value_parser = ids)]
+    tokens: Option<Ids>,
+    /// How many tokens to make at most
+    #[arg(long, value_name = "N", value_parser = count)]
+    max_new_tokens: usize,
+    /// Divides the logits before sampling; 0 takes the most probable token [default: 0, or 1 with --top-k or --top-p]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    temperature: Option<f64>,
+    /// Sample from this many most probable tokens
+    #[arg(long, value_name = "K", value_parser = count)]
+    top_k: Option<usize>,
+    /// Sample from the most probable tokens that have this probability together
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    top_p: Option<f64>,
+    /// Where the random numbers of sampling start
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Type of activations and of the cache
+    #[arg(long, value_enum, default_value_t = TypeArg::F32)]
+    dtype: TypeArg,
+    /// Form of attention
+    #[arg(long, value_enum, default_value_t = FormArg::Auto)]
+    form: FormArg,
+    /// Threads [default: EVA_THREADS, or the processors]
+    #[arg(long, value_name = "N", value_parser = count)]
+    threads: Option<usize>,
+    /// Go on after a token that ends a text
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Print tokens, text and measurements as JSON, when all is done
+    #[arg(long)]
+    json: bool,
+}
+
+/// Token ids on the command line; none for an empty text, which the engine refuses.
+#[derive(Clone)]
+struct Ids(Vec<u32>);
+
+fn ids(text: &str) -> Result<Ids, String> {
+    if text.trim().is_empty() {
+        return Ok(Ids(Vec::new()));
+    }
+    let id = |part: &str| {
+        let wrong =
+            || format!("`{part}` is not a token id: ids are whole numbers from 0, separated by commas");
+        part.trim().parse().map_err(|_| wrong())
+    };
+    text.split(',').map(id).collect::<Result<_, _>>().map(Ids)
+}
+
+/// Loads, generates and prints; with `verbose` also what it took.
+pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
+    let choosy = args.top_k.is_some() || args.top_p.is_some();
+    let sampling = Sampling {
+        temperature: args.temperature.unwrap_or(if choosy { 1.0 } else { 0.0 }),
+        top_k: args.top_k,
+        top_p: args.top_p,
+        seed: args.seed,
+    };
+    Sampler::new(sampling).map_err(|error| Usage(format!("{error}")))?;
+    // What is wrong with the prompt is said before a large model is loaded.
+    let config = Config::load(&args.model_dir)?;
+    let tokenizer = match args.prompt.as_deref() {
+        Some("") => bail!("the prompt is empty: give some text, or token ids with --tokens"),
+        Some(_) => Some(Tokenizer::load(&args.model_dir, config.vocab)?),
+        None => None,
+    };
+    let prompt = match (&tokenizer, &args.prompt, &args.tokens) {
+        (Some(tokenizer), Some(text), _) => tokenizer.encode(text)?,
+        (_, _, Some(ids)) => ids.0.clone(),
+        _ => Vec::new(),
+    };
+    check_prompt(&config, &prompt, args.max_new_tokens)?;
+
+    let options = LoadOptions {
+        dtype: args.dtype.into(),
+        form: args.form.into(),
+        threads: args.threads,
+        ..LoadOptions::default()
+    };
+    let started = Instant::now();
+    let model = Model::load(&args.model_dir, &options, bars)?;
+    let load_time = started.elapsed();
+    let mut generator = model.generator(&prompt, args.max_new_tokens, sampling)?;
+    if args.ignore_eos {
+        generator.ignore_eos();
+    }
+    let capacity = prompt.len() + args.max_new_tokens;
+    let decode_sizes = [("b", 1), ("s", 1), ("t", capacity), ("@capacity", capacity)];
+    let arena = (generator.arena_bytes()?, model.session("main")?.arena_bytes(&decode_sizes)?);
+
+    let mut stream = tokenizer.as_ref().map(Tokenizer::stream);
+    let (mut tokens, mut text) = (Vec::new(), String::new());
+    let mut show = |piece: &str| {
+        text.push_str(piece);
+        if args.json { Ok(()) } else { emit(piece) }
+    };
+    let (mut prefill, mut decode) = (Duration::ZERO, Duration::ZERO);
+    loop {
+        let started = Instant::now();
+        let Some(token) = generator.step()? else { break };
+        *(if tokens.is_empty() { &mut prefill } else { &mut decode }) += started.elapsed();
+        tokens.push(token);
+        if let Some(stream) = &mut stream {
+            show(&stream.push(token)?)?;
+        }
+    }
+    if let Some(stream) = stream {
+        show(&stream.finish()?)?;
+    }
+    let ended = !args.ignore_eos && tokens.last().is_some_and(|last| model.config.eos.contains(last));
+    if args.json {
+        let report = json!({
+            "prompt": prompt,
+            "tokens": tokens,
+            "text": tokenizer.is_some().then_some(&text),
+            "finish": if ended { "eos" } else { "length" },
+            "compilations": model.compilations,
+            "compile_seconds": model.compile_time.as_secs_f64(),
+            "load_seconds": load_time.as_secs_f64(),
+            "kernels": model.executable().plan().kernels.len(),
+            "threads": model.executable().threads(),
+            "weight_bytes": model.weight_bytes(),
+            "cache_bytes_per_token": generator.cache_bytes_per_token(),
+            "cache_bytes": generator.cache_bytes(),
+            "arena_bytes": {"prefill": arena.0, "decode": arena.1},
+            "prefill_seconds": prefill.as_secs_f64(),
+            "decode_seconds": decode.as_secs_f64(),
+        });
+        emit(&format!("{report}\n"))?;
+    } else if tokenizer.is_some() {
+        emit("\n")?;
+    } else {
+        let words: Vec<String> = tokens.iter().map(u32::to_string).collect();
+        emit(&format!("{}\n", words.join(",")))?;
+    }
+    if verbose {
+        let executable = model.executable();
+        let speed = |n: usize, time: Duration| {
+            let seconds = time.as_secs_f64();
+            format!(
+                "{n} token{} in {seconds:.3} s, {:.1}/s",
+                if n == 1 { "" } else { "s" },
+                n as f64 / seconds
+            )
+        };
+        let times = executable.times;
+        say(&format!(
+            "compilations  {} (one serves every length)\n\
+             compile time  {:.3} s (passes {:.3} s, machine code {:.3} s)\n\
+             kernels       {} ({} of machine code)\n\
+             threads       {}\n\
+             weights       {}\n\
+             cache         {} bytes per token, {} for {capacity} tokens\n\
+             arena         {} for prefill, {} for decoding\n\
+             prefill       {}",
+            model.compilations,
+            model.compile_time.as_secs_f64(),
+            times.passes.as_secs_f64(),
+            times.codegen.as_secs_f64(),
+            executable.plan().kernels.len(),
+            bytes(executable.code_bytes()),
+            executable.threads(),
+            bytes(model.weight_bytes()),
+            generator.cache_bytes_per_token(),
+            bytes(generator.cache_bytes()),
+            bytes(arena.0),
+            bytes(arena.1),
+            speed(prompt.len(), prefill),
+        ));
+        if tokens.len() > 1 {
+            say(&format!("decode        {}", speed(tokens.len() - 1, decode)));
+        }
+    }
+    Ok(true)
+}

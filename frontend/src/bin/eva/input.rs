@@ -1,0 +1,82 @@
+//! IR texts from files or standard input, and the passes that are run on them.
+
+use super::ui::BadText;
+use anyhow::{Context, bail};
+use eva::prelude::Module;
+use eva_ir::{text, verify};
+use eva_passes::Options;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+/// Longest IR text accepted, in bytes.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// An IR text and the name to call it by.
+pub struct Source {
+    /// The path, or `<stdin>`.
+    pub name: String,
+    /// The text.
+    pub text: String,
+}
+
+impl Source {
+    /// Reads a file, or standard input for `-`.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        if path == Path::new("-") {
+            return Self::from_reader("<stdin>".into(), io::stdin().lock());
+        }
+        let name = path.display().to_string();
+        let file = File::open(path).with_context(|| format!("{name}: cannot open it"))?;
+        if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+            bail!("{name}: this is a directory; give an IR file");
+        }
+        Self::from_reader(name, file)
+    }
+
+    fn from_reader(name: String, reader: impl Read) -> anyhow::Result<Self> {
+        let mut bytes = Vec::new();
+        reader
+            .take(MAX_BYTES + 1)
+            .read_to_end(&mut bytes)
+            .with_context(|| format!("{name}: cannot read it"))?;
+        if bytes.len() as u64 > MAX_BYTES {
+            bail!("{name}: it has more than {} MB; an IR text has at most that", MAX_BYTES >> 20);
+        }
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(Self { name, text }),
+            Err(error) => {
+                let at = error.utf8_error().valid_up_to();
+                bail!("{name}: not a text: byte {at} is not UTF-8")
+            }
+        }
+    }
+
+    /// The module that the text describes, verified.
+    pub fn module(&self) -> anyhow::Result<Module> {
+        let checked = text::parse(&self.text).and_then(|module| verify::verify(&module).map(|()| module));
+        checked.map_err(|diags| self.bad(diags).into())
+    }
+
+    /// Runs passes; mistakes that they find are shown in the text.
+    pub fn run(&self, module: Module, passes: &[String], options: &Options) -> anyhow::Result<Module> {
+        run_passes(module, passes, options).map_err(|error| match error.downcast() {
+            Ok(eva_passes::Error::Invalid(diags)) => self.bad(diags).into(),
+            Ok(error) => error.into(),
+            Err(error) => error,
+        })
+    }
+
+    fn bad(&self, diags: eva::prelude::Diags) -> BadText {
+        BadText { name: self.name.clone(), text: self.text.clone(), diags }
+    }
+}
+
+/// Runs passes in the order given.
+pub fn run_passes(mut module: Module, passes: &[String], options: &Options) -> anyhow::Result<Module> {
+    for name in passes {
+        let result = eva_passes::run_pass(name, &module, options);
+        module = result.with_context(|| format!("there is no pass named `{name}`"))??;
+    }
+    Ok(module)
+}

@@ -1,0 +1,99 @@
+//! `eva print`: a model, a block of it or an IR file as text.
+
+mod block;
+
+use super::input::{Source, run_passes};
+use super::ui::{FormArg, TypeArg, Usage, emit};
+use anyhow::Context;
+use clap::Args as ClapArgs;
+use clap::builder::PossibleValuesParser;
+use eva::engine::{LoadOptions, module};
+use eva::model::config::Config;
+use eva::prelude::{DType, Module};
+use eva_ir::text;
+use eva_passes::{Options, PASSES};
+use eva_runtime::checkpoint::{Checkpoint, INDEX_FILE, SINGLE_FILE};
+use std::path::{Path, PathBuf};
+
+/// Arguments of `eva print`.
+#[derive(ClapArgs)]
+#[command(after_help = "\
+Examples:
+  eva print MODEL_DIR
+  eva print MODEL_DIR/config.json --block layer.3.attention
+  eva print MODEL_DIR --block attention --form absorbed
+  eva print layer.eva --after attend
+
+Blocks are `layer`, `attention`, `norm`, `mlp`, `experts`, `router`, `shared` and `mtp`: the first of their
+kind, or that of one layer as in `layer.3.attention`; and every function that `eva print` shows. Weights have
+the checkpoint's types, or, for a config.json alone, the configuration's.")]
+pub struct Args {
+    /// Directory with config.json and perhaps the checkpoint, a config.json, or an IR file (- for standard input)
+    #[arg(value_name = "MODEL_DIR|CONFIG.json|FILE.eva")]
+    input: PathBuf,
+    /// Only this block or function, with the functions that it calls
+    #[arg(long, value_name = "BLOCK")]
+    block: Option<String>,
+    /// Print what the passes up to this one make of it
+    #[arg(long, value_name = "PASS", value_parser = PossibleValuesParser::new(PASSES))]
+    after: Option<String>,
+    /// Form of attention that the pass `form` makes; without --after, print after that pass
+    #[arg(long, value_enum)]
+    form: Option<FormArg>,
+    /// Type of a model's activations and caches [default: f32]
+    #[arg(long, value_enum)]
+    dtype: Option<TypeArg>,
+}
+
+/// Prints.
+pub fn run(args: &Args) -> anyhow::Result<bool> {
+    let after = args.after.as_deref().or(args.form.map(|_| "form"));
+    let last = after.and_then(|name| PASSES.iter().position(|pass| *pass == name));
+    let passes: Vec<String> =
+        PASSES[..last.map_or(0, |i| i + 1)].iter().map(|name| name.to_string()).collect();
+    let options = Options { form: args.form.unwrap_or(FormArg::Auto).into(), ..Options::default() };
+
+    let is_model = args.input.is_dir() || args.input.extension().is_some_and(|e| e == "json");
+    if is_model {
+        let dtype = args.dtype.map_or(DType::F32, DType::from);
+        let (module, note) = of_model(&args.input, args.block.as_deref(), dtype)?;
+        let module = run_passes(module, &passes, &options)?;
+        emit(&format!("{note}{}", text::print(&module)))?;
+        return Ok(true);
+    }
+    if args.dtype.is_some() {
+        return Err(Usage("--dtype is for models: an IR file says its own types".into()).into());
+    }
+    let source = Source::read(&args.input)?;
+    let mut module = source.module()?;
+    if let Some(name) = &args.block {
+        let unknown = || format!("there is no function @{name}; the file has {}", block::functions(&module));
+        let func = module.func(name.trim_start_matches('@')).with_context(unknown)?;
+        module = block::only(&module, func);
+    }
+    let module = source.run(module, &passes, &options)?;
+    emit(&text::print(&module))?;
+    Ok(true)
+}
+
+/// A model's module, or that of one of its blocks; and a comment to print before it.
+fn of_model(path: &Path, wanted: Option<&str>, dtype: DType) -> anyhow::Result<(Module, &'static str)> {
+    let config = Config::load(path)?;
+    let stored = path.is_dir() && [SINGLE_FILE, INDEX_FILE].iter().any(|file| path.join(file).exists());
+    let checkpoint = if stored { Some(Checkpoint::open(path)?) } else { None };
+    if let Some(checkpoint) = &checkpoint {
+        config.check(checkpoint, false)?;
+    }
+    let quantized = config.quantization.is_some();
+    let note = match quantized {
+        true => "// The checkpoint is quantized; weights are shown with the configuration's type.\n",
+        false => "",
+    };
+    let checkpoint = checkpoint.filter(|_| !quantized);
+    let options = |mtp| LoadOptions { dtype, mtp, ..LoadOptions::default() };
+    let Some(wanted) = wanted else {
+        return Ok((module(&config, checkpoint.as_ref(), &options(false))?, note));
+    };
+    let whole = module(&config, checkpoint.as_ref(), &options(true))?;
+    Ok((block::find(&config, &whole, wanted, dtype)?, note))
+}

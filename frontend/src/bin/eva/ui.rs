@@ -1,0 +1,205 @@
+//! What all subcommands share in talking to the terminal: errors, logs, progress, and words for options.
+
+use clap::ValueEnum;
+use eva::engine::{EngineError, Progress};
+use eva::prelude::{DType, Diags};
+use eva::report;
+use eva_passes::Form;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::cell::RefCell;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
+
+/// Options that do not go together; the exit code is 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}\n\nFor more information, try '--help'.")]
+pub struct Usage(pub String);
+
+/// Mistakes in an IR text, which is shown with them.
+#[derive(Debug, thiserror::Error)]
+#[error("{diags}")]
+pub struct BadText {
+    /// The text's file.
+    pub name: String,
+    /// The text.
+    pub text: String,
+    /// What is wrong with it; at least one mistake.
+    pub diags: Diags,
+}
+
+/// Writes `text` to standard output. A reader who has gone away is an error that [`report`] knows.
+pub fn emit(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Shows an error and says which exit code it means.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    let gone = |e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe;
+    if error.chain().any(|cause| cause.downcast_ref().is_some_and(gone)) {
+        return ExitCode::SUCCESS;
+    }
+    if let Some(bad) = error.downcast_ref::<BadText>() {
+        report::print(&bad.diags, Some((&bad.name, &bad.text)));
+        let n = bad.diags.0.len();
+        say(&format!("error: {}: {n} mistake{}", bad.name, if n == 1 { "" } else { "s" }));
+    } else if let Some(diags) = diags(error) {
+        report::print(diags, None);
+    } else {
+        let mut text = format!("error: {error}");
+        for cause in error.chain().skip(1).map(|cause| cause.to_string()) {
+            if !text.contains(&cause) {
+                text += &format!("\n  because: {cause}");
+            }
+        }
+        say(&text);
+    }
+    if error.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+}
+
+/// One more line on standard error. Nobody is left to hear that it cannot be written to.
+pub fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// The diagnostics inside an error, if it is about a program.
+fn diags(error: &anyhow::Error) -> Option<&Diags> {
+    let runtime = match error.downcast_ref() {
+        Some(EngineError::Module(diags)) => return Some(diags),
+        Some(EngineError::Runtime(error)) => Some(error),
+        _ => error.downcast_ref(),
+    };
+    let passes = match runtime {
+        Some(eva_runtime::Error::Compile(error)) => Some(error),
+        _ => error.downcast_ref(),
+    };
+    match passes {
+        Some(eva_passes::Error::Invalid(diags)) => Some(diags),
+        _ => None,
+    }
+}
+
+/// Sends logs to standard error: those that `RUST_LOG` asks for, or those of eva at the level of `--verbose`.
+pub fn start_logging(verbose: u8) {
+    let level = match verbose {
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        2 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    };
+    let mut filter = Targets::new().with_default(LevelFilter::WARN).with_target("eva", level);
+    if let Ok(asked) = std::env::var("RUST_LOG") {
+        match asked.parse() {
+            Ok(targets) => filter = targets,
+            Err(error) => say(&format!("warning: RUST_LOG is not understood: {error}")),
+        }
+    }
+    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(colour).without_time();
+    tracing_subscriber::registry().with(lines).with(filter).init();
+}
+
+/// Progress on standard error, if that is a terminal.
+#[derive(Default)]
+pub struct Bars(RefCell<Option<ProgressBar>>);
+
+impl Bars {
+    /// A bar that counts bytes, for work whose steps differ in size; `None` if nobody is looking.
+    pub fn bytes(&self, what: &str) -> Option<ProgressBar> {
+        self.show(what, 0, "{msg} {wide_bar} {bytes}/{total_bytes} {eta}");
+        self.0.borrow().clone()
+    }
+
+    /// Removes what is shown.
+    pub fn clear(&self) {
+        if let Some(bar) = self.0.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn show(&self, what: &str, total: usize, template: &str) {
+        self.clear();
+        if !io::stderr().is_terminal() {
+            return;
+        }
+        let bar = ProgressBar::new(total as u64).with_message(what.to_owned());
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        bar.enable_steady_tick(Duration::from_millis(100));
+        self.0.replace(Some(bar));
+    }
+}
+
+impl Progress for Bars {
+    fn begin(&self, what: &str, total: usize) {
+        let template = if total == 0 { "{spinner} {msg} {elapsed}" } else { "{msg} {wide_bar} {pos}/{len}" };
+        self.show(what, total, template);
+    }
+
+    fn step(&self) {
+        if let Some(bar) = &*self.0.borrow() {
+            bar.inc(1);
+        }
+    }
+
+    fn end(&self) {
+        self.clear();
+    }
+}
+
+/// The element types that a model computes in.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum TypeArg {
+    /// 32 bits
+    F32,
+    /// The upper 16 bits of an f32
+    Bf16,
+}
+
+impl From<TypeArg> for DType {
+    fn from(arg: TypeArg) -> Self {
+        match arg {
+            TypeArg::F32 => DType::F32,
+            TypeArg::Bf16 => DType::Bf16,
+        }
+    }
+}
+
+/// The forms of attention.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum FormArg {
+    /// Scores against the cached latents
+    Absorbed,
+    /// Keys and values expanded for each head
+    Expanded,
+    /// Chosen by cost
+    Auto,
+}
+
+impl From<FormArg> for Form {
+    fn from(arg: FormArg) -> Self {
+        match arg {
+            FormArg::Absorbed => Form::Absorbed,
+            FormArg::Expanded => Form::Expanded,
+            FormArg::Auto => Form::Auto,
+        }
+    }
+}
+
+/// A count on the command line: a whole number from 1.
+pub fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err("it must be a whole number, 1 or more".into()),
+    }
+}
+
+/// Bytes for people to read.
+pub fn bytes(n: usize) -> String {
+    indicatif::BinaryBytes(n as u64).to_string()
+}
