@@ -63,7 +63,12 @@ pub(super) struct Info<'a> {
     ranges: RefCell<HashMap<Reg, (i64, i64)>>,
 }
 
+/// The longest chain of operands that is followed to bound an index.
+const DEEPEST: usize = 100;
+
+/// No bound.
 const LEAST: i64 = i64::MIN;
+/// No bound.
 const MOST: i64 = i64::MAX;
 
 impl<'a> Info<'a> {
@@ -157,19 +162,25 @@ impl<'a> Info<'a> {
 
     /// Bounds of an `i64` scalar's value; the ends of `i64` where none are known.
     pub fn range(&self, reg: Reg) -> (i64, i64) {
+        self.range_within(reg, DEEPEST)
+    }
+
+    /// [`Self::range`], following this many operands.
+    fn range_within(&self, reg: Reg, depth: usize) -> (i64, i64) {
         if let Some(&range) = self.ranges.borrow().get(&reg) {
             return range;
         }
-        let (lo, hi) = self.find_range(reg).unwrap_or((LEAST, MOST));
+        let Some(depth) = depth.checked_sub(1) else { return (LEAST, MOST) };
+        let (lo, hi) = self.find_range(reg, depth).unwrap_or((LEAST, MOST));
         let range = if lo <= hi { (lo, hi) } else { (LEAST, MOST) };
         self.ranges.borrow_mut().insert(reg, range);
         range
     }
 
-    fn find_range(&self, reg: Reg) -> Option<(i64, i64)> {
+    fn find_range(&self, reg: Reg, depth: usize) -> Option<(i64, i64)> {
         let inst = match self.defs.get(reg.index()).copied().flatten()? {
             Def::Inst(inst) => inst,
-            Def::Index(trips) => return Some((0, less_one(self.range(trips).1))),
+            Def::Index(trips) => return Some((0, less_one(self.range_within(trips, depth).1))),
             Def::Carried => return None,
         };
         match inst {
@@ -181,7 +192,7 @@ impl<'a> Info<'a> {
             }
             Inst::Extent { dim, .. } => Some(dim_range(dim)),
             Inst::Zip { f, x, y, .. } => {
-                let (a, b) = (self.range(*x), self.range(*y));
+                let (a, b) = (self.range_within(*x, depth), self.range_within(*y, depth));
                 let open = |v: i64| v == LEAST || v == MOST;
                 match f {
                     Fn2::Add => Some((add(a.0, b.0), add(a.1, b.1))),
@@ -204,7 +215,7 @@ impl<'a> Info<'a> {
                 }
             }
             Inst::Select { x, y, .. } => {
-                let (a, b) = (self.range(*x), self.range(*y));
+                let (a, b) = (self.range_within(*x, depth), self.range_within(*y, depth));
                 Some((a.0.min(b.0), a.1.max(b.1)))
             }
             _ => None,

@@ -11,6 +11,9 @@ use std::collections::{HashMap, HashSet};
 /// The most instructions (by a rough count) that are worth repeating rather than keeping the result.
 const CHEAP: u32 = 4;
 
+/// The longest chain of operands that is followed to compute an element.
+const DEEPEST: usize = 100;
+
 /// Decisions about one kernel.
 pub(super) struct Plan {
     /// Whether a register's elements lie in scratch memory. Others are scalars, or computed where they are used.
@@ -223,7 +226,16 @@ impl Uses<'_, '_> {
     /// Adds registers that are used in several places and are not cheap.
     fn decide(mut self, order: &[Reg]) -> Vec<bool> {
         let mut cost: HashMap<Reg, u32> = HashMap::new();
+        let mut depth: HashMap<Reg, usize> = HashMap::new();
         for &reg in order {
+            let deepest = self.info.inst(reg).map_or(0, |inst| {
+                operands(inst).iter().filter_map(|x| depth.get(x)).max().map_or(1, |n| n + 1)
+            });
+            if deepest > DEEPEST {
+                self.set_home(reg);
+            }
+            let own = if self.home[reg.index()] || self.info.ty(reg).is_scalar() { 0 } else { deepest };
+            depth.insert(reg, own);
             let n = self.cost(reg, &cost);
             cost.insert(reg, n);
         }

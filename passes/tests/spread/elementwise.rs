@@ -261,3 +261,17 @@ fn rows_that_no_store_writes_cost_nothing() {
     let ran = agree(&k.finish(), &[("t", 2)]);
     assert_eq!(ran.lane.loaded, [40, 0]);
 }
+
+/// Chains of thousands of instructions: no recursion goes through all of them.
+#[test]
+fn long_chains() {
+    let k = Build::new("long");
+    let (x, y) = (k.buf(read("x", &[sym("t"), n(6)])), k.buf(write("y", &[sym("t"), n(6)])));
+    let row = k.program(sym("t"), 1);
+    let zero = (0..4000).fold(row - row, |sum, i| sum + (i % 3 - 1) as i64);
+    let zero = zero - zero;
+    let tile = k.load(x, &[row, zero], COLS, [1, 6], &[]);
+    let sum = (0..4000).fold(tile, |sum, i| if i % 2 == 0 { sum.max(tile - sum) } else { tile + sum * 0.5 });
+    k.store(y, &[row, zero], COLS, &[], sum);
+    agree(&k.finish(), &[("t", 3)]);
+}
