@@ -4,10 +4,11 @@ use crate::Error;
 use crate::abi::{Extern, RawKernel, function, scratch_layout, signature};
 use crate::isa::Options;
 use cranelift_codegen::control::ControlPlane;
-use cranelift_codegen::isa::TargetIsa;
+use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_codegen::{Context, FinalizedRelocTarget, ir::ExternalName};
 use cranelift_jit::{JITBuilder, JITModule};
-use cranelift_module::{FuncId, Linkage, Module, ModuleReloc};
+use cranelift_module::{FuncId, Linkage, Module, ModuleError, ModuleReloc};
+use eva_ir::dim::Sym;
 use eva_ir::kernel::{GridAxis, Kernel};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -61,7 +62,7 @@ struct Entry {
     scratch_bytes: usize,
     code_bytes: usize,
     grid: Vec<GridAxis>,
-    syms: Vec<eva_ir::dim::Sym>,
+    syms: Vec<Sym>,
 }
 
 /// Compiles kernels in the lane phase, as many at once as `options` says.
@@ -72,20 +73,35 @@ pub fn compile(kernels: &[Kernel], options: &Options) -> Result<Compiled, Error>
 
     let mut builder = JITBuilder::with_isa(isa.clone(), cranelift_module::default_libcall_names());
     builder.symbols(Extern::all().map(|f| (f.name(), f.address())));
-    let mut module = JITModule::new(builder);
-    let memory = |e: cranelift_module::ModuleError| Error::Memory(e.to_string());
-    let conv = isa.default_call_conv();
+    let mut compiled = Compiled { kernels: Vec::new(), module: Mutex::new(Some(JITModule::new(builder))) };
+    let entries = match compiled.module.get_mut() {
+        Ok(Some(module)) => place(module, kernels, &objects, isa.default_call_conv()),
+        _ => return Err(Error::Memory("the code's module is gone".into())),
+    };
+    compiled.kernels = entries.map_err(|e| Error::Memory(e.to_string()))?;
+    let bytes: usize = objects.iter().map(|object| object.bytes.len()).sum();
+    tracing::debug!(kernels = kernels.len(), bytes, "machine code");
+    Ok(compiled)
+}
+
+/// Gives machine code its place in memory.
+fn place(
+    module: &mut JITModule,
+    kernels: &[Kernel],
+    objects: &[Object],
+    conv: CallConv,
+) -> Result<Vec<Entry>, ModuleError> {
     // Declared first and in this order, so that their numbers are those that the code names them by.
     for f in Extern::all() {
-        module.declare_function(&f.name(), Linkage::Import, &f.signature(conv)).map_err(memory)?;
+        module.declare_function(&f.name(), Linkage::Import, &f.signature(conv))?;
     }
-    let mut ids = Vec::with_capacity(kernels.len());
-    for object in &objects {
-        let id = module.declare_anonymous_function(&signature(conv)).map_err(memory)?;
-        module.define_function_bytes(id, object.align, &object.bytes, &object.relocs).map_err(memory)?;
+    let mut ids = Vec::with_capacity(objects.len());
+    for object in objects {
+        let id = module.declare_anonymous_function(&signature(conv))?;
+        module.define_function_bytes(id, object.align, &object.bytes, &object.relocs)?;
         ids.push(id);
     }
-    module.finalize_definitions().map_err(memory)?;
+    module.finalize_definitions()?;
     let entry = |((kernel, object), id): ((&Kernel, &Object), FuncId)| Entry {
         // SAFETY: the code was made for this signature and calling convention, for this machine.
         run: unsafe { std::mem::transmute::<*const u8, RawKernel>(module.get_finalized_function(id)) },
@@ -94,8 +110,7 @@ pub fn compile(kernels: &[Kernel], options: &Options) -> Result<Compiled, Error>
         grid: kernel.grid.clone(),
         syms: kernel.syms(),
     };
-    let entries = kernels.iter().zip(&objects).zip(ids).map(entry).collect();
-    Ok(Compiled { kernels: entries, module: Mutex::new(Some(module)) })
+    Ok(kernels.iter().zip(objects).zip(ids).map(entry).collect())
 }
 
 fn objects(kernels: &[Kernel], isa: &dyn TargetIsa, threads: usize) -> Result<Vec<Object>, Error> {

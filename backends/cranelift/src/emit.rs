@@ -75,14 +75,11 @@ impl<'k, 'b> Emitter<'k, 'b> {
             Inst::Map { out, f, x } => self.map(*out, *f, *x),
             Inst::Zip { out, f, x, y } => self.zip(*out, *f, *x, *y),
             Inst::Select { out, cond, x, y } => {
-                let ty = self.reg(*out)?;
-                let lanes = self.reg(*x)?.cols.max(self.reg(*y)?.cols).max(self.reg(*cond)?.cols);
-                let cond = if self.reg(*cond)?.cols == 1 {
-                    self.get(*cond, Elem::Bool, 1)?
-                } else {
-                    self.get(*cond, Elem::Bool, lanes)?
-                };
-                let (x, y) = (self.get(*x, ty.elem, lanes)?, self.get(*y, ty.elem, lanes)?);
+                let [c, a, b] = [self.reg(*cond)?, self.reg(*x)?, self.reg(*y)?];
+                let lanes = c.cols.max(a.cols).max(b.cols);
+                // A scalar condition chooses between whole vectors.
+                let cond = self.get(*cond, Elem::Bool, c.cols)?;
+                let (x, y) = (self.get(*x, a.elem, lanes)?, self.get(*y, a.elem, lanes)?);
                 let value = self.pick(cond, x, y);
                 self.set(*out, value)
             }
@@ -277,14 +274,14 @@ impl<'k, 'b> Emitter<'k, 'b> {
             (Fn2::Sub, Elem::F32) => self.b.ins().fsub(x, y),
             (Fn2::Mul, Elem::F32) => self.b.ins().fmul(x, y),
             (Fn2::Div, Elem::F32) => self.b.ins().fdiv(x, y),
-            (Fn2::Max, Elem::F32) => self.larger(x, y, FloatCC::GreaterThan),
-            (Fn2::Min, Elem::F32) => self.larger(x, y, FloatCC::LessThan),
+            (Fn2::Max, Elem::F32) => self.extreme(x, y, FloatCC::GreaterThan),
+            (Fn2::Min, Elem::F32) => self.extreme(x, y, FloatCC::LessThan),
             (Fn2::Lt, Elem::F32) => self.b.ins().fcmp(FloatCC::LessThan, x, y),
             (Fn2::Le, Elem::F32) => self.b.ins().fcmp(FloatCC::LessThanOrEqual, x, y),
             (Fn2::Eq, Elem::F32) => self.b.ins().fcmp(FloatCC::Equal, x, y),
             (Fn2::Add, Elem::I64) => self.b.ins().iadd(x, y),
             (Fn2::Sub, Elem::I64) => self.b.ins().isub(x, y),
-            (Fn2::Mul, Elem::I64) => self.b.ins().imul(x, y),
+            (Fn2::Mul, Elem::I64) => self.product(x, y),
             (Fn2::Div, Elem::I64) => self.floor_div(x, y).0,
             (Fn2::Rem, Elem::I64) => self.floor_div(x, y).1,
             (Fn2::Max, Elem::I64) => self.b.ins().smax(x, y),

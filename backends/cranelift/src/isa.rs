@@ -106,7 +106,12 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// This machine, one thread, and the settings that measure best on kernels.
+    /// This machine, one thread, no rewriting, backtracking.
+    ///
+    /// Measured on all kernels of a DeepSeek-V3 model with tiny and with large extents: [`OptLevel::Speed`] takes
+    /// half as long again to compile for code that is 0 to 4 % faster, since microkernels and the exponential have
+    /// most of the time; [`Registers::SinglePass`] saves a fifth of the time to compile for code that is 1 to
+    /// 20 % slower.
     fn default() -> Self {
         Self {
             isa: Isa::host(),

@@ -102,17 +102,26 @@ impl Emitter<'_, '_> {
         out.expect("a vector has lanes")
     }
 
-    /// The operand for which `cond` holds against the other; the other one if one is NaN.
-    pub(crate) fn larger(&mut self, x: Value, y: Value, cond: FloatCC) -> Value {
-        // Written so that the first choice is one instruction on x86-64, which gives `y` if one is NaN.
-        let better = self.b.ins().fcmp(
-            FloatCC::LessThan,
-            if cond == FloatCC::LessThan { x } else { y },
-            if cond == FloatCC::LessThan { y } else { x },
-        );
+    /// The operand that is `cond` (less or greater) than the other; the other one if one is NaN.
+    pub(crate) fn extreme(&mut self, x: Value, y: Value, cond: FloatCC) -> Value {
+        // One instruction of x86-64 each, which gives `y` if one is NaN: it is matched by this form alone.
+        let better = match cond {
+            FloatCC::LessThan => self.b.ins().fcmp(cond, x, y),
+            _ => self.b.ins().fcmp(FloatCC::LessThan, y, x),
+        };
         let best = self.pick(better, x, y);
         let nan = self.b.ins().fcmp(FloatCC::Unordered, y, y);
         self.pick(nan, x, best)
+    }
+
+    /// The product of two integers.
+    pub(crate) fn product(&mut self, x: Value, y: Value) -> Value {
+        for (x, y) in [(x, y), (y, x)] {
+            if let Some(n) = self.known_int(y).filter(|n| *n > 0 && n.count_ones() == 1) {
+                return self.b.ins().ishl_imm_u(x, i64::from(n.trailing_zeros()));
+            }
+        }
+        self.b.ins().imul(x, y)
     }
 
     /// The quotient rounded down and its remainder, for `y > 0`.

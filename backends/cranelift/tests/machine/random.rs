@@ -1,7 +1,8 @@
 //! Random kernels: the machine does what the interpreter does.
 
 use crate::common::numbers::{decode_all, encode_all};
-use crate::common::{Lane, call, compile_one, isas, sym_values};
+use crate::common::{Lane, call, sym_values};
+use eva_cranelift::{Isa, OptLevel, Options, Registers, compile};
 use eva_ir::dim::{Dim, Sym};
 use eva_ir::kernel::run::{self, Storage};
 use eva_ir::kernel::{Access, Elem, Fn1, Fn2, Inst, Kernel, Reg, Space};
@@ -323,8 +324,15 @@ proptest! {
         let options = run::Options { f32: true, ..run::Options::default() };
         let sizes = |sym: &Sym| (sym.as_str() == "n").then_some(n);
         run::run(&kernel, &sizes, &mut storages, &binding, options).unwrap();
-        for isa in isas() {
-            let compiled = compile_one(&kernel, isa.clone());
+        let variants = [
+            (Isa::host(), OptLevel::None, Registers::Backtracking),
+            (Isa::baseline(), OptLevel::None, Registers::Backtracking),
+            (Isa::host(), OptLevel::Speed, Registers::SinglePass),
+            (Isa::baseline(), OptLevel::Speed, Registers::Backtracking),
+        ];
+        for (isa, optimise, registers) in variants {
+            let options = Options { isa, optimise, registers, ..Options::default() };
+            let compiled = compile(std::slice::from_ref(&kernel), &options).unwrap();
             let mut bytes = bytes.clone();
             let middle = i64::from(seed) % (2 * n + 1);
             call(compiled.kernel(0), &mut bytes, &syms, &[(middle, 2 * n), (0, middle)]);
@@ -332,7 +340,7 @@ proptest! {
                 let got = decode_all(storage.dtype, &bytes[i]);
                 for (j, (&got, &want)) in got.iter().zip(&storage.data).enumerate() {
                     let same = got == want || got.is_nan() && want.is_nan();
-                    prop_assert!(same, "{isa:?}: element {j} of buffer {i} is {got:e}, not {want:e}\n{kernel}");
+                    prop_assert!(same, "{options:?}: element {j} of buffer {i} is {got:e}, not {want:e}\n{kernel}");
                 }
             }
         }
