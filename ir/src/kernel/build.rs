@@ -264,6 +264,7 @@ impl<'k> Tile<'k> {
         ((-self).exp() + 1.0).recip()
     }
     /// The opposite truth value.
+    #[expect(clippy::should_implement_trait, reason = "it stands in chains with `and` and `or`")]
     pub fn not(self) -> Self {
         self.map(Fn1::Not)
     }

@@ -5,6 +5,9 @@ use crate::dim::Dim;
 use crate::kernel::build::Tile;
 use crate::lower::{BufView, Coord, Cx, LowerError, Request, View};
 
+/// Where a loop over each of some axes is.
+type Index<'k> = [(Axis, Tile<'k>)];
+
 /// The axes of a contraction of two operands, after neighbours that always go together have been made one.
 struct Plan {
     /// The operands, one axis each for an entry of `specs`.
@@ -35,7 +38,7 @@ pub fn one<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>) -> Result<(), LowerError>
     }
     let at = Request { coords: out, rows: 1, cols, limits: Vec::new() };
     let zero = cx.k.full([1, cols], 0.0);
-    let request = |summed_at: &[(Axis, Tile<'k>)]| {
+    let request = |summed_at: &Index<'k>| {
         let coord = |&axis: &Axis| {
             let inner = summed_at.iter().find(|(a, _)| *a == axis).map(|(_, i)| Coord::At(*i));
             inner.or(coords[axis as usize]).expect("an axis stays or is summed")
@@ -55,7 +58,7 @@ fn sum_over<'k>(
     extent: &dyn Fn(Axis) -> Dim,
     acc: Tile<'k>,
     index: &mut Vec<(Axis, Tile<'k>)>,
-    term: &mut dyn FnMut(&[(Axis, Tile<'k>)]) -> Result<Tile<'k>, LowerError>,
+    term: &mut dyn FnMut(&Index<'k>) -> Result<Tile<'k>, LowerError>,
 ) -> Result<Tile<'k>, LowerError> {
     let Some((&axis, rest)) = axes.split_first() else { return Ok(acc + term(index)?) };
     let mut error = None;
@@ -123,7 +126,7 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
     let at = Request { coords: at, rows: bm, cols: bn, limits: Vec::new() };
 
     let loops: Vec<Axis> = summed.iter().copied().filter(|&a| Some(a) != inner).collect();
-    let operand = |side: usize, index: &[(Axis, Tile<'k>)]| {
+    let operand = |side: usize, index: &Index<'k>| {
         let coord = |&axis: &Axis| {
             if let Some((_, i)) = index.iter().find(|(a, _)| *a == axis) {
                 return if Some(axis) == inner { Coord::Cols(*i) } else { Coord::At(*i) };
@@ -143,7 +146,7 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
         cx.load(&plan.views[side], &request)
     };
     let zero = cx.k.full([bm, bn], 0.0);
-    let blocks = |acc: Tile<'k>, index: &[(Axis, Tile<'k>)]| match inner {
+    let blocks = |acc: Tile<'k>, index: &Index<'k>| match inner {
         None => acc.add_dot(operand(0, index), operand(1, index)),
         Some(axis) => {
             let trips = cx.extent(&plan.extents[axis as usize]).div_ceil(bk as i64);
@@ -184,7 +187,7 @@ fn nest<'k>(
     extents: &[Dim],
     acc: Tile<'k>,
     index: &mut Vec<(Axis, Tile<'k>)>,
-    body: &dyn Fn(Tile<'k>, &[(Axis, Tile<'k>)]) -> Tile<'k>,
+    body: &dyn Fn(Tile<'k>, &Index<'k>) -> Tile<'k>,
 ) -> Tile<'k> {
     let Some((&axis, rest)) = axes.split_first() else { return body(acc, index) };
     let [sum] = cx.k.fold(cx.extent(&extents[axis as usize]), [acc], |i, [acc]| {
