@@ -192,7 +192,7 @@ pub fn check_prompt(config: &Config, prompt: &[u32], max_new: usize) -> Result<(
     let (wanted, most) = (prompt.len().saturating_add(max_new), config.max_positions);
     if wanted > most {
         let message = format!(
-            "a prompt of {} tokens and {max_new} new ones are {wanted}, but the model's longest sequence is {most} \
+            "{} tokens of prompt and {max_new} new make {wanted}, but the model's longest sequence is {most} \
              (`max_position_embeddings`)",
             prompt.len()
         );

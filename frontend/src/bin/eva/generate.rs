@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 #[command(group(ArgGroup::new("input").required(true).args(["prompt", "tokens"])), after_help = "\
 Examples:
   eva generate MODEL_DIR --prompt 'Once upon a time' --max-new-tokens 64
-  eva generate MODEL_DIR --prompt 'Roses are' --max-new-tokens 64 --temperature 0.7 --top-p 0.9 --seed 1
+  eva generate MODEL_DIR --prompt 'To be' --max-new-tokens 64 --temperature 0.7 --seed 1
   eva generate MODEL_DIR --tokens 17,4,250 --max-new-tokens 8
 
-With --tokens the ids of the new tokens are printed, separated by commas, on one line. Generation ends early
-after a token that ends a text (`eos_token_id` of config.json).")]
+With --tokens the ids of the new tokens are printed, separated by commas, on one line. Generation \
+ends early after a token that ends a text (`eos_token_id` of config.json).")]
 pub struct Args {
     /// Directory with config.json and the checkpoint
     model_dir: PathBuf,

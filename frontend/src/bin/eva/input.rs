@@ -54,8 +54,14 @@ impl Source {
 
     /// The module that the text describes, verified.
     pub fn module(&self) -> anyhow::Result<Module> {
-        let checked = text::parse(&self.text).and_then(|module| verify::verify(&module).map(|()| module));
-        checked.map_err(|diags| self.bad(diags).into())
+        let module = text::parse(&self.text).map_err(|diags| self.bad(diags))?;
+        self.verify(&module)?;
+        Ok(module)
+    }
+
+    /// Checks a module that was made of this text.
+    pub fn verify(&self, module: &Module) -> anyhow::Result<()> {
+        verify::verify(module).map_err(|diags| self.bad(diags).into())
     }
 
     /// Runs passes; mistakes that they find are shown in the text.

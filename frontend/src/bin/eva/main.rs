@@ -21,15 +21,16 @@ use std::process::ExitCode;
 #[command(name = "eva", version, max_term_width = 100, arg_required_else_help = true, after_help = OVERVIEW)]
 struct Cli {
     /// More on standard error: -v for a summary and what is being done, -vv for every pass
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, display_order = 998, action = clap::ArgAction::Count)]
     verbose: u8,
     #[command(subcommand)]
     command: Command,
 }
 
 const OVERVIEW: &str = "\
-A model is a directory with config.json and safetensors files, as Hugging Face has them. Its layers become
-graphs, which can be printed, changed and checked as text (.eva files), and are compiled when a model is run.
+A model is a directory with config.json and safetensors files, as Hugging Face has them. Its layers \
+become graphs, which can be printed, changed and checked as text (.eva files), and are compiled when \
+the model is run.
 
   eva generate MODEL_DIR --prompt 'Once upon a time' --max-new-tokens 64
   eva print MODEL_DIR/config.json --block attention --after attend | eva check -

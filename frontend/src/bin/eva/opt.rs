@@ -6,7 +6,7 @@ use anyhow::bail;
 use clap::Args as ClapArgs;
 use clap::builder::PossibleValuesParser;
 use eva::prelude::Module;
-use eva_ir::{text, verify};
+use eva_ir::text;
 use eva_passes::{Options, PASSES};
 use std::path::PathBuf;
 
@@ -40,7 +40,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     for (name, value) in &args.set {
         fix(&mut module, name, *value)?;
     }
-    verify::verify(&module)?;
+    source.verify(&module)?;
     let options = Options { form: args.form.into(), ..Options::default() };
     let module = source.run(module, &args.passes, &options)?;
     emit(&text::print(&module))?;

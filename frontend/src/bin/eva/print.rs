@@ -24,9 +24,10 @@ Examples:
   eva print MODEL_DIR --block attention --form absorbed
   eva print layer.eva --after attend
 
-Blocks are `layer`, `attention`, `norm`, `mlp`, `experts`, `router`, `shared` and `mtp`: the first of their
-kind, or that of one layer as in `layer.3.attention`; and every function that `eva print` shows. Weights have
-the checkpoint's types, or, for a config.json alone, the configuration's.")]
+Blocks are `layer`, `attention`, `norm`, `mlp`, `experts`, `router`, `shared` and `mtp`: the first of \
+their kind, or that of one layer as in `layer.3.attention`; and every function that is printed \
+without --block. Weights have the checkpoint's types, or, for a config.json alone, the \
+configuration's.")]
 pub struct Args {
     /// Directory with config.json and perhaps the checkpoint, a config.json, or an IR file (- for standard input)
     #[arg(value_name = "MODEL_DIR|CONFIG.json|FILE.eva")]

@@ -27,7 +27,7 @@ enum Kind {
 }
 
 /// What blocks are called.
-const NAMES: [(&str, Kind); 15] = [
+const NAMES: [(&str, Kind); 16] = [
     ("layer", Kind::Layer),
     ("attention", Kind::Attention),
     ("norm", Kind::Norm),
@@ -43,6 +43,7 @@ const NAMES: [(&str, Kind); 15] = [
     ("moe", Kind::Experts),
     ("gate", Kind::Router),
     ("shared_experts", Kind::Shared),
+    ("attn", Kind::Attention),
     ("mla", Kind::Attention),
 ];
 

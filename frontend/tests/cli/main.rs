@@ -1,0 +1,12 @@
+//! The command `eva`, run as a user runs it.
+
+mod bad_config;
+mod bad_prompt;
+mod bad_text;
+mod bad_weights;
+mod doctor;
+mod generate;
+mod init;
+mod print;
+mod support;
+mod text;
