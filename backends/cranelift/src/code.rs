@@ -74,11 +74,10 @@ pub fn compile(kernels: &[Kernel], options: &Options) -> Result<Compiled, Error>
     let mut builder = JITBuilder::with_isa(isa.clone(), cranelift_module::default_libcall_names());
     builder.symbols(Extern::all().map(|f| (f.name(), f.address())));
     let mut compiled = Compiled { kernels: Vec::new(), module: Mutex::new(Some(JITModule::new(builder))) };
-    let entries = match compiled.module.get_mut() {
-        Ok(Some(module)) => place(module, kernels, &objects, isa.default_call_conv()),
+    compiled.kernels = match compiled.module.get_mut() {
+        Ok(Some(module)) => place(module, kernels, &objects, isa.default_call_conv())?,
         _ => return Err(Error::Memory("the code's module is gone".into())),
     };
-    compiled.kernels = entries.map_err(|e| Error::Memory(e.to_string()))?;
     let bytes: usize = objects.iter().map(|object| object.bytes.len()).sum();
     tracing::debug!(kernels = kernels.len(), bytes, "machine code");
     Ok(compiled)
@@ -90,18 +89,19 @@ fn place(
     kernels: &[Kernel],
     objects: &[Object],
     conv: CallConv,
-) -> Result<Vec<Entry>, ModuleError> {
+) -> Result<Vec<Entry>, Error> {
+    let memory = |e: ModuleError| Error::Memory(e.to_string());
     // Declared first and in this order, so that their numbers are those that the code names them by.
     for f in Extern::all() {
-        module.declare_function(&f.name(), Linkage::Import, &f.signature(conv))?;
+        module.declare_function(&f.name(), Linkage::Import, &f.signature(conv)).map_err(memory)?;
     }
     let mut ids = Vec::with_capacity(objects.len());
     for object in objects {
-        let id = module.declare_anonymous_function(&signature(conv))?;
-        module.define_function_bytes(id, object.align, &object.bytes, &object.relocs)?;
+        let id = module.declare_anonymous_function(&signature(conv)).map_err(memory)?;
+        module.define_function_bytes(id, object.align, &object.bytes, &object.relocs).map_err(memory)?;
         ids.push(id);
     }
-    module.finalize_definitions()?;
+    module.finalize_definitions().map_err(memory)?;
     let entry = |((kernel, object), id): ((&Kernel, &Object), FuncId)| Entry {
         // SAFETY: the code was made for this signature and calling convention, for this machine.
         run: unsafe { std::mem::transmute::<*const u8, RawKernel>(module.get_finalized_function(id)) },

@@ -106,8 +106,7 @@ fn functions_of_elements() {
     let (row, col) = (k.program(sym("r"), 5) * 5i64, k.program(sym("c"), 12) * 12i64);
     let a = k.load(x, &[row, col], BOTH, [5, 12], &[]);
     let b = a.sigmoid() + (a * a + 0.25).log() * a.cos() - (a * 100.0).sin();
-    let b =
-        a.lt(k.float(0.5)).and(a.lt(k.float(-1.5)).not()).select(b, a.max(b).columns(ColumnOrder::SwapPairs));
+    let b = a.lt(k.float(0.5)).and(k.float(-1.5).le(a)).select(b, a.max(b).columns(ColumnOrder::SwapPairs));
     k.store(y, &[row, col], BOTH, &[], b.exp());
     let kernel = k.finish();
     for (r, c) in [(1, 1), (5, 12), (7, 26), (13, 35)] {
