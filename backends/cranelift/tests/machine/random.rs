@@ -186,7 +186,7 @@ impl Writer {
                 let divisor = self.k.int([1, 2, 3, 7, 8, 64][usize::from(y % 6)]);
                 let n = self.k.int(50);
                 let negative = self.k.zip(Fn2::Sub, i, n);
-                let f = if z % 2 == 0 { Fn2::Div } else { Fn2::Rem };
+                let f = if z.is_multiple_of(2) { Fn2::Div } else { Fn2::Rem };
                 let n = self.k.zip(f, negative, divisor);
                 self.small(n)
             }
