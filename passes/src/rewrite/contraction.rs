@@ -94,6 +94,7 @@ impl Contraction {
     /// The rule that puts `to` in place of `from`; values that it adds are called `name`.
     pub fn new(from: &str, to: &str, name: &'static str) -> Result<Self, String> {
         let (from, to) = (parse(from)?, parse(to)?);
+        from.can_be_matched()?;
         let given = from.variables();
         for (var, axes) in to.variables() {
             let mut same = given.iter().filter(|(v, _)| *v == var);
@@ -174,11 +175,10 @@ impl Product {
             letters[axis as usize]?;
         }
         let mut summed = self.summed();
-        for axis in 0..spec.axes() {
-            if letters[axis].is_none() {
-                let at = summed.iter().position(|&letter| in_pattern(letter) == in_spec(axis as Axis))?;
-                letters[axis] = Some(summed.swap_remove(at));
-            }
+        for (axis, letter) in letters.iter_mut().enumerate().filter(|(_, letter)| letter.is_none()) {
+            let place = in_spec(axis as Axis);
+            let at = summed.iter().position(|&summed| in_pattern(summed) == place)?;
+            *letter = Some(summed.swap_remove(at));
         }
         if summed.is_empty() { letters.into_iter().collect() } else { None }
     }
@@ -188,6 +188,23 @@ impl Product {
         let mut summed: Vec<char> = self.factors.iter().flat_map(|(axes, _)| axes).copied().collect();
         summed.retain(|letter| !self.out.contains(letter));
         sorted(&summed)
+    }
+
+    /// Matching does not try both ways, so a pattern must not need it.
+    fn can_be_matched(&self) -> Result<(), String> {
+        let place =
+            |letter: &char| self.factors.iter().map(|(axes, _)| axes.contains(letter)).collect::<Vec<_>>();
+        let summed = self.summed();
+        for (i, letter) in summed.iter().enumerate() {
+            if let Some(other) = summed[..i].iter().find(|other| place(other) == place(letter)) {
+                return Err(format!("nothing tells the summed axes `{other}` and `{letter}` apart"));
+            }
+        }
+        let inner = self.factors.iter().filter_map(|(_, tree)| match tree {
+            Tree::Any(_) => None,
+            Tree::Product(inner) => Some(inner),
+        });
+        inner.into_iter().try_for_each(Product::can_be_matched)
     }
 
     /// The variables with their axes.
@@ -272,15 +289,7 @@ fn tree(ast: &PatternAst<Term>, id: Id) -> Result<Tree, String> {
             _ => factors.push((axes, tree)),
         }
     }
-    let product = Product { factors, out: letters(&spec.out) };
-    // Matching does not try both ways, so a rule must not need it.
-    let summed = product.summed();
-    let place =
-        |letter: &char| product.factors.iter().map(|(axes, _)| axes.contains(letter)).collect::<Vec<_>>();
-    if (1..summed.len()).any(|i| summed[..i].iter().any(|other| place(other) == place(&summed[i]))) {
-        return Err(format!("\"{spec}\" sums two axes that nothing tells apart"));
-    }
-    Ok(Tree::Product(product))
+    Ok(Tree::Product(Product { factors, out: letters(&spec.out) }))
 }
 
 impl Searcher<Term, super::facts::Types> for Contraction {

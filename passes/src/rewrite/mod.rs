@@ -181,7 +181,9 @@ impl Saturated {
         let mut produced: HashMap<Term, Symbol> =
             produced.map(|(term, rule)| (extract::canonical(&self.egraph, term), *rule)).collect();
         // What the user wrote is not a rule's doing.
-        self.terms.values().for_each(|term| drop(produced.remove(term)));
+        for term in self.terms.values() {
+            produced.remove(term);
+        }
         produced
     }
 

@@ -1,0 +1,7 @@
+//! The form of latent attention: what is chosen, that it is equal, and how wrong rules are stopped.
+
+mod equal;
+mod forms;
+mod oracle;
+mod rules;
+mod support;
