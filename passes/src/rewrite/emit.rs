@@ -21,6 +21,9 @@ pub(super) fn emit(
         first.insert(s.class(value), value);
     }
     let results = f.results.iter().copied().collect();
+    let mut names: Vec<_> = s.egraph.analysis.names.iter().collect();
+    names.sort();
+    let names = names.into_iter().rev().map(|(&id, &name)| (s.egraph.find(id), name)).collect();
     let r = Rebuild::new(f);
     let mut emit = Emit {
         f,
@@ -29,6 +32,7 @@ pub(super) fn emit(
         first,
         results,
         built: HashMap::new(),
+        names,
         r,
         replaced: Vec::new(),
     };
@@ -48,6 +52,8 @@ struct Emit<'a> {
     results: HashSet<Value>,
     /// The new values of classes that have no old one.
     built: HashMap<Id, Value>,
+    /// What rules call the values that they add.
+    names: HashMap<Id, &'static str>,
     r: Rebuild<'a>,
     replaced: Vec<Term>,
 }
@@ -111,12 +117,8 @@ impl Emit<'_> {
         let attrs = kind.attr_names().len();
         let op = self.op(source, *kind, &children[..attrs])?;
         let args = self.classes(&children[attrs..], source)?;
-        let egraph = &self.s.egraph;
-        let mut names: Vec<_> = egraph.analysis.names.iter().collect();
-        names.sort();
-        let name = names.into_iter().find(|(id, _)| egraph.find(**id) == class);
-        let name =
-            name.map_or_else(|| format!("{}_part", self.f.values[source].name), |(_, name)| (*name).into());
+        let part = || format!("{}_part", self.f.values[source].name);
+        let name = self.names.get(&class).map_or_else(part, |name| (*name).into());
         let new = self.r.op(&name, op, &args, source).map_err(|e| ill_typed("form", e))?;
         self.built.insert(class, new);
         Ok(new)

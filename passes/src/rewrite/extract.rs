@@ -8,7 +8,7 @@
 use super::facts::EGraph;
 use super::term::Term;
 use egg::{Id, Language};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// How much cheaper something must be to count: less is rounding.
 const CHEAPER: f64 = 1.0 - 1e-9;
@@ -99,10 +99,11 @@ impl Choices<'_> {
         let mut chosen = vec![usize::MAX; self.classes.len()];
         let mut needs: Vec<Vec<u64>> = vec![Vec::new(); self.classes.len()];
         let mut totals = vec![f64::INFINITY; self.classes.len()];
+        let order = self.operands_first();
         for _ in 0..=self.classes.len() {
             let mut changed = false;
-            for (class, nodes) in self.nodes.iter().enumerate() {
-                for (i, node) in nodes.iter().enumerate() {
+            for &class in &order {
+                for (i, node) in self.nodes[class].iter().enumerate() {
                     if node.children.iter().any(|&child| chosen[child] == usize::MAX) {
                         continue;
                     }
@@ -129,11 +130,60 @@ impl Choices<'_> {
         self.roots.iter().all(|&root| chosen[root] != usize::MAX).then_some(chosen)
     }
 
+    /// The classes, each after those that its terms need, but for cycles: so that one pass settles nearly all.
+    fn operands_first(&self) -> Vec<usize> {
+        let mut order = Vec::with_capacity(self.classes.len());
+        let mut seen = vec![false; self.classes.len()];
+        for class in 0..self.classes.len() {
+            let mut stack = vec![(class, false)];
+            while let Some((class, children_done)) = stack.pop() {
+                if children_done {
+                    order.push(class);
+                } else if !std::mem::replace(&mut seen[class], true) {
+                    stack.push((class, true));
+                    let children = self.nodes[class].iter().flat_map(|node| &node.children);
+                    stack.extend(children.map(|&child| (child, false)));
+                }
+            }
+        }
+        order
+    }
+
     /// Makes the switches that pay; the total afterwards, or `None` if a value needs itself.
-    fn improve(&self, chosen: &mut Vec<usize>) -> Option<f64> {
+    fn improve(&self, chosen: &mut [usize]) -> Option<f64> {
         let mut best = self.total(chosen)?;
+        let switches = self.switches();
+        let mut uses = self.uses(chosen);
+        for _ in 0..ROUNDS {
+            let mut better = false;
+            for switch in &switches {
+                let old: Vec<_> = switch.iter().map(|&(class, _)| (class, chosen[class])).collect();
+                if old == *switch {
+                    continue;
+                }
+                if self.apply(switch, chosen, &mut uses) < best * (CHEAPER - 1.0) {
+                    match self.total(chosen).filter(|&total| total < best * CHEAPER) {
+                        Some(total) => (best, better) = (total, true),
+                        None => {
+                            old.iter().for_each(|&(class, i)| chosen[class] = i);
+                            uses = self.uses(chosen);
+                        }
+                    }
+                } else {
+                    self.apply(&old, chosen, &mut uses);
+                }
+            }
+            if !better {
+                break;
+            }
+        }
+        Some(best)
+    }
+
+    /// What may be switched: each class that has a choice, and all users of a class that have one.
+    fn switches(&self) -> Vec<Vec<(usize, usize)>> {
         let mut switches: Vec<Vec<(usize, usize)>> = Vec::new();
-        let mut users: HashMap<usize, Vec<(usize, usize)>> = HashMap::new();
+        let mut users: BTreeMap<usize, Vec<(usize, usize)>> = BTreeMap::new();
         for (class, nodes) in self.nodes.iter().enumerate().filter(|(_, nodes)| nodes.len() > 1) {
             for (i, node) in nodes.iter().enumerate() {
                 switches.push(vec![(class, i)]);
@@ -145,27 +195,49 @@ impl Choices<'_> {
                 }
             }
         }
-        let mut users: Vec<_> = users.into_iter().filter(|(_, users)| users.len() > 1).collect();
-        users.sort();
-        switches.extend(users.into_iter().map(|(_, users)| users));
-        for _ in 0..ROUNDS {
-            let mut better = false;
-            for switch in &switches {
-                if switch.iter().all(|&(class, i)| chosen[class] == i) {
-                    continue;
-                }
-                let old = chosen.clone();
-                switch.iter().for_each(|&(class, i)| chosen[class] = i);
-                match self.total(chosen).filter(|&total| total < best * CHEAPER) {
-                    Some(total) => (best, better) = (total, true),
-                    None => *chosen = old,
-                }
-            }
-            if !better {
-                break;
+        switches.extend(users.into_values().filter(|users| users.len() > 1));
+        switches
+    }
+
+    /// How often each class is used, as chosen; zero if it is not needed.
+    fn uses(&self, chosen: &[usize]) -> Vec<usize> {
+        let mut uses = vec![0; self.classes.len()];
+        for &root in &self.roots {
+            self.count(root, true, chosen, &mut uses);
+        }
+        uses
+    }
+
+    /// Uses a class once more, or once less; the change of cost.
+    fn count(&self, class: usize, more: bool, chosen: &[usize], uses: &mut [usize]) -> f64 {
+        let mut change = 0.0;
+        let mut stack = vec![class];
+        while let Some(class) = stack.pop() {
+            let before = uses[class];
+            uses[class] = if more { before + 1 } else { before.saturating_sub(1) };
+            let came_or_went = if more { before == 0 } else { before == 1 };
+            if let (true, Some(node)) = (came_or_went, self.nodes[class].get(chosen[class])) {
+                change += if more { node.cost } else { -node.cost };
+                stack.extend(&node.children);
             }
         }
-        Some(best)
+        change
+    }
+
+    /// Makes a switch; the change of cost.
+    fn apply(&self, switch: &[(usize, usize)], chosen: &mut [usize], uses: &mut [usize]) -> f64 {
+        let mut change = 0.0;
+        for &(class, i) in switch {
+            let old = std::mem::replace(&mut chosen[class], i);
+            if uses[class] == 0 || old == i {
+                continue;
+            }
+            let (old, new) = (&self.nodes[class][old], &self.nodes[class][i]);
+            change += new.cost - old.cost;
+            change += new.children.iter().map(|&c| self.count(c, true, chosen, uses)).sum::<f64>();
+            change += old.children.iter().map(|&c| self.count(c, false, chosen, uses)).sum::<f64>();
+        }
+        change
     }
 
     /// The cost of the roots, each class once; `None` if a class would need itself or has no term.
