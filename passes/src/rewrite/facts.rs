@@ -1,7 +1,7 @@
 //! What is known of each class of equal terms: its type.
 //!
 //! Equal terms have equal types, so a rule that breaks a shape is caught where it does it, and by its name:
-//! the mistake is kept in [`Types::error`], saturation stops, and the pass returns it.
+//! the mistake is noted, saturation stops, and the pass returns it.
 
 use super::term::Term;
 use egg::{Applier, DidMerge, Id, PatternAst, Subst, Symbol, Var};
