@@ -2,7 +2,7 @@
 //!
 //! A kernel is an op that owns its loops, with the element-wise ops fused behind it; or, where no op owns
 //! loops, a value and the element-wise and re-indexing ops before it, one row of the result a program.
-//! [`fuse`] decides what is stored; [`kernel`] writes one kernel; this module walks over a function and
+//! [`fuse`] decides what is stored; `kernel` writes one kernel; this module walks over a function and
 //! lays out its buffers. Reshapes and slices of stored tensors are other views of the same bytes.
 
 pub mod fuse;
@@ -111,7 +111,7 @@ impl<'a> FnLower<'a> {
             Lowering::Constant => self.constant(value, op),
             Lowering::Alias => self.alias(value, op, args[0]),
             Lowering::Kernel => match self.fusion.chain_of(value) {
-                Some(chain) if chain.is_empty() => self.kernel(value, &[]),
+                Some([]) => self.kernel(value, &[]),
                 _ => Ok(()),
             },
             Lowering::Pointwise | Lowering::View => match self.fusion.chain_ending_at(value) {
