@@ -2,9 +2,9 @@
 
 use crate::Error;
 use crate::abi::{Extern, RawKernel, function, scratch_layout, signature};
-use crate::isa::Options;
+use crate::isa::{Options, Targets};
 use cranelift_codegen::control::ControlPlane;
-use cranelift_codegen::isa::{CallConv, TargetIsa};
+use cranelift_codegen::isa::CallConv;
 use cranelift_codegen::{Context, FinalizedRelocTarget, ir::ExternalName};
 use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::{FuncId, Linkage, Module, ModuleError, ModuleReloc};
@@ -23,9 +23,10 @@ pub(crate) struct Object {
 }
 
 impl Object {
-    pub(crate) fn new(kernel: &Kernel, isa: &dyn TargetIsa, listing: bool) -> Result<Self, Error> {
+    pub(crate) fn new(kernel: &Kernel, targets: &Targets, listing: bool) -> Result<Self, Error> {
         let refused = |reason: String| Error::Codegen { kernel: kernel.name.clone(), reason };
-        let mut context = Context::for_function(function(kernel, isa)?);
+        let mut context = Context::for_function(function(kernel, &*targets.chosen)?);
+        let isa = targets.for_length(context.func.dfg.num_insts());
         context.set_disasm(listing);
         context.compile(isa, &mut ControlPlane::default()).map_err(|e| refused(format!("{:?}", e.inner)))?;
         let compiled = context.take_compiled_code().ok_or_else(|| refused("nothing was compiled".into()))?;
@@ -67,9 +68,10 @@ struct Entry {
 
 /// Compiles kernels in the lane phase, as many at once as `options` says.
 pub fn compile(kernels: &[Kernel], options: &Options) -> Result<Compiled, Error> {
-    let isa = options.isa.build(options)?;
-    options.isa.check_runs_here(&*isa)?;
-    let objects = objects(kernels, &*isa, options.threads.get())?;
+    let targets = options.isa.targets(options)?;
+    let isa = &targets.chosen;
+    options.isa.check_runs_here(&**isa)?;
+    let objects = objects(kernels, &targets, options.threads.get())?;
 
     let mut builder = JITBuilder::with_isa(isa.clone(), cranelift_module::default_libcall_names());
     builder.symbols(Extern::all().map(|f| (f.name(), f.address())));
@@ -113,14 +115,14 @@ fn place(
     Ok(kernels.iter().zip(objects).zip(ids).map(entry).collect())
 }
 
-fn objects(kernels: &[Kernel], isa: &dyn TargetIsa, threads: usize) -> Result<Vec<Object>, Error> {
+fn objects(kernels: &[Kernel], targets: &Targets, threads: usize) -> Result<Vec<Object>, Error> {
     let next = AtomicUsize::new(0);
     let work = || {
         let mut done = Vec::new();
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some(kernel) = kernels.get(i) else { return done };
-            done.push((i, Object::new(kernel, isa, false)));
+            done.push((i, Object::new(kernel, targets, false)));
         }
     };
     let helpers = threads.min(kernels.len()).saturating_sub(1);

@@ -61,7 +61,7 @@ pub fn clif(kernel: &Kernel, isa: &Isa) -> Result<String, Error> {
 ///
 /// Addresses of microkernels and of functions of this crate are left zero in it.
 pub fn emit(kernel: &Kernel, isa: &Isa) -> Result<(Vec<u8>, String), Error> {
-    let target = isa.build(&Options::default())?;
-    let object = code::Object::new(kernel, &*target, true)?;
+    let targets = isa.targets(&Options::default())?;
+    let object = code::Object::new(kernel, &targets, true)?;
     Ok((object.bytes, object.listing.unwrap_or_default()))
 }

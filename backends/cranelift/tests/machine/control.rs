@@ -234,6 +234,29 @@ fn many_kernels_compile_in_parallel_and_run_in_parallel() {
 }
 
 #[test]
+fn a_long_kernel_compiles_in_time_in_proportion() {
+    // 2 + 4 · 3000 instructions; sums of them all, so that none can be left out.
+    let mut k = Lane::new("long");
+    let out = k.buf("out", I64, Access::Write, 1);
+    let (mut x, n) = (k.int(1), k.extent(sym("n")));
+    for i in 0..3000 {
+        let other = k.int(i % 97 + 3);
+        let y = k.zip(if i % 2 == 0 { Fn2::Add } else { Fn2::Sub }, x, other);
+        let y = k.zip(Fn2::Max, y, n);
+        x = k.add(y, n);
+    }
+    let zero = k.int(0);
+    k.store(out, zero, x);
+    let kernel = k.finish();
+    let started = std::time::Instant::now();
+    let mut storages = [Storage { dtype: I64, data: vec![0.0] }];
+    run_on(Isa::host(), &kernel, &[("n", 5)], &mut storages);
+    assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+    let step = |x: i64, i: i64| (if i % 2 == 0 { x + i % 97 + 3 } else { x - i % 97 - 3 }).max(5) + 5;
+    assert_eq!(storages[0].data, [(0..3000).fold(1, step) as f64]);
+}
+
+#[test]
 fn code_is_freed_and_made_again() {
     for seed in 0..200 {
         let compiled = compile_one(&ramp(seed), Isa::host());

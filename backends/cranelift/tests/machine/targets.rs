@@ -149,7 +149,7 @@ fn a_loop_and_a_branch_as_cranelift_ir() {
 fn every_instruction_has_code_for_aarch64() {
     for kernel in everything() {
         let (bytes, listing) = emit(&kernel, &Isa::aarch64()).unwrap();
-        assert!(bytes.len() % 4 == 0 && bytes.len() >= 4 * 10, "{}", kernel.name);
+        assert!(bytes.len() % 4 == 0 && bytes.len() >= 4 * 5, "{}", kernel.name);
         assert!(listing.contains("ret"), "{listing}");
     }
     let has = |kernel: &Kernel, words: &[&str]| {
