@@ -92,5 +92,8 @@ pub fn evaluate(
 /// The largest difference between two lists of numbers.
 pub fn difference(have: &[f64], want: &[f64]) -> f64 {
     assert_eq!(have.len(), want.len(), "as many numbers");
-    have.iter().zip(want).map(|(x, y)| (x - y).abs()).fold(0.0, |worst, d| if d > worst || d.is_nan() { d } else { worst })
+    have.iter()
+        .zip(want)
+        .map(|(x, y)| (x - y).abs())
+        .fold(0.0, |worst, d| if d > worst || d.is_nan() { d } else { worst })
 }

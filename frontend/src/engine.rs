@@ -122,7 +122,8 @@ impl Model {
     pub fn load(dir: &Path, options: &LoadOptions, progress: &dyn Progress) -> Result<Self, EngineError> {
         let config = Config::load(dir)?;
         if config.quantization.is_some() {
-            let message = "the checkpoint is quantized (`quantization_config`): FP8 weights cannot be run yet";
+            let message =
+                "the checkpoint is quantized (`quantization_config`): FP8 weights cannot be run yet";
             return Err(EngineError::Unsupported(message.into()));
         }
         let checkpoint = Arc::new(Checkpoint::open(dir)?);
@@ -160,14 +161,28 @@ impl Model {
     }
 
     /// Makes up to `max_new` tokens after a prompt.
-    pub fn generator(&self, prompt: &[u32], max_new: usize, sampling: Sampling) -> Result<Generator, EngineError> {
+    pub fn generator(
+        &self,
+        prompt: &[u32],
+        max_new: usize,
+        sampling: Sampling,
+    ) -> Result<Generator, EngineError> {
         check_prompt(&self.config, prompt, max_new)?;
         let wanted = prompt.len() + max_new;
         let session = self.session("main")?;
         let states = session.new_states(1, wanted)?;
         let sampler = Sampler::new(sampling)?;
         let pending = prompt.to_vec();
-        Ok(Generator { session, states, sampler, pending, cached: 0, left: max_new, eos: self.config.eos.clone(), logits: Vec::new() })
+        Ok(Generator {
+            session,
+            states,
+            sampler,
+            pending,
+            cached: 0,
+            left: max_new,
+            eos: self.config.eos.clone(),
+            logits: Vec::new(),
+        })
     }
 }
 
@@ -176,8 +191,10 @@ fn check_tokens(config: &Config, ids: &[u32]) -> Result<(), EngineError> {
     match ids.iter().enumerate().find(|&(_, &id)| id as usize >= vocab) {
         None => Ok(()),
         Some((i, id)) => {
-            let message =
-                format!("token {i} of the prompt is {id}, but the vocabulary has {vocab} tokens (0 to {})", vocab - 1);
+            let message = format!(
+                "token {i} of the prompt is {id}, but the vocabulary has {vocab} tokens (0 to {})",
+                vocab - 1
+            );
             Err(EngineError::Prompt(message))
         }
     }
@@ -258,7 +275,9 @@ fn load_weights(
             }
         };
         let mixed = || {
-            let message = format!("the tensors of `{name}` differ in shape or element type, or have one that eva does not know");
+            let message = format!(
+                "the tensors of `{name}` differ in shape or element type, or have one that eva does not know"
+            );
             EngineError::Unsupported(message)
         };
         all.insert(name.clone(), Arc::new(weight.ok_or_else(mixed)?));

@@ -52,7 +52,8 @@ pub fn interpret(
     env.extend(plan.dims.iter().filter_map(|(sym, n)| Some((sym.clone(), (*n)?))));
     let mut machine = Machine { plan, env, how, storages: Vec::new(), traffic: Traffic::default() };
     let f = &plan.funcs[func];
-    let tokens = f.params.iter().zip(args).filter(|(p, _)| p.kind == ParamKind::State).map(|(_, a)| a.shape[1]);
+    let tokens =
+        f.params.iter().zip(args).filter(|(p, _)| p.kind == ParamKind::State).map(|(_, a)| a.shape[1]);
     let capacity = tokens.max().unwrap_or(0) + how.slack;
     machine.env.insert(CAPACITY.into(), capacity as i64);
 
@@ -131,7 +132,9 @@ impl Machine<'_> {
                 Base::Result(i) => results[*i],
                 // Typed by the first kernel that uses it.
                 Base::Temp(_) => usize::MAX,
-                Base::Constant(dtype, array) => self.storage(Storage::new(*dtype, array.data.iter().copied())),
+                Base::Constant(dtype, array) => {
+                    self.storage(Storage::new(*dtype, array.data.iter().copied()))
+                }
             });
         }
         for step in &f.steps {
@@ -171,8 +174,11 @@ impl Machine<'_> {
                     }
                     let args: Vec<usize> = args.iter().map(|view| bases[view.base]).collect();
                     let state = |i: usize| callee.results[i].state.map_or(usize::MAX, |param| args[param]);
-                    let results: Vec<usize> =
-                        results.iter().enumerate().map(|(i, base)| base.map_or(state(i), |b| bases[b])).collect();
+                    let results: Vec<usize> = results
+                        .iter()
+                        .enumerate()
+                        .map(|(i, base)| base.map_or(state(i), |b| bases[b]))
+                        .collect();
                     self.run(*func, &args, &results)?;
                 }
             }

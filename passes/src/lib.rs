@@ -74,7 +74,8 @@ pub fn optimize(module: &Module, options: &Options) -> Result<Module, Error> {
 pub fn compile(module: &Module, target: &Target, options: &Options) -> Result<Plan, Error> {
     let module = optimize(module, options)?;
     let mut plan = lower::lower(&module, target)?;
-    plan.kernels = pass::kernels(&plan.tiles, |kernel| spread::spread_cpu(kernel).map_err(|e| e.to_string()))?;
+    plan.kernels =
+        pass::kernels(&plan.tiles, |kernel| spread::spread_cpu(kernel).map_err(|e| e.to_string()))?;
     Ok(plan)
 }
 

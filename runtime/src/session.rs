@@ -94,7 +94,8 @@ impl States {
         let from = std::mem::replace(&mut shape[1], n) * row;
         let mut rows = Tensor::zeros(state.dtype(), &shape);
         for batch in 0..shape[0] {
-            rows.bytes_mut()[batch * n * row..][..n * row].copy_from_slice(state.bytes().get(batch * from..)?.get(..n * row)?);
+            rows.bytes_mut()[batch * n * row..][..n * row]
+                .copy_from_slice(state.bytes().get(batch * from..)?.get(..n * row)?);
         }
         Some(rows)
     }

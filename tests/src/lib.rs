@@ -71,7 +71,13 @@ pub fn tolerance(dtype: DType) -> f64 {
 }
 
 /// Checks evaluator = tile interpreter = lane interpreter = machine code for one function, on random arguments.
-pub fn check_chain(module: &Module, func: Func, given: &[(&str, i64)], ints: &HashMap<&str, Vec<i64>>, seed: u64) {
+pub fn check_chain(
+    module: &Module,
+    func: Func,
+    given: &[(&str, i64)],
+    ints: &HashMap<&str, Vec<i64>>,
+    seed: u64,
+) {
     let sizes = sizes(module, given);
     let args = arguments(&module.funcs[func], &sizes, seed, ints);
     check_args(module, func, &sizes, &args, &[]);
@@ -87,12 +93,14 @@ pub fn check_args(module: &Module, func: Func, sizes: &Sizes, args: &[Array], bo
     let f = &module.funcs[func];
     let values = eval_values(module, func, sizes, args);
     let want: Vec<Array> = f.results.iter().map(|v| values[v][0].clone()).collect();
-    let executable = Executable::compile(module, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    let executable =
+        Executable::compile(module, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}"));
     let plan: &Plan = executable.plan();
     // The narrowest type that anything is computed in decides how far results may be off.
     let computed = module.funcs.iter().flat_map(|(_, f)| f.values.iter());
     let computed = computed.filter(|(_, data)| !matches!(data.def, Def::Param(ParamKind::Weight)));
-    let dtypes: Vec<DType> = computed.flat_map(|(_, data)| data.ty.parts().iter().map(|ty| ty.dtype)).collect();
+    let dtypes: Vec<DType> =
+        computed.flat_map(|(_, data)| data.ty.parts().iter().map(|ty| ty.dtype)).collect();
     let narrow = [DType::Bf16, DType::F16].into_iter().find(|dtype| dtypes.contains(dtype));
     let coarse = narrow.unwrap_or(DType::F32);
 

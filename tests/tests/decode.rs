@@ -8,7 +8,8 @@ use std::path::PathBuf;
 fn model(name: &str, form: Form) -> Model {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
     let entries = vec!["forward".into(), "main".into()];
-    Model::load(&dir, &LoadOptions { form, entries, ..LoadOptions::default() }, &Quiet).unwrap_or_else(|e| panic!("{e}"))
+    Model::load(&dir, &LoadOptions { form, entries, ..LoadOptions::default() }, &Quiet)
+        .unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Feeds `rows` (one a sequence, all of one length) after `start` cached tokens each; the logits of every token.
@@ -34,7 +35,9 @@ fn tokens(seed: i64) -> Vec<i64> {
 
 #[test]
 fn token_by_token_is_prefill_at_once() {
-    for (name, form) in [("v3-tiny", Form::Auto), ("v3-tiny", Form::Expanded), ("v2-lite-tiny", Form::Absorbed)] {
+    for (name, form) in
+        [("v3-tiny", Form::Auto), ("v3-tiny", Form::Expanded), ("v2-lite-tiny", Form::Absorbed)]
+    {
         let model = model(name, form);
         let mut session = model.session("forward").unwrap();
         let ids = tokens(1);
@@ -96,7 +99,8 @@ fn sequences_of_different_lengths_share_a_batch() {
 fn threads_do_not_change_a_bit() {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/v3-tiny");
     let run = |threads| {
-        let options = LoadOptions { threads: Some(threads), entries: vec!["forward".into()], ..LoadOptions::default() };
+        let options =
+            LoadOptions { threads: Some(threads), entries: vec!["forward".into()], ..LoadOptions::default() };
         let model = Model::load(&dir, &options, &Quiet).unwrap_or_else(|e| panic!("{e}"));
         let mut session = model.session("forward").unwrap();
         let (a, b) = (tokens(8), tokens(9));
@@ -115,7 +119,8 @@ fn a_full_cache_is_an_error() {
     let mut states = new_states(&session, 1, 4);
     let ids = Tensor::from_i64(&[1, 5], &[1, 2, 3, 4, 5]);
     let start = Tensor::from_i32(&[1], &[0]);
-    let error = session.run(&[("ids", &ids), ("start", &start)], Some(&mut states), &[("t", 5)]).err().unwrap();
+    let error =
+        session.run(&[("ids", &ids), ("start", &start)], Some(&mut states), &[("t", 5)]).err().unwrap();
     assert_eq!(error.to_string(), "the cache has room for 4 tokens, but 5 are needed");
 }
 

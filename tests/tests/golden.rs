@@ -29,11 +29,15 @@ impl Golden {
 fn run(text: &str, inputs: &[&Array]) -> Vec<Array> {
     let module = parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
     let name = module.funcs.iter().next_back().map(|(_, f)| f.name.clone()).expect("there is a function");
-    let executable = Executable::compile(&module, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}"));
-    let mut session = Session::new(Arc::new(executable), &name, &Weights::new()).unwrap_or_else(|e| panic!("{e}"));
+    let executable =
+        Executable::compile(&module, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    let mut session =
+        Session::new(Arc::new(executable), &name, &Weights::new()).unwrap_or_else(|e| panic!("{e}"));
     let params: Vec<_> = session.plan().params.iter().map(|p| (p.name.clone(), p.ty.dtype)).collect();
     assert_eq!(params.len(), inputs.len(), "one input a parameter");
-    let tensor = |((name, dtype), x): (&(String, _), &&Array)| (name.clone(), Tensor::from_f64(*dtype, &x.shape, &x.data));
+    let tensor = |((name, dtype), x): (&(String, _), &&Array)| {
+        (name.clone(), Tensor::from_f64(*dtype, &x.shape, &x.data))
+    };
     let tensors: Vec<(String, Tensor)> = params.iter().zip(inputs).map(tensor).collect();
     let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     let results = session.run(&named, None, &[]).unwrap_or_else(|e| panic!("{e}"));
@@ -56,7 +60,11 @@ fn rms_norm() {
     close(&run(text, &[&golden.get("x"), &golden.get("weight")])[0], &golden.get("y"), 1e-6);
     // In bf16: the statistics in f32, one rounding at the end, where transformers rounds twice.
     let text = text.replace("f32", "bf16");
-    close(&run(&text, &[&golden.get("bf16.x"), &golden.get("bf16.weight")])[0], &golden.get("bf16.y"), 1.0 / 128.0);
+    close(
+        &run(&text, &[&golden.get("bf16.x"), &golden.get("bf16.weight")])[0],
+        &golden.get("bf16.y"),
+        1.0 / 128.0,
+    );
 }
 
 #[test]
@@ -148,7 +156,10 @@ fn routers_of_every_case() {
             for (j, (expert, have)) in chosen.into_iter().enumerate() {
                 assert_eq!(expert as f64, idx.at(&[t, j]), "{case}, token {t}");
                 let want = weight.at(&[t, j]);
-                assert!((have - want).abs() <= 1e-5 * want.abs().max(1.0), "{case}, token {t}: {have}, not {want}");
+                assert!(
+                    (have - want).abs() <= 1e-5 * want.abs().max(1.0),
+                    "{case}, token {t}: {have}, not {want}"
+                );
             }
         }
     }
@@ -160,7 +171,9 @@ fn attention_fused_and_in_parts() {
     let get = |name: &str| golden.get(name);
     let scale = get("scale").data[0];
     // With the probabilities as a result the attention is not fused; without, it is one kernel.
-    for (results, types) in [("%out", "f32[b, h, s, v]"), ("%out, %probs", "f32[b, h, s, v], f32[b, h, s, s]")] {
+    for (results, types) in
+        [("%out", "f32[b, h, s, v]"), ("%out, %probs", "f32[b, h, s, v], f32[b, h, s, s]")]
+    {
         let text = format!(
             "dim b\ndim s\ndim h = 3\ndim n = 12\ndim p = 8\ndim v = 10\ndim c = 16\n
             fn @f(%q: f32[b, h, s, n], %q_pe: f32[b, h, s, p], %c: f32[b, s, c], %k_pe: f32[b, s, p],

@@ -68,7 +68,8 @@ fn main() -> Result<(), Failure> {
         let rows = Data::from_f32(&[1, range.len(), WIDTH], rows);
         // How many tokens are cached already; the cache has `t` after this call.
         let start = Data::from_i32(&[1], &[range.start as i32]);
-        let results = session.run(&[("x", &rows), ("start", &start)], Some(&mut states), &[("t", range.end)])?;
+        let results =
+            session.run(&[("x", &rows), ("start", &start)], Some(&mut states), &[("t", range.end)])?;
         y.extend(results[0].1.to_f64());
     }
 

@@ -27,7 +27,8 @@ fn attention(w: &Scope, x: &Tensor, start: &Tensor, [t, h, n, c]: [&Dim; 4]) -> 
 fn model(layers: usize) -> Result<Module, Diags> {
     let p = Program::new();
     let [b, s, t] = ["b", "s", "t"].map(|name| p.dim(name)); // known when it runs: one compile serves every length
-    let [m, h, n, c] = [("m", 95), ("h", 5), ("n", 24), ("c", 40)].map(|(name, size)| p.dim_fixed(name, size));
+    let [m, h, n, c] =
+        [("m", 95), ("h", 5), ("n", 24), ("c", 40)].map(|(name, size)| p.dim_fixed(name, size));
     let layer = p.function("layer", |f| {
         let (x, start) = (f.input("x", F32, [&b, &s, &m]), f.input("start", I32, [&b]));
         let normed = x.rms_norm(&f.weight("norm.weight", BF16, [&m]), 1e-6);
@@ -48,7 +49,12 @@ fn main() -> Result<(), Failure> {
 
     // To machine code for this processor: the layer once, though it is called three times.
     let executable = Arc::new(Executable::compile(&module, &CompileOptions::default())?);
-    println!("{} kernels for {} layers, {} bytes of code", executable.plan().kernels.len(), 3, executable.code_bytes());
+    println!(
+        "{} kernels for {} layers, {} bytes of code",
+        executable.plan().kernels.len(),
+        3,
+        executable.code_bytes()
+    );
 
     let mut numbers = Numbers(7);
     let weights = numbers.weights(&module, "main");
