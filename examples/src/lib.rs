@@ -18,7 +18,7 @@ pub struct Numbers(pub u64);
 
 impl Numbers {
     /// The next number.
-    pub fn next(&mut self) -> f64 {
+    pub fn number(&mut self) -> f64 {
         self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (self.0 >> 33) as f64 / (1u64 << 30) as f64 - 1.0
     }
@@ -26,7 +26,7 @@ impl Numbers {
     /// A tensor of them.
     pub fn tensor(&mut self, shape: &[usize]) -> Tensor {
         let n = shape.iter().product();
-        let numbers: Vec<f32> = (0..n).map(|_| self.next() as f32).collect();
+        let numbers: Vec<f32> = (0..n).map(|_| self.number() as f32).collect();
         Tensor::from_f32(shape, &numbers)
     }
 
@@ -41,7 +41,7 @@ impl Numbers {
             let shape: Vec<usize> = ty.shape.iter().map(|dim| sizes.of(dim)).collect();
             // Sums over the last axis stay near 1, as with trained weights.
             let scale = (*shape.last().unwrap_or(&1) as f64).sqrt().recip();
-            let data: Vec<f64> = (0..shape.iter().product()).map(|_| self.next() * scale).collect();
+            let data: Vec<f64> = (0..shape.iter().product()).map(|_| self.number() * scale).collect();
             let tensor = Tensor::from_f64(ty.dtype, &shape, &data);
             weights.insert(f.values[value].name.clone(), Arc::new(tensor.into()));
         }
