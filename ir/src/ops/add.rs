@@ -4,5 +4,5 @@ use super::pointwise::binary;
 
 binary! {
     /// The sum of two tensors, element by element.
-    "add" => Add; eval |x, y| x + y; tile |x, y| x + y
+    "add" => Add; infer broadcast; eval |x, y| x + y; tile |x, y| x + y
 }

@@ -3,6 +3,6 @@
 use super::pointwise::binary;
 
 binary! {
-    /// The quotient of two tensors, element by element; of integers, rounded towards minus infinity.
-    "div" => Div; eval |x, y| x / y; tile |x, y| x / y
+    /// The quotient of two tensors of floats, element by element.
+    "div" => Div; infer broadcast_floats; eval |x, y| x / y; tile |x, y| x / y
 }

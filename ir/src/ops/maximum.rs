@@ -4,5 +4,5 @@ use super::pointwise::binary;
 
 binary! {
     /// The larger of two tensors' elements.
-    "maximum" => Maximum; eval |x, y| x.max(y); tile |x, y| x.max(y)
+    "maximum" => Maximum; infer broadcast; eval |x, y| x.max(y); tile |x, y| x.max(y)
 }

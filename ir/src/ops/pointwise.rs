@@ -53,6 +53,12 @@ pub fn broadcast(a: &TensorType, b: &TensorType) -> Result<TensorType, TypeError
     Ok(TensorType::new(a.dtype, shape))
 }
 
+/// [`broadcast`], of floats only.
+pub fn broadcast_floats(a: &TensorType, b: &TensorType) -> Result<TensorType, TypeError> {
+    float("div", a)?;
+    broadcast(a, b)
+}
+
 /// `f` of two arrays, element by element, with [`broadcast`]'s rule.
 pub fn zip(a: &Array, b: &Array, f: impl Fn(f64, f64) -> f64) -> Array {
     let rank = a.rank().max(b.rank());
@@ -102,7 +108,10 @@ pub(super) use unary;
 
 /// An op that is a function of two elements, with broadcasting.
 macro_rules! binary {
-    ($(#[$meta:meta])* $name:literal => $Op:ident; eval |$x:ident, $y:ident| $eval:expr; tile |$s:ident, $t:ident| $tile:expr) => {
+    (
+        $(#[$meta:meta])*
+        $name:literal => $Op:ident; infer $infer:ident; eval |$x:ident, $y:ident| $eval:expr; tile |$s:ident, $t:ident| $tile:expr
+    ) => {
         use $crate::eval::{Array, Sizes};
         use $crate::kernel::build::Tile;
         use $crate::lower::{Cx, LowerError, Lowering, Request, View};
@@ -116,7 +125,7 @@ macro_rules! binary {
 
         impl OpDef for $Op {
             fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
-                Ok($crate::ops::pointwise::broadcast(args[0], args[1])?.into())
+                Ok($crate::ops::pointwise::$infer(args[0], args[1])?.into())
             }
             fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
                 vec![$crate::ops::pointwise::zip(args[0], args[1], |$x, $y| $eval)]

@@ -4,5 +4,5 @@ use super::pointwise::binary;
 
 binary! {
     /// The difference of two tensors, element by element.
-    "sub" => Sub; eval |x, y| x - y; tile |x, y| x - y
+    "sub" => Sub; infer broadcast; eval |x, y| x - y; tile |x, y| x - y
 }

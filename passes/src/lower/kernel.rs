@@ -216,7 +216,11 @@ impl<'k> Env<'k> {
                     return self.view(arg, merged);
                 }
                 let ty = self.low.fixed_type(self.low.tensor(arg));
-                let shape = if merged { self.merge_shape(&ty.shape)? } else { ty.shape.to_vec() };
+                // As for the result below: a chain's values have its shape, and stretch along nothing.
+                let shape = match &*self.groups.borrow() {
+                    Some(groups) => products(&ty.shape, groups),
+                    None => ty.shape.to_vec(),
+                };
                 let given: TileFn<'k> = Rc::new(move |_| Ok(tile));
                 Ok(View { ty: TensorType::new(ty.dtype, shape), tile: given, buffer: None })
             };
@@ -271,15 +275,19 @@ impl<'k> Env<'k> {
     fn merge_shape(&self, shape: &[Dim]) -> Result<Vec<Dim>, LowerError> {
         let groups = self.groups.borrow();
         let groups = groups.as_ref().expect("asked only where axes were merged");
-        let own =
-            aligned_groups(shape, groups).ok_or_else(|| LowerError::new("axes cannot be made fewer"))?;
-        let mut at = 0;
-        let product = |&len: &usize| {
-            at += len;
-            Dim::product(&shape[at - len..at])
-        };
-        Ok(own.iter().map(product).collect())
+        let own = aligned_groups(shape, groups);
+        Ok(products(shape, &own.ok_or_else(|| LowerError::new("an operand's axes cannot be made fewer"))?))
     }
+}
+
+/// The extent of each group of neighbouring axes.
+fn products(shape: &[Dim], groups: &[usize]) -> Vec<Dim> {
+    let mut at = 0;
+    let product = |&len: &usize| {
+        at += len;
+        Dim::product(&shape[at - len..at])
+    };
+    groups.iter().map(product).collect()
 }
 
 /// The view with the result's groups of axes, of which it has the last ones; see [`BufView::merge`].
