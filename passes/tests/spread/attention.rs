@@ -1,3 +1,5 @@
+//! Softmax and attention: what loops carry from block to block.
+
 use crate::support::*;
 use eva_ir::kernel::build::Build;
 use eva_ir::kernel::{Elem, Kernel};

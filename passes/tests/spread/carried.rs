@@ -1,3 +1,5 @@
+//! Tiles that a loop carries, and that change places in it.
+
 use crate::support::*;
 use eva_ir::kernel::build::{Build, Tile};
 use eva_ir::kernel::{ColumnOrder, Elem, Kernel};

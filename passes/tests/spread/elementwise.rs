@@ -1,3 +1,5 @@
+//! Element-wise kernels and those of rows: shapes, types, and what lies outside.
+
 use crate::support::*;
 use eva_ir::kernel::build::Build;
 use eva_ir::kernel::{Access, BufData, ColumnOrder, Elem, Kernel};

@@ -1,3 +1,5 @@
+//! Products: what is read in place, what is gathered, and what is added to.
+
 use crate::support::*;
 use eva_ir::kernel::build::Build;
 use eva_ir::kernel::{Access, Inst, Kernel};

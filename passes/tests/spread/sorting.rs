@@ -1,3 +1,5 @@
+//! Counts, choices and scatters: the kernels of routers and of sorting.
+
 use crate::support::*;
 use eva_ir::kernel::build::Build;
 use eva_ir::kernel::{Access, Elem};

@@ -1,3 +1,5 @@
+//! The element types that safetensors files name.
+
 use std::fmt;
 
 macro_rules! dtypes {

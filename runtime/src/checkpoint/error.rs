@@ -1,3 +1,5 @@
+//! What can be wrong with a checkpoint.
+
 use std::io;
 use std::path::{Path, PathBuf};
 
