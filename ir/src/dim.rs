@@ -41,14 +41,15 @@ impl fmt::Debug for Sym {
 /// ends of `i64`; the verifier refuses a module whose extents get there.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Dim {
-    /// From monomial (sorted symbols, repeated for powers) to coefficient; no zeros.
-    terms: BTreeMap<Vec<Sym>, i64>,
+    /// From monomial (sorted symbols, repeated for powers) to coefficient; no zeros. Shared, for extents are
+    /// copied with every type.
+    terms: Arc<BTreeMap<Vec<Sym>, i64>>,
 }
 
 impl Dim {
     /// The extent with this name.
     pub fn sym(name: &str) -> Self {
-        Self { terms: BTreeMap::from([(vec![name.into()], 1)]) }
+        Self { terms: Arc::new(BTreeMap::from([(vec![name.into()], 1)])) }
     }
 
     /// The extent's value, if it has no symbols.
@@ -70,6 +71,14 @@ impl Dim {
 
     /// The extent with every symbol replaced for which `value_of` gives another.
     pub fn substitute(&self, value_of: &dyn Fn(&Sym) -> Option<Dim>) -> Dim {
+        // Most extents are a number or a name alone.
+        if self.as_const().is_some() {
+            return self.clone();
+        }
+        let mut terms = self.terms();
+        if let (Some(([sym], 1)), None) = (terms.next(), terms.next()) {
+            return value_of(sym).unwrap_or_else(|| self.clone());
+        }
         self.terms.iter().fold(Dim::from(0), |sum, (monomial, &n)| {
             let factor = |sym: &Sym| value_of(sym).unwrap_or_else(|| Dim::sym(sym.as_str()));
             sum + monomial.iter().fold(Dim::from(n), |product, sym| product * factor(sym))
@@ -101,7 +110,7 @@ impl Dim {
             *entry = entry.saturating_add(n);
         }
         sum.retain(|_, n| *n != 0);
-        Self { terms: sum }
+        Self { terms: Arc::new(sum) }
     }
 }
 
@@ -152,7 +161,7 @@ impl From<&Dim> for Dim {
 impl Add for Dim {
     type Output = Dim;
     fn add(self, rhs: Dim) -> Dim {
-        Dim::from_terms(self.terms.into_iter().chain(rhs.terms))
+        Dim::from_terms(self.terms.iter().chain(&*rhs.terms).map(|(monomial, &n)| (monomial.clone(), n)))
     }
 }
 
@@ -166,9 +175,15 @@ impl Sub for Dim {
 impl Mul for Dim {
     type Output = Dim;
     fn mul(self, rhs: Dim) -> Dim {
+        match (self.as_const(), rhs.as_const()) {
+            (Some(1), _) => return rhs,
+            (_, Some(1)) => return self,
+            (Some(m), Some(n)) => return Dim::from(m.saturating_mul(n)),
+            _ => {}
+        }
         let mut terms = Vec::new();
-        for (a, m) in &self.terms {
-            for (b, n) in &rhs.terms {
+        for (a, m) in &*self.terms {
+            for (b, n) in &*rhs.terms {
                 let mut monomial = [a.as_slice(), b].concat();
                 monomial.sort();
                 terms.push((monomial, m.saturating_mul(*n)));

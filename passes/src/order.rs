@@ -12,6 +12,10 @@ use eva_ir::ops::{Op, einsum::Einsum};
 /// The pair with the smallest product is joined first; extents without a fixed value count as 1024.
 pub fn binary(module: &Module) -> Result<Module, Diag> {
     functions(module, |_, f| {
+        let many = |def: &Def| matches!(def, Def::Op(Op::Einsum(_), args) if args.len() > 2);
+        if !f.values.iter().any(|(_, data)| many(&data.def)) {
+            return Ok(f.clone());
+        }
         let mut r = Rebuild::new(f);
         for (value, data) in f.values.iter() {
             match &data.def {
