@@ -37,7 +37,11 @@ impl Passes {
             // A function that the pass has left alone was verified before.
             let same = self.module.funcs.get(func).is_some_and(|old| is_same(old, f));
             if !same && let Err(diags) = verify::verify_function(&new, func) {
-                return Err(Error::Internal { pass: name, message: diags.to_string(), module: text::print(&new) });
+                return Err(Error::Internal {
+                    pass: name,
+                    message: diags.to_string(),
+                    module: text::print(&new),
+                });
             }
         }
         if self.dump.iter().any(|wanted| wanted == name || wanted == "all") {
