@@ -171,11 +171,11 @@ macro_rules! ops {
 
         /// Any op, with its attributes.
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Op { $(#[doc = concat!("See [`", stringify!($module), "`].")] $Op($module::$Op)),* }
+        pub enum Op { $(#[doc = concat!("See [`mod@", stringify!($module), "`].")] $Op($module::$Op)),* }
 
         /// Which op, without its attributes.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum OpKind { $(#[doc = concat!("See [`", stringify!($module), "`].")] $Op),* }
+        pub enum OpKind { $(#[doc = concat!("See [`mod@", stringify!($module), "`].")] $Op),* }
 
         $(impl From<$module::$Op> for Op {
             fn from(op: $module::$Op) -> Self { Op::$Op(op) }

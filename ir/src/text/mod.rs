@@ -1,4 +1,4 @@
-//! The graph IR as text: [`print`] writes it, [`parse()`] reads it back.
+//! The graph IR as text: [`print()`] writes it, [`parse()`] reads it back.
 //!
 //! ```text
 //! module  := dim* fn*
@@ -16,7 +16,7 @@
 //! Written types are assertions: they are inferred and compared. Attributes are [`crate::attr::Attr`]s;
 //! a spec stands before the operands.
 //!
-//! [`print`] is canonical: `parse(print(m))` is `m`, and `print(parse(t))` is `t` for printed text.
+//! [`print()`] is canonical: `parse(print(m))` is `m`, and `print(parse(t))` is `t` for printed text.
 //! Comments are not kept.
 
 mod lex;
