@@ -252,9 +252,10 @@ fn generate(
         }
     }
     comparison.count("gen.tokens", different);
-    if recorded.contains_key("gen.logits") {
+    if let Some(tensor) = recorded.get("gen.logits") {
         let shape = vec![prompt.batch * new, model.config.vocab];
-        comparison.tensors(&Computed::from([("gen.logits".into(), (shape, logits))]));
+        let computed = Computed::from([("gen.logits".into(), (shape, logits))]);
+        comparison.tensor("gen.logits", tensor, &computed, Kind::Logits);
     }
     Ok(())
 }
@@ -294,14 +295,10 @@ impl Comparison<'_> {
         self.row(name, Some(different as f64), Some(0.0), "");
     }
 
-    /// Compares every recorded tensor that has no row yet and is not about generation.
+    /// Compares every recorded tensor that has no row yet.
     fn tensors(&mut self, computed: &Computed) {
-        let only_generated = computed.keys().all(|name| name.starts_with("gen."));
         let recorded = self.recorded;
         for (name, tensor) in recorded {
-            if only_generated && !computed.contains_key(name) {
-                continue;
-            }
             match name.as_str() {
                 "input_ids" | "labels" | "gen.prompt" => self.row(name, None, None, "input"),
                 _ if name.starts_with("train.") => {

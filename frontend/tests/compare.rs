@@ -42,3 +42,34 @@ fn v3_tiny_absorbed_agrees_with_transformers() {
 fn v2_lite_tiny_agrees_with_transformers() {
     check("v2-lite-tiny", eva_passes::Form::Auto);
 }
+
+/// A reference with one tensor, written to a directory of its own.
+fn reference(name: &str) -> (tempfile::TempDir, PathBuf) {
+    use eva_runtime::checkpoint::{CheckpointDType, TensorDecl, Writer};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("reference.safetensors");
+    let tensors = [
+        TensorDecl { name: name.into(), dtype: CheckpointDType::F32, shape: vec![2] },
+        TensorDecl { name: "input_ids".into(), dtype: CheckpointDType::I64, shape: vec![1, 3] },
+    ];
+    let write = |i: usize, out: &mut dyn std::io::Write| {
+        out.write_all(if tensors[i].name == "input_ids" { &[0; 24] } else { &[0; 8] })
+    };
+    Writer::new().write_file(&path, &tensors, write).unwrap_or_else(|e| panic!("{e}"));
+    (dir, path)
+}
+
+#[test]
+fn what_is_not_known_fails_and_what_has_another_shape_too() {
+    for (name, note) in [
+        ("layers.1.surprise", "no such tensor is known"),
+        ("layers.9.out", "the model computes no such value"),
+        ("logits", "the model's is [1, 3, 288], the recorded one [2]"),
+        ("layers.1.topk_weight", "the model's is [1, 3, 4], the recorded one [2]"),
+    ] {
+        let (_dir, path) = reference(name);
+        let rows = compare(&fixture("v3-tiny"), &path, &CompareOptions::default(), &Quiet).unwrap();
+        let row = rows.iter().find(|row| row.name == name).unwrap_or_else(|| panic!("{name} has no row"));
+        assert_eq!((row.ok, row.note.as_str()), (false, note), "{name}");
+    }
+}
