@@ -14,7 +14,11 @@ fuzz_target!(|input: (u16, &[u8])| {
                 for tensor in &header.tensors {
                     assert!(tensor.range.start <= tensor.range.end && tensor.range.end as u64 <= file_len);
                     assert_eq!(tensor.dtype.bytes_of(&tensor.shape), Some(tensor.range.len() as u64));
-                    assert_eq!(*end.get_or_insert(tensor.range.start), tensor.range.start, "no gap, no overlap");
+                    assert_eq!(
+                        *end.get_or_insert(tensor.range.start),
+                        tensor.range.start,
+                        "no gap, no overlap"
+                    );
                     end = Some(tensor.range.end);
                 }
             }

@@ -9,7 +9,8 @@ fuzz_target!(|text: &str| {
     match parse(text) {
         Ok(module) => {
             let printed = print(&module);
-            let again = parse(&printed).unwrap_or_else(|diags| panic!("{diags}\nin its own print:\n{printed}"));
+            let again =
+                parse(&printed).unwrap_or_else(|diags| panic!("{diags}\nin its own print:\n{printed}"));
             assert_eq!(print(&again), printed);
             let (first, second) = (verify(&module).is_ok(), verify(&again).is_ok());
             assert_eq!(first, second, "the copy is as well-formed as the original");
