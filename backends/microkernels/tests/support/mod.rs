@@ -179,7 +179,7 @@ impl Case {
         unsafe { kernel(&args) };
         let mut out = Vec::with_capacity(m * n);
         for (at, &x) in c.iter().enumerate() {
-            let inside = at >= MARGIN && (at - MARGIN) / c_row.max(1) < m && (at - MARGIN) % c_row < n;
+            let inside = at >= MARGIN && (at - MARGIN) / c_row.max(1) < m && (at - MARGIN) % c_row.max(1) < n;
             if inside {
                 out.push(x);
             } else {
