@@ -7,7 +7,7 @@ use eva_ir::dim::{Dim, Sym};
 use eva_ir::entity::Entity;
 use eva_ir::graph::{Func, Module, ParamKind};
 use eva_ir::kernel::{Inst, Kernel};
-use eva_passes::plan::{ALIGNMENT, Base, CAPACITY, FuncPlan, Layout, Plan, Step};
+use eva_passes::plan::{Base, CAPACITY, FuncPlan, Layout, Plan, Step};
 use eva_passes::target::Target;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -196,7 +196,7 @@ impl Executable {
     /// # Safety
     /// `params` and `results` (null for results that are states) point to buffers of the types and sizes that the
     /// plan and `bound` say; results and states are not read or written by anyone else; `arena` has `bound.arena`
-    /// bytes and is aligned to [`ALIGNMENT`].
+    /// bytes and is aligned to [`eva_passes::plan::ALIGNMENT`].
     pub(crate) unsafe fn run(&self, bound: &Bound, params: &[*mut u8], results: &[*mut u8], arena: *mut u8) {
         let args = SendPtrs { params, results, arena };
         self.pool.enter(|| {
@@ -308,6 +308,3 @@ fn work(kernel: &Kernel, body: &[Inst]) -> usize {
         })
     })
 }
-
-/// Where one function's part of the arena ends and the next may begin.
-pub const ARENA_ALIGNMENT: usize = ALIGNMENT;

@@ -11,7 +11,7 @@ mod kernel;
 use crate::Error;
 use crate::plan::{Base, CAPACITY, FuncPlan, KernelId, ParamPlan, Plan, ResultPlan, Step, Temp};
 use crate::target::Target;
-use eva_ir::dim::{Dim, Sym};
+use eva_ir::dim::Dim;
 use eva_ir::entity::Arena;
 use eva_ir::eval::Sizes;
 use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value};
@@ -376,9 +376,4 @@ fn buf_data(view: &BufView, access: Access) -> eva_ir::kernel::BufData {
         strides: view.strides.clone(),
         offset: view.offset.clone(),
     }
-}
-
-/// The symbol of the caches' capacity.
-pub fn capacity() -> Sym {
-    CAPACITY.into()
 }
