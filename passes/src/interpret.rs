@@ -142,7 +142,7 @@ impl Machine<'_> {
                 Step::Launch { kernel, bases: used, name } => {
                     let kernel = match self.how.phase {
                         Phase::Tile => &plan.tiles[*kernel],
-                        Phase::Lane => &plan.kernels[*kernel],
+                        Phase::Lane | Phase::Block => &plan.kernels[*kernel],
                     };
                     for ((_, buf), &base) in kernel.bufs.iter().zip(used) {
                         if let (Base::Temp(temp), usize::MAX) = (&f.bases[base], bases[base]) {

@@ -46,7 +46,7 @@ impl<'k, 'b> Emitter<'k, 'b> {
     pub(crate) fn program(&mut self, programs: &[Value]) -> Done {
         match self.kernel.phase {
             Phase::Lane => self.block(&self.kernel.body, programs),
-            Phase::Tile => self.fail("it is still in the tile phase"),
+            Phase::Tile | Phase::Block => self.fail("it is still in the tile phase"),
         }
     }
 
@@ -135,6 +135,7 @@ impl<'k, 'b> Emitter<'k, 'b> {
                 self.set(*out, value)
             }
             Inst::Micro(micro) => self.micro(micro),
+            Inst::Block(_) => self.fail("an instruction is not of the lane phase"),
             Inst::Iota { .. }
             | Inst::Load { .. }
             | Inst::Gather { .. }

@@ -94,6 +94,7 @@ impl Emitter<'_, '_> {
                 Some(data) => (self.entry.scratch[scratch.index()], Memory::Scratch(data.elem)),
                 None => return self.fail(format!("{scratch} is no scratch of it")),
             },
+            Space::Shared(shared) => return self.fail(format!("{shared} is not memory of the lane phase")),
         };
         let shift = memory.bytes().trailing_zeros();
         let bytes = if shift == 0 { index } else { self.b.ins().ishl_imm_u(index, i64::from(shift)) };

@@ -42,6 +42,7 @@ impl Build {
             phase: Phase::Tile,
             bufs: Arena::default(),
             scratch: Arena::default(),
+            block: None,
             grid: Vec::new(),
             regs: Arena::default(),
             body: Vec::new(),

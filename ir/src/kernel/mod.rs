@@ -4,9 +4,10 @@
 //! rectangle of numbers (`rows × cols`, both fixed; a scalar is `1 × 1`), and nothing says how it is
 //! spread over vector lanes or threads: an op's lowering is written in this phase ([`build`]). In the
 //! **lane phase** registers are vectors of one row, tiles live in scratch memory, loops over their
-//! elements are explicit, and products are calls of microkernels. A pass (`spread`) goes from one to the
-//! other for a target; a backend translates the lane phase one to one. [`verify`] says what each phase
-//! may contain, and [`run`] what it means.
+//! elements are explicit, and products are calls of microkernels. For a GPU there is the **[`block`] phase**
+//! instead, in which a program is run by many threads. A pass (`spread`) goes from the tile phase to that of a
+//! target; a backend translates the latter one to one. [`verify`] says what each phase may contain, and [`run`]
+//! what it means.
 //!
 //! * Kernels are symbolic: grids, strides and trip counts are polynomials over the module's extents,
 //!   evaluated when the kernel is launched. One kernel serves all lengths.
@@ -14,6 +15,7 @@
 //! * In the tile phase an element outside its buffer (or outside a limit) reads as zero and is not written.
 //! * Registers hold `f32`, `i64` or truth values. Buffers hold any [`DType`]; loads widen, stores round.
 
+pub mod block;
 pub mod build;
 pub mod print;
 pub mod run;
@@ -47,6 +49,8 @@ pub struct Kernel {
     pub bufs: Arena<Buf, BufData>,
     /// Private memory (lane phase only).
     pub scratch: Arena<Scratch, ScratchData>,
+    /// Threads, shared memory, pipes (in the block phase, and only there).
+    pub block: Option<block::Block>,
     /// How many programs there are along each axis; the last axis varies fastest.
     pub grid: Vec<GridAxis>,
     /// The registers' types.
@@ -62,6 +66,8 @@ pub enum Phase {
     Tile,
     /// Vectors, scratch memory, microkernels.
     Lane,
+    /// Threads of a GPU; see [`block`].
+    Block,
 }
 
 /// A buffer: a tensor with an address for each element.
@@ -126,9 +132,9 @@ pub enum Elem {
 pub struct RegType {
     /// The elements' type.
     pub elem: Elem,
-    /// 1 in the lane phase.
+    /// 1 in the lane and block phases.
     pub rows: usize,
-    /// In the lane phase: the number of vector lanes, 1 or the target's width.
+    /// In the lane phase: the number of vector lanes, 1 or the target's width. In the block phase: slots a thread.
     pub cols: usize,
 }
 
@@ -217,7 +223,8 @@ pub enum Inst {
     VLoad { out: Reg, from: Mem },
     /// Lane phase. Writes `value.cols` consecutive elements.
     VStore { to: Mem, value: Reg },
-    /// Lane phase. Runs `body` where the scalar `cond` holds. The body only writes memory.
+    /// Lane and block phase. Runs `body` where the scalar `cond` holds. The body only writes memory; in the block
+    /// phase each thread has a `cond` of its own, and the body has no barrier, pipe, product or shuffle.
     If { cond: Reg, body: Vec<Inst> },
     /// Lane phase. Folds the lanes of a vector to a scalar: in pairs at distance 2, then 1.
     Across { out: Reg, f: Fn2, x: Reg },
@@ -225,6 +232,9 @@ pub enum Inst {
     SwapPairs { out: Reg, x: Reg },
     /// Lane phase. A product by a microkernel; see [`Micro`].
     Micro(Micro),
+
+    /// Block phase. See [`block::BlockInst`].
+    Block(block::BlockInst),
 }
 
 /// A register carried round a loop.
@@ -256,6 +266,8 @@ pub enum Space {
     Buf(Buf),
     /// Private memory.
     Scratch(Scratch),
+    /// Shared memory (block phase).
+    Shared(block::Shared),
 }
 
 /// `c[i,j] = (accumulate ? c[i,j] : 0) + Σ_k a[i,k] · b[j,k]` for `i < m`, `j < n`, `k` terms.

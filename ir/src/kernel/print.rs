@@ -96,6 +96,7 @@ impl<'k> Printer<'k> {
         let phase = match kernel.phase {
             Phase::Tile => "tile",
             Phase::Lane => "lane",
+            Phase::Block => "block",
         };
         writeln!(f, "{phase} kernel @{} (", kernel.name)?;
         let rows: Vec<_> = kernel.bufs.iter().map(|(buf, data)| (self.buf(buf) + ":", data)).collect();
@@ -165,6 +166,7 @@ impl<'k> Printer<'k> {
         let space = match mem.space {
             Space::Buf(buf) => self.buf(buf),
             Space::Scratch(scratch) => scratch.to_string(),
+            Space::Shared(shared) => shared.to_string(),
         };
         format!("{space}[{}]", self.reg(mem.index))
     }
@@ -239,6 +241,7 @@ impl<'k> Printer<'k> {
             Inst::Across { f, x, .. } => format!("across.{} {}", lower_case(f), self.reg(*x)),
             Inst::SwapPairs { x, .. } => format!("swap_pairs {}", self.reg(*x)),
             Inst::Micro(micro) => self.micro_line(micro),
+            Inst::Block(inst) => format!("{inst:?}"),
         };
         out.map(|out| format!("{out} = ")).unwrap_or_default() + &text
     }
@@ -294,6 +297,7 @@ pub(super) fn single_out(inst: &Inst) -> Option<Reg> {
         | Inst::VStore { .. }
         | Inst::If { .. }
         | Inst::Micro(_) => None,
+        Inst::Block(inst) => inst.out(),
     }
 }
 

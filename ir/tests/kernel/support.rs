@@ -62,6 +62,7 @@ impl Raw {
             phase,
             bufs: Arena::default(),
             scratch: Arena::default(),
+            block: None,
             grid: Vec::new(),
             regs: Arena::default(),
             body: Vec::new(),

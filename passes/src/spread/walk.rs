@@ -39,6 +39,7 @@ pub(super) fn operands_mut(inst: &mut Inst, f: &mut dyn FnMut(&mut Reg)) {
             place(at, f);
             [index, value, mask].into_iter().for_each(f);
         }
+        Inst::Block(inst) => inst.operands_mut(f),
         Inst::VLoad { from, .. } => f(&mut from.index),
         Inst::VStore { to, value } => [&mut to.index, value].into_iter().for_each(f),
         Inst::If { cond, .. } => f(cond),
@@ -87,14 +88,15 @@ macro_rules! single_result {
             | Inst::Store { .. }
             | Inst::Scatter { .. }
             | Inst::VStore { .. }
-            | Inst::Micro(_) => None,
+            | Inst::Micro(_)
+            | Inst::Block(_) => None,
         }
     };
 }
 
 /// The register that `inst` defines, if it is no loop.
 pub(super) fn result(inst: &Inst) -> Option<Reg> {
-    single_result!(inst).copied()
+    if let Inst::Block(inst) = inst { inst.out() } else { single_result!(inst).copied() }
 }
 
 /// [`result`], to change it.

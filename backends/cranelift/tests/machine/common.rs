@@ -22,6 +22,7 @@ impl Lane {
             phase: Phase::Lane,
             bufs: Default::default(),
             scratch: Default::default(),
+            block: None,
             grid: Vec::new(),
             regs: Default::default(),
             body: Vec::new(),
@@ -130,6 +131,7 @@ impl Lane {
             Space::Buf(buf) if self.kernel.bufs[buf].dtype.is_int() => Elem::I64,
             Space::Buf(_) => Elem::F32,
             Space::Scratch(scratch) => self.kernel.scratch[scratch].elem,
+            Space::Shared(_) => unreachable!("lane kernels have no shared memory"),
         };
         self.emit(elem, cols, |out| Inst::VLoad { out, from: Mem { space, index } })
     }

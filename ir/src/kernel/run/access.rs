@@ -137,6 +137,7 @@ impl Launch<'_> {
                 let word = scratch.written[i].then_some(scratch.words[i]);
                 word.ok_or_else(|| Fault::Unwritten { memory: id.to_string(), index: i })
             }
+            Space::Shared(_) => unreachable!("the verifier knows of no shared memory in the lane phase"),
         }
     }
 
@@ -150,6 +151,7 @@ impl Launch<'_> {
                 scratch.written[i] = true;
                 Ok(())
             }
+            Space::Shared(_) => unreachable!("the verifier knows of no shared memory in the lane phase"),
         }
     }
 

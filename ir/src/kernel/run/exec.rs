@@ -194,6 +194,7 @@ impl<'a> Launch<'a> {
                 self.fill(*out, |words, r, c| Ok(words[x.at(r, c ^ 1)]))
             }
             Inst::Micro(micro) => self.micro(micro),
+            Inst::Block(_) => unreachable!("the block phase has an interpreter of its own"),
             Inst::For { .. } | Inst::If { .. } => unreachable!("`block` runs instructions with bodies"),
         }
     }

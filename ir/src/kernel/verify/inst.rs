@@ -172,6 +172,7 @@ impl Check<'_> {
                 self.gives(*out, x)
             }
             Inst::Micro(micro) => self.micro(micro),
+            Inst::Block(_) => Err("is not checked yet".into()),
         }
     }
 
@@ -232,6 +233,7 @@ impl Check<'_> {
                 let data = self.kernel.scratch.get(scratch);
                 Ok(data.ok_or_else(|| format!("there is no private memory {scratch}"))?.elem)
             }
+            Space::Shared(shared) => Err(format!("{shared} is not memory of the lane phase")),
         }
     }
 
@@ -285,6 +287,7 @@ fn phase_of(inst: &Inst) -> Option<Phase> {
         | Inst::Across { .. }
         | Inst::SwapPairs { .. }
         | Inst::Micro(_) => Some(Phase::Lane),
+        Inst::Block(_) => Some(Phase::Block),
     }
 }
 
