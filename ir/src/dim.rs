@@ -40,30 +40,43 @@ impl fmt::Debug for Sym {
 /// `==` says so, and equal extents have equal hashes. Arithmetic saturates at the
 /// ends of `i64`; the verifier refuses a module whose extents get there.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Dim {
-    /// From monomial (sorted symbols, repeated for powers) to coefficient; no zeros. Shared, for extents are
-    /// copied with every type.
-    terms: Arc<BTreeMap<Vec<Sym>, i64>>,
+pub struct Dim(Poly);
+
+/// A polynomial. Extents are copied with every type, so copies are cheap.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Poly {
+    /// One without symbols.
+    Number(i64),
+    /// One with symbols: from monomial (sorted symbols, repeated for powers) to coefficient; no zeros.
+    Terms(Arc<BTreeMap<Vec<Sym>, i64>>),
 }
 
 impl Dim {
     /// The extent with this name.
     pub fn sym(name: &str) -> Self {
-        Self { terms: Arc::new(BTreeMap::from([(vec![name.into()], 1)])) }
+        Self(Poly::Terms(Arc::new(BTreeMap::from([(vec![name.into()], 1)]))))
     }
 
     /// The extent's value, if it has no symbols.
     pub fn as_const(&self) -> Option<i64> {
-        match self.terms.iter().next() {
-            None => Some(0),
-            Some((monomial, &n)) if monomial.is_empty() && self.terms.len() == 1 => Some(n),
-            Some(_) => None,
+        match self.0 {
+            Poly::Number(n) => Some(n),
+            Poly::Terms(_) => None,
+        }
+    }
+
+    /// The symbol, if the extent is one alone.
+    pub fn as_sym(&self) -> Option<&Sym> {
+        let mut terms = self.terms();
+        match (terms.next(), terms.next()) {
+            (Some(([sym], 1)), None) => Some(sym),
+            _ => None,
         }
     }
 
     /// The extent's value, given a value for each symbol; `None` if one is missing or the value overflows.
     pub fn eval(&self, value_of: &dyn Fn(&Sym) -> Option<i64>) -> Option<i64> {
-        self.terms.iter().try_fold(0i64, |sum, (monomial, &n)| {
+        self.terms().try_fold(0i64, |sum, (monomial, n)| {
             let product = monomial.iter().try_fold(n, |product, sym| product.checked_mul(value_of(sym)?))?;
             sum.checked_add(product)
         })
@@ -75,11 +88,10 @@ impl Dim {
         if self.as_const().is_some() {
             return self.clone();
         }
-        let mut terms = self.terms();
-        if let (Some(([sym], 1)), None) = (terms.next(), terms.next()) {
+        if let Some(sym) = self.as_sym() {
             return value_of(sym).unwrap_or_else(|| self.clone());
         }
-        self.terms.iter().fold(Dim::from(0), |sum, (monomial, &n)| {
+        self.terms().fold(Dim::from(0), |sum, (monomial, n)| {
             let factor = |sym: &Sym| value_of(sym).unwrap_or_else(|| Dim::sym(sym.as_str()));
             sum + monomial.iter().fold(Dim::from(n), |product, sym| product * factor(sym))
         })
@@ -87,15 +99,26 @@ impl Dim {
 
     /// The symbols that the extent depends on, each once, in alphabetical order.
     pub fn syms(&self) -> Vec<Sym> {
-        let mut syms: Vec<Sym> = self.terms.keys().flatten().cloned().collect();
+        let mut syms: Vec<Sym> = self.factors().cloned().collect();
         syms.sort();
         syms.dedup();
         syms
     }
 
+    /// The symbols that the extent depends on, as often as they are in it.
+    pub fn factors(&self) -> impl Iterator<Item = &Sym> {
+        self.terms().flat_map(|(monomial, _)| monomial)
+    }
+
     /// The extent as a sum of `coefficient · symbol · symbol · …`.
     pub fn terms(&self) -> impl Iterator<Item = (&[Sym], i64)> {
-        self.terms.iter().map(|(monomial, &n)| (monomial.as_slice(), n))
+        let (number, terms) = match &self.0 {
+            Poly::Number(0) => (None, None),
+            Poly::Number(n) => (Some((&[][..], *n)), None),
+            Poly::Terms(terms) => (None, Some(terms)),
+        };
+        let terms = terms.into_iter().flat_map(|terms| terms.iter());
+        number.into_iter().chain(terms.map(|(monomial, &n)| (monomial.as_slice(), n)))
     }
 
     /// The product of `dims`.
@@ -110,7 +133,11 @@ impl Dim {
             *entry = entry.saturating_add(n);
         }
         sum.retain(|_, n| *n != 0);
-        Self { terms: Arc::new(sum) }
+        match sum.first_key_value() {
+            None => Dim::from(0),
+            Some((monomial, &n)) if monomial.is_empty() && sum.len() == 1 => Dim::from(n),
+            Some(_) => Self(Poly::Terms(Arc::new(sum))),
+        }
     }
 }
 
@@ -148,7 +175,7 @@ impl std::str::FromStr for Dim {
 
 impl From<i64> for Dim {
     fn from(n: i64) -> Self {
-        Self::from_terms([(vec![], n)])
+        Self(Poly::Number(n))
     }
 }
 
@@ -161,7 +188,12 @@ impl From<&Dim> for Dim {
 impl Add for Dim {
     type Output = Dim;
     fn add(self, rhs: Dim) -> Dim {
-        Dim::from_terms(self.terms.iter().chain(&*rhs.terms).map(|(monomial, &n)| (monomial.clone(), n)))
+        match (self.as_const(), rhs.as_const()) {
+            (Some(0), _) => rhs,
+            (_, Some(0)) => self,
+            (Some(m), Some(n)) => Dim::from(m.saturating_add(n)),
+            _ => Dim::from_terms(self.terms().chain(rhs.terms()).map(|(monomial, n)| (monomial.to_vec(), n))),
+        }
     }
 }
 
@@ -182,11 +214,11 @@ impl Mul for Dim {
             _ => {}
         }
         let mut terms = Vec::new();
-        for (a, m) in &*self.terms {
-            for (b, n) in &*rhs.terms {
-                let mut monomial = [a.as_slice(), b].concat();
+        for (a, m) in self.terms() {
+            for (b, n) in rhs.terms() {
+                let mut monomial = [a, b].concat();
                 monomial.sort();
-                terms.push((monomial, m.saturating_mul(*n)));
+                terms.push((monomial, m.saturating_mul(n)));
             }
         }
         Dim::from_terms(terms)
@@ -209,15 +241,16 @@ dim_ops!(Add add, Sub sub, Mul mul);
 
 impl fmt::Display for Dim {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        if self.terms.is_empty() {
-            return write!(f, "0");
+        if let Some(n) = self.as_const() {
+            return write!(f, "{n}");
         }
         // Symbols before the constant; positive terms before negative ones, so that no text starts with `-`
         // unless it must.
-        let mut terms: Vec<_> = self.terms.iter().rev().collect();
-        terms.sort_by_key(|(_, n)| **n < 0);
+        let mut terms: Vec<_> = self.terms().collect();
+        terms.reverse();
+        terms.sort_by_key(|&(_, n)| n < 0);
         for (i, (monomial, n)) in terms.into_iter().enumerate() {
-            let sign = if *n < 0 {
+            let sign = if n < 0 {
                 "-"
             } else if i == 0 {
                 ""

@@ -2,7 +2,7 @@
 
 use crate::diag::Loc;
 use crate::dim::{Dim, Sym};
-use crate::entity::{Arena, entity};
+use crate::entity::{Arena, Entity, entity};
 use crate::op::TypeError;
 use crate::ops::Op;
 use crate::types::{TensorType, Type};
@@ -170,6 +170,27 @@ impl Function {
         self.values[value].ty.tensor()
     }
 
+    /// Who uses each value.
+    pub fn uses(&self) -> Uses {
+        let n = self.values.len();
+        let each = || {
+            self.values.iter().flat_map(|(user, data)| {
+                let args = data.def.args().iter().enumerate();
+                args.map(move |(i, arg)| (arg.index(), (user, i))).filter(|&(arg, _)| arg < n)
+            })
+        };
+        let mut starts = vec![0; n + 1];
+        each().for_each(|(arg, _)| starts[arg + 1] += 1);
+        (0..n).for_each(|i| starts[i + 1] += starts[i]);
+        let mut next = starts.clone();
+        let mut all = vec![(Value::new(0), 0); starts[n]];
+        for (arg, user) in each() {
+            all[next[arg]] = user;
+            next[arg] += 1;
+        }
+        Uses { starts, all }
+    }
+
     /// How often each value is used, being a result included.
     pub fn use_counts(&self) -> HashMap<Value, usize> {
         let mut counts = HashMap::new();
@@ -187,6 +208,23 @@ impl Function {
             return base.into();
         }
         (1..).map(|i| format!("{base}_{i}")).find(|name| !taken(name)).expect("there are enough numbers")
+    }
+}
+
+/// The uses of each value of a [`Function`].
+pub struct Uses {
+    /// Where the uses of each value begin in `all`, and where those of the last end.
+    starts: Vec<usize>,
+    all: Vec<(Value, usize)>,
+}
+
+impl Uses {
+    /// Who uses `value`, and as which operand, in order; nobody uses a value that does not exist.
+    pub fn of(&self, value: Value) -> &[(Value, usize)] {
+        match self.starts.get(value.index()..value.index() + 2) {
+            Some(&[start, end]) => &self.all[start..end],
+            _ => &[],
+        }
     }
 }
 

@@ -24,13 +24,13 @@
 use crate::attr::Attr;
 use crate::diag::{Diag, Diags};
 use crate::dim::{Dim, Sym};
-use crate::entity::Entity;
+use crate::entity::{Arena, Entity};
 use crate::graph::{Def, Func, Function, Module, Value, call_type, op_type};
 use crate::op::TypeError;
 use crate::text::{MAX_DIAGS, is_extent_name, is_value_name};
 use crate::types::{TensorType, Type};
 use state::States;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 pub mod limits;
 mod state;
@@ -61,10 +61,12 @@ pub fn verify(module: &Module) -> Result<(), Diags> {
             diags.push(Diag::new("eva::duplicate", format!("there are two functions @{}", f.name)));
         }
     }
-    let mut tables = Vec::new();
+    let mut tables = Arena::default();
     for func in module.funcs.keys() {
-        diags.extend(check_function(module, func, &tables));
-        tables.push(States::new(module, &module.funcs[func], &tables).table());
+        let states = States::new(module, &module.funcs[func], &tables);
+        diags.extend(check_function(module, func, &states));
+        let table = states.table();
+        tables.push(table);
         if diags.len() >= MAX_DIAGS {
             break;
         }
@@ -74,11 +76,12 @@ pub fn verify(module: &Module) -> Result<(), Diags> {
 
 /// Checks one function of a module whose extents and older functions are well-formed.
 pub fn verify_function(module: &Module, func: Func) -> Result<(), Diags> {
-    let mut tables = Vec::new();
+    let mut tables = Arena::default();
     for older in module.funcs.keys().take(func.index()) {
-        tables.push(States::new(module, &module.funcs[older], &tables).table());
+        let table = States::new(module, &module.funcs[older], &tables).table();
+        tables.push(table);
     }
-    finish(check_function(module, func, &tables))
+    finish(check_function(module, func, &States::new(module, &module.funcs[func], &tables)))
 }
 
 fn finish(mut diags: Vec<Diag>) -> Result<(), Diags> {
@@ -86,14 +89,14 @@ fn finish(mut diags: Vec<Diag>) -> Result<(), Diags> {
     if diags.is_empty() { Ok(()) } else { Err(Diags(diags)) }
 }
 
-fn check_function(module: &Module, func: Func, tables: &[StateResults]) -> Vec<Diag> {
+fn check_function(module: &Module, func: Func, states: &States) -> Vec<Diag> {
     let f = &module.funcs[func];
-    let syms = module.dims.iter().map(|(sym, _)| sym).collect();
-    let mut checker = Checker { module, func, f, syms, sound: Vec::new(), diags: Vec::new() };
+    let extents = module.dims.iter().map(|(sym, value)| (sym, *value)).collect();
+    let mut checker = Checker { module, func, f, extents, sound: Vec::new(), diags: Vec::new() };
     checker.values();
     checker.results();
     if checker.diags.is_empty() {
-        checker.diags = States::new(module, f, tables).check();
+        checker.diags = states.check();
     }
     checker.diags
 }
@@ -102,7 +105,8 @@ struct Checker<'a> {
     module: &'a Module,
     func: Func,
     f: &'a Function,
-    syms: HashSet<&'a Sym>,
+    /// The module's extents, and the values of those that are fixed.
+    extents: HashMap<&'a Sym, Option<i64>>,
     /// Whether each value's type can be reasoned about.
     sound: Vec<bool>,
     diags: Vec<Diag>,
@@ -110,7 +114,7 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn values(&mut self) {
-        let mut names = HashSet::new();
+        let mut names = HashSet::with_capacity(self.f.values.len());
         let mut params_end = false;
         for (value, data) in self.f.values.iter() {
             if self.diags.len() >= MAX_DIAGS {
@@ -153,8 +157,8 @@ impl Checker<'_> {
     /// Reports the extents that nobody declared.
     fn declared<'d>(&mut self, value: Value, dims: impl IntoIterator<Item = &'d Dim>) {
         let mut said = HashSet::new();
-        for sym in dims.into_iter().flat_map(Dim::syms) {
-            if !self.syms.contains(&sym) && said.insert(sym.clone()) {
+        for sym in dims.into_iter().flat_map(Dim::factors) {
+            if !self.extents.contains_key(sym) && said.insert(sym) {
                 let diag = Diag::new("eva::undefined", format!("the extent `{sym}` is not declared"));
                 let diag = diag.label(self.f.values[value].loc, "used here");
                 self.diags.push(diag.help(format!("declare it: `dim {sym}`")));
@@ -166,9 +170,9 @@ impl Checker<'_> {
     fn size(&self, ty: &TensorType) -> Option<String> {
         let mut bytes = ty.dtype.bytes();
         for (axis, dim) in ty.shape.iter().enumerate() {
-            let fixed = dim.syms().iter().all(|sym| self.module.size_of(sym).is_some());
-            let least = dim.eval(&|sym| Some(self.module.size_of(sym).unwrap_or(1)));
-            if let Some(n) = least.filter(|&n| fixed && n <= 0) {
+            let value = |sym: &Sym| self.extents.get(sym).copied().flatten();
+            let least = dim.eval(&|sym| Some(value(sym).unwrap_or(1)));
+            if let Some(n) = least.filter(|&n| n <= 0 && dim.factors().all(|sym| value(sym).is_some())) {
                 let is = if dim.as_const().is_some() { String::new() } else { format!(" = {dim}") };
                 return Some(format!("axis {axis} of {ty} has the extent {n}{is}, which is not positive"));
             }

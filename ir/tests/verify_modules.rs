@@ -298,7 +298,7 @@ fn state_is_found_among_results() {
     let names = |func: &str| -> Vec<(String, Option<usize>)> {
         let func = m.func(func).unwrap();
         let name = |value| m.funcs[func].values[value].name.clone();
-        state_results(&m, func).into_iter().map(|(value, index)| (name(value), index)).collect()
+        state_results(&m)[func].iter().map(|&(value, index)| (name(value), index)).collect()
     };
     assert_eq!(names("layer"), [("cache".into(), Some(1))]);
     assert_eq!(names("head"), []);
@@ -314,8 +314,7 @@ fn state_lost_in_a_callee() {
     m.funcs[layer].results.truncate(1);
     let diags = verify(&m).unwrap_err().0;
     assert_eq!(diags[0].message, "the updated state `%cache` is not returned");
-    let table = state_results(&m, layer);
-    assert_eq!(table[0].1, None);
+    assert_eq!(state_results(&m)[layer][0].1, None);
 }
 
 #[test]

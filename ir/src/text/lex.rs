@@ -58,7 +58,7 @@ pub fn is_extent_name(name: &str) -> bool {
 
 /// Whether `name` can be the name of a value or a function: letters, digits, `_` and `.`.
 pub fn is_value_name(name: &str) -> bool {
-    !name.is_empty() && name.chars().all(is_name)
+    !name.is_empty() && name.bytes().all(|c| is_name(c.into()))
 }
 
 fn is_word(c: char) -> bool {

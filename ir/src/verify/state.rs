@@ -1,24 +1,23 @@
 //! Where each piece of state goes: from its parameter, through the ops that update it, to a result.
 
-use crate::attr::Attr;
 use crate::diag::Diag;
-use crate::entity::Entity;
-use crate::graph::{Def, Func, Function, Module, ParamKind, Value};
-use crate::ops::OpKind;
-use std::collections::{HashMap, HashSet};
+use crate::entity::{Arena, Entity};
+use crate::graph::{Def, Func, Function, Module, ParamKind, Uses, Value};
+use crate::ops::Op;
+use std::collections::HashSet;
 
 /// For each parameter of a function that is state, the index of its updated value among the results;
 /// `None` where it is not found, which is a mistake.
 pub type StateResults = Vec<(Value, Option<usize>)>;
 
-/// Where `func` returns its state.
-pub fn state_results(module: &Module, func: Func) -> StateResults {
-    let mut tables = Vec::new();
-    for (_, f) in module.funcs.iter().take(func.index() + 1) {
+/// Where each function of `module` returns its state.
+pub fn state_results(module: &Module) -> Arena<Func, StateResults> {
+    let mut tables = Arena::default();
+    for (_, f) in module.funcs.iter() {
         let table = States::new(module, f, &tables).table();
         tables.push(table);
     }
-    tables.pop().unwrap_or_default()
+    tables
 }
 
 /// One function, seen from its state.
@@ -26,9 +25,8 @@ pub(super) struct States<'a> {
     module: &'a Module,
     f: &'a Function,
     /// The tables of the functions before this one.
-    tables: &'a [StateResults],
-    /// Who uses each value, and as which operand, in order.
-    uses: HashMap<Value, Vec<(Value, usize)>>,
+    tables: &'a Arena<Func, StateResults>,
+    uses: Uses,
 }
 
 /// The values that are one state after the same number of updates: usually one; several `get`s of one part
@@ -36,14 +34,8 @@ pub(super) struct States<'a> {
 type Version = Vec<Value>;
 
 impl<'a> States<'a> {
-    pub fn new(module: &'a Module, f: &'a Function, tables: &'a [StateResults]) -> Self {
-        let mut uses: HashMap<Value, Vec<(Value, usize)>> = HashMap::new();
-        for (user, data) in f.values.iter() {
-            for (i, &arg) in data.def.args().iter().enumerate() {
-                uses.entry(arg).or_default().push((user, i));
-            }
-        }
-        Self { module, f, tables, uses }
+    pub fn new(module: &'a Module, f: &'a Function, tables: &'a Arena<Func, StateResults>) -> Self {
+        Self { module, f, tables, uses: f.uses() }
     }
 
     /// See [`StateResults`].
@@ -86,9 +78,9 @@ impl<'a> States<'a> {
 
     /// The versions of a state, from the parameter to the last, and why they end too early if they do.
     fn follow(&self, param: Value) -> (Vec<Version>, Option<Diag>) {
-        let name = &self.name(param);
+        let name = self.name(param);
         let mut versions = vec![vec![param]];
-        let users = self.uses.get(&param).map_or(&[][..], |users| users);
+        let users = self.uses.of(param);
         if users.len() != 1 || !self.updates(users[0]) {
             let message = match users {
                 [] => format!("the state `%{name}` is never updated"),
@@ -104,7 +96,7 @@ impl<'a> States<'a> {
         }
         loop {
             let last = versions.last().expect("the parameter is the first");
-            let users = last.iter().filter_map(|value| self.uses.get(value)).flatten().copied();
+            let users = last.iter().flat_map(|&value| self.uses.of(value)).copied();
             let updaters: Vec<(Value, usize)> = users.filter(|&user| self.updates(user)).collect();
             match updaters[..] {
                 [] => return (versions, None),
@@ -126,7 +118,7 @@ impl<'a> States<'a> {
         let Def::Call(callee, _) = self.f.values[user].def else { return Ok(vec![user]) };
         let function = &self.module.funcs[callee];
         let param = Value::new(operand);
-        let table = self.tables.get(callee.index());
+        let table = self.tables.get(callee);
         let index = table.and_then(|table| table.iter().find(|(state, _)| *state == param)?.1);
         let name = function.values.get(param).map_or("", |data| &data.name);
         let Some(index) = index else {
@@ -136,7 +128,7 @@ impl<'a> States<'a> {
         if function.results.len() == 1 {
             return Ok(vec![user]);
         }
-        let parts = self.uses.get(&user).map_or(&[][..], |users| users).iter().map(|(part, _)| *part);
+        let parts = self.uses.of(user).iter().map(|(part, _)| *part);
         let parts: Version = parts.filter(|&part| self.part(part) == Some(index)).collect();
         if parts.is_empty() {
             let message = format!("the state `%{name}` that @{} updates is lost", function.name);
@@ -149,10 +141,7 @@ impl<'a> States<'a> {
     /// Which part of a tuple `value` is.
     fn part(&self, value: Value) -> Option<usize> {
         match &self.f.values[value].def {
-            Def::Op(op, _) if op.kind() == OpKind::Get => match op.attrs()[..] {
-                [Attr::Int(index)] => usize::try_from(index).ok(),
-                _ => None,
-            },
+            Def::Op(Op::Get(get), _) => usize::try_from(get.index).ok(),
             _ => None,
         }
     }
@@ -161,7 +150,7 @@ impl<'a> States<'a> {
         let name = self.name(versions[0][0]);
         for pair in versions.windows(2).skip(1) {
             let old = &pair[0];
-            let all = || old.iter().filter_map(|value| self.uses.get(value)).flatten().copied();
+            let all = || old.iter().flat_map(|&value| self.uses.of(value)).copied();
             let (updater, _) = all().find(|&user| self.updates(user))?;
             if let Some((late, _)) = all().find(|&(user, _)| user.index() > updater.index()) {
                 let message = format!("an old version of the state `%{name}` is read after it was updated");
@@ -188,7 +177,7 @@ impl<'a> States<'a> {
     /// Whether a use is an update.
     fn updates(&self, (user, operand): (Value, usize)) -> bool {
         match &self.f.values[user].def {
-            Def::Op(op, _) => operand == 0 && op.kind().name() == "cache_write",
+            Def::Op(op, _) => operand == 0 && matches!(op, Op::CacheWrite(_)),
             Def::Call(callee, _) => self.is_state_of(*callee, operand),
             Def::Param(_) => false,
         }
@@ -200,8 +189,8 @@ impl<'a> States<'a> {
         callee.values.get(Value::new(i)).is_some_and(|data| data.def == Def::Param(ParamKind::State))
     }
 
-    fn name(&self, value: Value) -> String {
-        self.f.values[value].name.clone()
+    fn name(&self, value: Value) -> &'a str {
+        &self.f.values[value].name
     }
 
     fn diag(&self, message: String, at: Value, label: &str) -> Diag {
