@@ -182,6 +182,8 @@ pub enum BlockInst {
     Number { out: Reg },
     /// How many blocks were launched: an `i64` scalar.
     Launched { out: Reg },
+    /// Slot `i` of `out`, an `i64`, is `values[i]` in all threads.
+    Slots { out: Reg, values: Vec<i64> },
     /// Slot `i` of `out` is slot `slots[i]` of `x`.
     Pick { out: Reg, x: Reg, slots: Vec<u16> },
     /// The slots of all of `parts`, one after the other.
@@ -197,7 +199,8 @@ pub enum BlockInst {
     /// Each slot of the thread of this warp whose number differs in the bits of `xor` (1 to 31).
     Shuffle { out: Reg, x: Reg, xor: usize },
     /// Waits until `warps` warps have come to barrier `id` (0 to 15); all of a role pass the same ones.
-    /// Ordinary accesses to shared memory before it are seen after it.
+    /// Ordinary accesses to shared memory before it are seen after it. With `warps` 1 it is among the threads of each
+    /// warp alone, and `id` means nothing.
     Barrier { id: usize, warps: usize },
     /// The threads part. Only at the end of a kernel's body.
     Roles { roles: Vec<Role> },
@@ -244,6 +247,7 @@ impl BlockInst {
             BlockInst::Thread { out }
             | BlockInst::Number { out }
             | BlockInst::Launched { out }
+            | BlockInst::Slots { out, .. }
             | BlockInst::Pick { out, .. }
             | BlockInst::Join { out, .. }
             | BlockInst::Fma { out, .. }
@@ -260,6 +264,7 @@ impl BlockInst {
             BlockInst::Thread { .. }
             | BlockInst::Number { .. }
             | BlockInst::Launched { .. }
+            | BlockInst::Slots { .. }
             | BlockInst::Barrier { .. }
             | BlockInst::Roles { .. }
             | BlockInst::FenceAsync
