@@ -67,6 +67,16 @@ impl BufView {
         Self { base, name: name.into(), dtype, shape: shape.to_vec(), strides, offset: Dim::from(0) }
     }
 
+    /// Whether elements follow one another in row-major order.
+    pub fn is_row_major(&self) -> bool {
+        let mut step = Dim::from(1);
+        self.shape.iter().zip(&self.strides).rev().all(|(extent, stride)| {
+            let fits = *stride == step;
+            step = &step * extent;
+            fits
+        })
+    }
+
     /// The view with each group of neighbouring axes made one; `None` where their elements are not evenly spaced.
     ///
     /// `groups` lists, for each new axis, how many old ones it takes.
@@ -89,7 +99,7 @@ impl BufView {
 
     /// The view in another shape with as many elements; `None` where strides cannot say it.
     pub fn reshape(&self, shape: &[Dim]) -> Option<BufView> {
-        let strides = if self.strides == row_major_strides(&self.shape) {
+        let strides = if self.is_row_major() {
             row_major_strides(shape)
         } else {
             reshape_strides(&self.shape, &self.strides, shape)?

@@ -172,7 +172,7 @@ impl Machine<'_> {
                             bases[*base] = self.storage(Storage::unwritten(ty.dtype, len));
                         }
                     }
-                    let args: Vec<usize> = args.iter().map(|view| bases[view.base]).collect();
+                    let args: Vec<usize> = args.iter().map(|&base| bases[base]).collect();
                     let state = |i: usize| callee.results[i].state.map_or(usize::MAX, |param| args[param]);
                     let results: Vec<usize> = results
                         .iter()

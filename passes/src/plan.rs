@@ -5,7 +5,6 @@ use eva_ir::entity::Arena;
 use eva_ir::eval::Array;
 use eva_ir::graph::{Func, ParamKind};
 use eva_ir::kernel::Kernel;
-use eva_ir::lower::BufView;
 use eva_ir::types::{DType, TensorType};
 
 /// The symbol of how many tokens a cache has room for: the distance of its sequences, in rows. No extent of a
@@ -119,8 +118,8 @@ pub enum Step {
     Call {
         /// The function.
         func: Func,
-        /// Its parameters, each row-major (a state's sequences at their capacity's distance).
-        args: Vec<BufView>,
+        /// The buffer of each parameter, row-major (a state's sequences at their capacity's distance).
+        args: Vec<usize>,
         /// The buffer of each result that is not a state's.
         results: Vec<Option<usize>>,
         /// What the call is named, for people.

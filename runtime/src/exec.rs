@@ -245,7 +245,7 @@ impl Executable {
                     };
                 }
                 Step::Call { func, args, results, .. } => {
-                    let args: Vec<*mut u8> = args.iter().map(|view| addresses[view.base]).collect();
+                    let args: Vec<*mut u8> = args.iter().map(|&base| addresses[base]).collect();
                     let null = std::ptr::null_mut();
                     let results: Vec<*mut u8> =
                         results.iter().map(|base| base.map_or(null, |b| addresses[b])).collect();

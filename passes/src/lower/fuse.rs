@@ -5,7 +5,7 @@
 //! comes a *chain*: element-wise ops of the same shape, each the only user of the one before.
 
 use eva_ir::entity::Entity;
-use eva_ir::graph::{Def, Function, Value};
+use eva_ir::graph::{Def, Function, Uses, Value};
 use eva_ir::lower::Lowering;
 use eva_ir::ops::Op;
 use eva_ir::types::DType;
@@ -18,8 +18,7 @@ pub struct Fusion {
     chains: HashMap<Value, Vec<Value>>,
     /// The op with loops behind which each value is fused.
     root_of: HashMap<Value, Value>,
-    /// The users of each value, once for each use.
-    users: Vec<Vec<Value>>,
+    uses: Uses,
 }
 
 /// Whether `op` only reads a tensor in memory as a wider float, which a product does as it loads.
@@ -33,15 +32,8 @@ impl Fusion {
     /// Decides for every value of `f`.
     pub fn new(f: &Function) -> Self {
         let n = f.values.len();
-        let mut this = Self {
-            stored: vec![false; n],
-            chains: HashMap::new(),
-            root_of: HashMap::new(),
-            users: vec![Vec::new(); n],
-        };
-        for (value, data) in f.values.iter() {
-            data.def.args().iter().for_each(|&arg| this.users[arg.index()].push(value));
-        }
+        let mut this =
+            Self { stored: vec![false; n], chains: HashMap::new(), root_of: HashMap::new(), uses: f.uses() };
         this.store_what_must_be(f);
         this.find_chains(f);
         this
@@ -69,8 +61,10 @@ impl Fusion {
         if let Some(i) = f.results.iter().position(|&v| v == value) {
             return Some(i);
         }
-        match self.users[value.index()][..] {
-            [user] if matches!(f.values[user].def, Def::Op(Op::Reshape(_), _)) => self.result_slot(f, user),
+        match *self.uses.of(value) {
+            [(user, _)] if matches!(f.values[user].def, Def::Op(Op::Reshape(_), _)) => {
+                self.result_slot(f, user)
+            }
             _ => None,
         }
     }
@@ -92,9 +86,8 @@ impl Fusion {
                             store.push(self.behind_widening(f, arg));
                         }
                     }
-                    let many = self.users[value.index()].len()
-                        + f.results.iter().filter(|&&r| r == value).count()
-                        > 1;
+                    let many =
+                        self.uses.of(value).len() + f.results.iter().filter(|&&r| r == value).count() > 1;
                     match op.lowering() {
                         Lowering::Alias | Lowering::Constant => store.push(value),
                         _ if many && widens(f, op, args) => store.push(args[0]),
@@ -125,7 +118,7 @@ impl Fusion {
             let mut last = root;
             while !self.stored[last.index()] && data.ty.tensor().is_some() && !matches!(op, Op::CacheWrite(_))
             {
-                let [user] = self.users[last.index()][..] else { break };
+                let [(user, _)] = *self.uses.of(last) else { break };
                 let Def::Op(next, args) = &f.values[user].def else { break };
                 let same_shape = f.tensor(user).map(|ty| &ty.shape) == f.tensor(root).map(|ty| &ty.shape);
                 if next.lowering() != Lowering::Pointwise || !same_shape || self.root_of.contains_key(&user) {

@@ -11,14 +11,15 @@ mod kernel;
 use crate::Error;
 use crate::plan::{Base, CAPACITY, FuncPlan, KernelId, ParamPlan, Plan, ResultPlan, Step, Temp};
 use crate::target::Target;
-use eva_ir::dim::Dim;
-use eva_ir::entity::Arena;
+use eva_ir::dim::{Dim, Sym};
+use eva_ir::entity::{Arena, Entity};
 use eva_ir::eval::Sizes;
 use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value};
 use eva_ir::kernel::{Access, Kernel};
-use eva_ir::lower::{BufView, LowerError, Lowering, row_major_strides};
+use eva_ir::lower::{BufView, LowerError, Lowering};
 use eva_ir::ops::Op;
 use eva_ir::types::{DType, TensorType};
+use eva_ir::verify::{self, StateResults};
 use fuse::Fusion;
 use std::collections::HashMap;
 
@@ -30,8 +31,8 @@ pub fn lower(module: &Module, target: &Target) -> Result<Plan, Error> {
         funcs: Arena::default(),
         dims: module.dims.clone(),
     };
-    for (_, f) in module.funcs.iter() {
-        let lowered = FnLower::new(module, target, f, &mut plan).run()?;
+    for (func, states) in verify::state_results(module).iter() {
+        let lowered = FnLower::new(module, target, &module.funcs[func], &mut plan).run(states)?;
         plan.funcs.push(lowered);
     }
     Ok(plan)
@@ -45,9 +46,13 @@ struct FnLower<'a> {
     fusion: Fusion,
     tiles: &'a mut Arena<KernelId, Kernel>,
     callees: &'a Arena<Func, FuncPlan>,
+    /// The values of the extents that are fixed.
+    sizes: HashMap<&'a Sym, i64>,
     /// The parts of each value that is in memory.
     homes: HashMap<Value, Vec<BufView>>,
     bases: Vec<Base>,
+    /// The base of each result that has one.
+    result_bases: Vec<Option<usize>>,
     steps: Vec<Step>,
 }
 
@@ -60,15 +65,16 @@ impl<'a> FnLower<'a> {
             fusion: Fusion::new(f),
             tiles: &mut plan.tiles,
             callees: &plan.funcs,
-            homes: HashMap::new(),
+            sizes: module.dims.iter().filter_map(|(sym, n)| Some((sym, (*n)?))).collect(),
+            homes: HashMap::with_capacity(f.values.len()),
             bases: Vec::new(),
+            result_bases: vec![None; f.results.len()],
             steps: Vec::new(),
         }
     }
 
-    fn run(mut self) -> Result<FuncPlan, Error> {
+    fn run(mut self, states: &StateResults) -> Result<FuncPlan, Error> {
         self.check_types()?;
-        let states = state_results(self.f, self.callees);
         let mut params = Vec::new();
         for (value, kind) in self.f.params() {
             let ty = self.tensor(value).clone();
@@ -85,10 +91,12 @@ impl<'a> FnLower<'a> {
         for (i, &value) in self.f.results.iter().enumerate() {
             let name = self.f.values[value].name.clone();
             let ty = self.tensor(value).clone();
-            if states[i].is_none() {
+            // Parameters come first, so a parameter's number is its index.
+            let state = states.iter().find(|(_, at)| *at == Some(i)).map(|(param, _)| param.index());
+            if state.is_none() {
                 self.place_result(i, value).map_err(|e| self.unsupported(value, e))?;
             }
-            results.push(ResultPlan { name, ty, state: states[i] });
+            results.push(ResultPlan { name, ty, state });
         }
         self.find_lifetimes();
         Ok(FuncPlan { name: self.f.name.clone(), params, results, bases: self.bases, steps: self.steps })
@@ -124,16 +132,20 @@ impl<'a> FnLower<'a> {
 
     fn call(&mut self, value: Value, func: Func, args: &[Value]) -> Result<(), LowerError> {
         let callee = &self.callees[func];
-        let mut views = Vec::new();
+        let mut bases = Vec::with_capacity(args.len());
         for (&arg, param) in args.iter().zip(&callee.params) {
-            let view = self.homes[&arg][0].clone();
-            views.push(if param.kind == ParamKind::State { view } else { self.packed(view)? });
+            let home = &self.homes[&arg][0];
+            bases.push(match param.kind {
+                ParamKind::State => home.base,
+                _ if is_packed(home) => home.base,
+                _ => self.packed(home.clone())?.base,
+            });
         }
         let (mut homes, mut results) = (Vec::new(), Vec::new());
         for (i, result) in callee.results.iter().enumerate() {
             match result.state {
                 Some(param) => {
-                    homes.push(views[param].clone());
+                    homes.push(self.homes[&args[param]][0].clone());
                     results.push(None);
                 }
                 None => {
@@ -149,7 +161,7 @@ impl<'a> FnLower<'a> {
         }
         self.homes.insert(value, homes);
         let name = self.f.values[value].name.clone();
-        self.steps.push(Step::Call { func, args: views, results, name });
+        self.steps.push(Step::Call { func, args: bases, results, name });
         Ok(())
     }
 
@@ -197,7 +209,7 @@ impl<'a> FnLower<'a> {
 
     /// The tensor in row-major order without an offset: itself, or a copy.
     fn packed(&mut self, view: BufView) -> Result<BufView, LowerError> {
-        if view.strides == row_major_strides(&view.shape) && view.offset == Dim::from(0) {
+        if is_packed(&view) {
             return Ok(view);
         }
         let ty = TensorType::new(view.dtype, view.shape.iter().cloned());
@@ -244,13 +256,11 @@ impl<'a> FnLower<'a> {
         };
         let whole = |v: Value| v == value && self.f.values[value].ty.tensor().is_some();
         let i = self.f.results.iter().position(|&v| is_part(v) || whole(v))?;
-        let taken = self.bases.iter().any(|base| matches!(base, Base::Result(j) if *j == i));
-        (!taken).then_some(i)
+        self.result_bases[i].is_none().then_some(i)
     }
 
     fn result_base(&mut self, i: usize) -> usize {
-        let found = self.bases.iter().position(|base| matches!(base, Base::Result(j) if *j == i));
-        found.unwrap_or_else(|| {
+        *self.result_bases[i].get_or_insert_with(|| {
             self.bases.push(Base::Result(i));
             self.bases.len() - 1
         })
@@ -268,7 +278,7 @@ impl<'a> FnLower<'a> {
 
     /// The extent with the values of fixed symbols put in.
     fn fix(&self, dim: &Dim) -> Dim {
-        dim.substitute(&|sym| self.module.size_of(sym).map(Dim::from))
+        dim.substitute(&|sym| self.sizes.get(sym).copied().map(Dim::from))
     }
 
     fn fix_view(&self, view: BufView) -> BufView {
@@ -282,7 +292,8 @@ impl<'a> FnLower<'a> {
     }
 
     fn fixed_type(&self, ty: &TensorType) -> TensorType {
-        TensorType { shape: ty.shape.iter().map(|d| self.fix(d)).collect(), ..ty.clone() }
+        let shape = ty.shape.iter().map(|d| self.fix(d)).collect();
+        TensorType { dtype: ty.dtype, shape, blocks: ty.blocks.clone() }
     }
 
     fn tensor(&self, value: Value) -> &'a TensorType {
@@ -314,13 +325,11 @@ impl<'a> FnLower<'a> {
     /// Fills in which steps each temporary lives through.
     fn find_lifetimes(&mut self) {
         for (i, step) in self.steps.iter().enumerate() {
-            let used: Vec<usize> = match step {
-                Step::Launch { bases, .. } => bases.clone(),
-                Step::Call { args, results, .. } => {
-                    args.iter().map(|view| view.base).chain(results.iter().filter_map(|r| *r)).collect()
-                }
+            let (used, results) = match step {
+                Step::Launch { bases, .. } => (bases, &[][..]),
+                Step::Call { args, results, .. } => (args, results.as_slice()),
             };
-            for base in used {
+            for &base in used.iter().chain(results.iter().flatten()) {
                 if let Base::Temp(temp) = &mut self.bases[base] {
                     temp.first = temp.first.min(i);
                     temp.last = temp.last.max(i);
@@ -346,24 +355,9 @@ fn param_view(base: usize, name: &str, kind: ParamKind, ty: &TensorType) -> BufV
     view
 }
 
-/// For each result of `f`, the state parameter (by its number) that it is the updated value of.
-fn state_results(f: &Function, callees: &Arena<Func, FuncPlan>) -> Vec<Option<usize>> {
-    let params: Vec<(Value, ParamKind)> = f.params().collect();
-    let origin = |mut value: Value| loop {
-        value = match &f.values[value].def {
-            Def::Param(ParamKind::State) => return params.iter().position(|(v, _)| *v == value),
-            Def::Op(Op::CacheWrite(_), args) => args[0],
-            Def::Op(Op::Get(get), args) => match &f.values[args[0]].def {
-                Def::Call(func, call_args) => {
-                    call_args[callees[*func].results.get(get.index as usize)?.state?]
-                }
-                _ => return None,
-            },
-            Def::Call(func, args) => args[callees[*func].results.first()?.state?],
-            _ => return None,
-        }
-    };
-    f.results.iter().map(|&value| origin(value)).collect()
+/// Whether a tensor is in row-major order without an offset.
+fn is_packed(view: &BufView) -> bool {
+    view.offset == Dim::from(0) && view.is_row_major()
 }
 
 /// Whether a kernel reads or writes through a view; the kernel's parameter for it.
