@@ -35,7 +35,7 @@ impl<R> Clone for Func<R> {
 }
 
 /// A parameter: its name, its type, and where it was declared.
-pub(super) type Param = (String, TensorType, Option<Loc>);
+pub(super) type Param = (Rc<str>, TensorType, Option<Loc>);
 
 /// What a caller must know of a function.
 pub(super) struct Signature {
@@ -47,9 +47,9 @@ pub(super) struct Signature {
     /// Which result is the update of each state.
     pub states_at: Vec<usize>,
     /// Which results are tapped, and their names.
-    pub taps: Vec<(String, usize)>,
+    pub taps: Vec<(Rc<str>, usize)>,
     /// The names of all results.
-    pub result_names: Vec<String>,
+    pub result_names: Vec<Rc<str>>,
 }
 
 impl<R> Func<R> {
@@ -69,12 +69,12 @@ impl<R> Func<R> {
 
     /// The weights' names and types, in order.
     pub fn weights(&self) -> impl Iterator<Item = (&str, &TensorType)> {
-        self.signature.weights.iter().map(|(name, ty, _)| (name.as_str(), ty))
+        self.signature.weights.iter().map(|(name, ty, _)| (&**name, ty))
     }
 
     /// The states' names and types, in order.
     pub fn states(&self) -> impl Iterator<Item = (&str, &TensorType)> {
-        self.signature.states.iter().map(|(name, ty, _)| (name.as_str(), ty))
+        self.signature.states.iter().map(|(name, ty, _)| (&**name, ty))
     }
 }
 
@@ -118,12 +118,12 @@ impl Scope {
 
         let mut args = inputs;
         for (name, ty, _) in &signature.weights {
-            let weight = recording.param(ParamKind::Weight, self.full_name(name), ty.clone(), loc);
+            let weight = recording.param(ParamKind::Weight, &self.full_name(name), ty.clone(), loc);
             args.push(weight.value?);
         }
         let mut states = Vec::new();
         for (name, ty, _) in &signature.states {
-            let state = recording.param(ParamKind::State, self.full_name(name), ty.clone(), loc);
+            let state = recording.param(ParamKind::State, &self.full_name(name), ty.clone(), loc);
             states.push(state.value?);
         }
         args.extend(&states);
@@ -148,16 +148,16 @@ impl Scope {
         let (recording, signature) = (&self.recording, &func.signature);
         let inside = |name: &str| match taps {
             "" => name.to_string(),
-            taps => format!("{taps}.{name}"),
+            taps => [taps, ".", name].concat(),
         };
         let single = matches!(ty, Type::Tensor(_));
         let call_name = if single { inside(&signature.result_names[0]) } else { inside(func.name()) };
-        let value = recording.push(call, ty, Name::Wanted(call_name), loc);
+        let value = recording.push(call, ty, Name::Wanted(call_name.into()), loc);
         let tuple = Tensor { recording: recording.clone(), value: Some(value) };
         let mut parts: HashMap<usize, Tensor> = HashMap::new();
         let mut part = |i: usize| {
             let take = || {
-                let name = Name::Wanted(inside(&signature.result_names[i]));
+                let name = Name::Wanted(inside(&signature.result_names[i]).into());
                 recording.part(&tuple, i, name, loc)
             };
             if single { tuple.clone() } else { parts.entry(i).or_insert_with(take).clone() }

@@ -27,7 +27,7 @@ impl Recording {
         };
         let given_at: Vec<usize> = given.iter().map(|&v| place(v)).collect();
         let states_at: Vec<usize> = updates.iter().map(|&v| place(v)).collect();
-        let taps_at: Vec<(String, usize)> = taps.into_iter().map(|(name, v)| (name, place(v))).collect();
+        let taps_at: Vec<(Rc<str>, usize)> = taps.into_iter().map(|(name, v)| (name, place(v))).collect();
         if all.is_empty() {
             let message = format!("@{} has no results", self.name);
             let help = "end the function with the tensors it gives, without a `;`";
@@ -41,21 +41,23 @@ impl Recording {
 
         let inner = self.inner();
         let mut function = Function::new(&self.name);
-        let mut moved: HashMap<Value, Value> = HashMap::new();
-        for &old in &order {
+        // Where each recorded value is now; what is not needed is nowhere.
+        let mut moved: Vec<Option<Value>> = vec![None; inner.values.len()];
+        let at = |moved: &[Option<Value>], old: Value| moved[old.index()].expect("operands are kept, too");
+        for (&old, name) in order.iter().zip(&names) {
             let ValueData { ty, def, loc, .. } = &inner.values[old];
-            let args = |args: &[Value]| args.iter().map(|arg| moved[arg]).collect::<Vec<_>>();
+            let args = |args: &[Value]| args.iter().map(|&arg| at(&moved, arg)).collect::<Vec<_>>();
             let def = match def {
                 Def::Param(kind) => Def::Param(*kind),
                 Def::Op(op, used) => Def::Op(op.clone(), args(used)),
                 Def::Call(func, used) => Def::Call(*func, args(used)),
             };
-            let name = names[&old].clone();
-            moved.insert(old, function.values.push(ValueData { name, ty: ty.clone(), def, loc: *loc }));
+            let (name, ty) = (name.to_string(), ty.clone());
+            moved[old.index()] = Some(function.values.push(ValueData { name, ty, def, loc: *loc }));
         }
-        function.results = all.iter().map(|v| moved[v]).collect();
+        function.results = all.iter().map(|&v| at(&moved, v)).collect();
         let mut signature = self.outline(given.len());
-        signature.result_names = all.iter().map(|v| names[v].clone()).collect();
+        signature.result_names = function.results.iter().map(|&v| names[v.index()].clone()).collect();
         (signature.given, signature.states_at, signature.taps) = (given_at, states_at, taps_at);
         Some((function, signature))
     }
@@ -109,10 +111,11 @@ impl Recording {
     /// The values to keep, parameters first: inputs, weights, states, then what the results need.
     fn order(&self, results: &[Value]) -> Vec<Value> {
         let inner = self.inner();
-        let mut needed: HashSet<Value> = results.iter().copied().collect();
+        let mut needed = vec![false; inner.values.len()];
+        results.iter().for_each(|value| needed[value.index()] = true);
         for (value, data) in inner.values.iter().rev() {
-            if needed.contains(&value) {
-                needed.extend(data.def.args());
+            if needed[value.index()] {
+                data.def.args().iter().for_each(|arg| needed[arg.index()] = true);
             }
         }
         let rank = |value: &Value| match inner.values[*value].def {
@@ -121,16 +124,20 @@ impl Recording {
         };
         let is_param = |value: &Value| matches!(inner.values[*value].def, Def::Param(_));
         let mut order: Vec<Value> =
-            inner.values.keys().filter(|v| needed.contains(v) || is_param(v)).collect();
+            inner.values.keys().filter(|v| needed[v.index()] || is_param(v)).collect();
         order.sort_by_key(rank);
         order
     }
 
-    /// A name for each value of `order`, all different: those known outside as they are, then those of the results,
+    /// A name for each value of `order`, in that order, all different: those known outside as they are, then those of the results,
     /// then the others that were asked for, numbered where there are several, then the ops' names.
-    fn names(&self, order: &[Value], results: &[Value]) -> Option<HashMap<Value, String>> {
+    fn names(&self, order: &[Value], results: &[Value]) -> Option<Vec<Rc<str>>> {
         let inner = self.inner();
-        let mut names = Names::default();
+        let mut names = Names {
+            of: vec![None; inner.values.len()],
+            taken: HashSet::with_capacity(order.len()),
+            next: HashMap::new(),
+        };
         for &value in order {
             if let Name::Exact(name) = &inner.names[value.index()] {
                 names.take(value, name);
@@ -156,9 +163,14 @@ impl Recording {
             }
         }
         for &value in order {
-            names.number(value, op_name(&inner, value));
+            if names.of[value.index()].is_none() {
+                names.number(value, &op_name(&inner, value).into());
+            }
         }
-        (!clash).then_some(names.of)
+        if clash {
+            return None;
+        }
+        order.iter().map(|value| names.of[value.index()].take()).collect()
     }
 }
 
@@ -172,28 +184,29 @@ fn op_name(inner: &Inner, value: Value) -> &'static str {
 }
 
 /// Names given so far.
-#[derive(Default)]
 struct Names {
-    of: HashMap<Value, String>,
-    taken: HashSet<String>,
-    next: HashMap<String, usize>,
+    /// The name of each recorded value that has one.
+    of: Vec<Option<Rc<str>>>,
+    taken: HashSet<Rc<str>>,
+    /// How often a number was added to each name.
+    next: HashMap<Rc<str>, usize>,
 }
 
 impl Names {
     /// Names `value` exactly so, if the name is free.
-    fn take(&mut self, value: Value, name: &str) -> bool {
-        self.taken.insert(name.into()) && self.of.insert(value, name.into()).is_none()
+    fn take(&mut self, value: Value, name: &Rc<str>) -> bool {
+        self.taken.insert(name.clone()) && self.of[value.index()].replace(name.clone()).is_none()
     }
 
     /// Names `value`, unless it has a name, with a number after the name if it is taken.
-    fn number(&mut self, value: Value, name: &str) {
-        if self.of.contains_key(&value) || self.take(value, name) {
+    fn number(&mut self, value: Value, name: &Rc<str>) {
+        if self.of[value.index()].is_some() || self.take(value, name) {
             return;
         }
         loop {
-            let next = self.next.entry(name.into()).or_insert(0);
+            let next = self.next.entry(name.clone()).or_insert(0);
             *next += 1;
-            let numbered = format!("{name}_{next}");
+            let numbered = format!("{name}_{next}").into();
             if self.take(value, &numbered) {
                 return;
             }

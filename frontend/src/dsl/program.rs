@@ -23,7 +23,7 @@ pub(super) struct Shared {
     pub diags: RefCell<Vec<Diag>>,
     pub taps: Cell<bool>,
     /// Where each extent and each function was named.
-    dims: RefCell<HashMap<Sym, Loc>>,
+    pub dims: RefCell<HashMap<Sym, Loc>>,
     functions: RefCell<HashMap<String, Loc>>,
 }
 

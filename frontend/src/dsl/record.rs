@@ -3,7 +3,7 @@
 use super::program::{Program, UNKNOWN};
 use super::tensor::Tensor;
 use eva_ir::diag::{Diag, Loc};
-use eva_ir::dim::{Dim, Sym};
+use eva_ir::dim::Dim;
 use eva_ir::entity::{Arena, Entity};
 use eva_ir::graph::{Def, ParamKind, Value, ValueData, op_type};
 use eva_ir::op::TypeError;
@@ -38,10 +38,10 @@ pub(super) struct Inner {
     /// What each value is to be called.
     pub names: Vec<Name>,
     /// The parameters by name.
-    pub params: HashMap<String, Value>,
+    pub params: HashMap<Rc<str>, Value>,
     pub states: Vec<StateRecord>,
     /// What else becomes a result, under which name.
-    pub taps: Vec<(String, Value)>,
+    pub taps: Vec<(Rc<str>, Value)>,
     /// Set when the function is finished: no more may be added.
     pub done: bool,
 }
@@ -52,14 +52,14 @@ pub(super) enum Name {
     /// Not at all: it is called after its op.
     None,
     /// By [`Tensor::named`]: numbered if there are several.
-    Wanted(String),
+    Wanted(Rc<str>),
     /// It is known outside by this name.
-    Exact(String),
+    Exact(Rc<str>),
 }
 
 /// A state parameter and what became of it.
 pub(super) struct StateRecord {
-    pub name: String,
+    pub name: Rc<str>,
     pub param: Value,
     pub update: Update,
 }
@@ -107,7 +107,7 @@ impl Recording {
     }
 
     /// The name of `value` for messages, if it has one.
-    pub fn name_of(&self, value: Value) -> Option<String> {
+    pub fn name_of(&self, value: Value) -> Option<Rc<str>> {
         match &self.inner().names[value.index()] {
             Name::None => None,
             Name::Wanted(name) | Name::Exact(name) => Some(name.clone()),
@@ -151,9 +151,9 @@ impl Recording {
     /// Whether every extent of `types` is declared; the first that is not is noted.
     pub fn declared<'a>(&self, types: impl IntoIterator<Item = &'a TensorType>, loc: Loc) -> bool {
         let unknown = {
-            let module = self.program.0.module.borrow();
-            let known = |sym: &Sym| module.dims.iter().any(|(name, _)| name == sym);
-            types.into_iter().flat_map(|ty| &ty.shape).flat_map(Dim::syms).find(|sym| !known(sym))
+            let known = self.program.0.dims.borrow();
+            let mut syms = types.into_iter().flat_map(|ty| &ty.shape).flat_map(Dim::factors);
+            syms.find(|sym| !known.contains_key(sym)).cloned()
         };
         let Some(unknown) = unknown else { return true };
         if unknown.as_str() != UNKNOWN {
@@ -262,13 +262,13 @@ impl Recording {
     }
 
     /// Adds a parameter, or finds the one declared before with the same name, kind and type.
-    pub fn param(self: &Rc<Self>, kind: ParamKind, name: String, ty: TensorType, loc: Loc) -> Tensor {
+    pub fn param(self: &Rc<Self>, kind: ParamKind, name: &str, ty: TensorType, loc: Loc) -> Tensor {
         if self.inner().done {
             let message = format!("`{name}` is declared in @{} after it was finished", self.name);
             self.note(Diag::new("eva::foreign_tensor", message).label(Some(loc), "here"));
             return self.poison();
         }
-        if !is_value_name(&name) {
+        if !is_value_name(name) {
             let message = format!("`{name}` is not a name for a parameter");
             let help = "letters, digits, `_` and `.`";
             self.note(Diag::new("eva::name", message).label(Some(loc), "here").help(help));
@@ -277,7 +277,7 @@ impl Recording {
         if !self.declared([&ty], loc) {
             return self.poison();
         }
-        let first = self.inner().params.get(&name).copied();
+        let first = self.inner().params.get(name).copied();
         if let Some(first) = first {
             let (same, again) = {
                 let data = &self.inner().values[first];
@@ -295,6 +295,7 @@ impl Recording {
             self.note(diag.help(help));
             return self.poison();
         }
+        let name: Rc<str> = name.into();
         let value = self.push(Def::Param(kind), ty.into(), Name::Exact(name.clone()), loc);
         let mut inner = self.inner_mut();
         inner.params.insert(name.clone(), value);
@@ -307,7 +308,7 @@ impl Recording {
 
 impl Recording {
     /// The name of the state `param` and where it was written, if it was.
-    pub fn written(&self, param: Value) -> Option<(String, Loc)> {
+    pub fn written(&self, param: Value) -> Option<(Rc<str>, Loc)> {
         let inner = self.inner();
         let state = inner.states.iter().find(|state| state.param == param)?;
         match state.update {
@@ -323,7 +324,7 @@ impl Recording {
         state.update = Update::Done(loc, value);
         let name = format!("{}.next", state.name);
         if let Some(value) = value {
-            inner.names[value.index()] = Name::Exact(name);
+            inner.names[value.index()] = Name::Exact(name.into());
         }
     }
 }

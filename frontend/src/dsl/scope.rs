@@ -50,7 +50,7 @@ impl Scope {
         match (self.path.as_str(), name) {
             ("", name) => name.into(),
             (path, "") => path.into(),
-            (path, name) => format!("{path}.{name}"),
+            (path, name) => [path, ".", name].concat(),
         }
     }
 
@@ -63,7 +63,7 @@ impl Scope {
         dims: impl IntoIterator<Item = D>,
     ) -> Tensor {
         let ty = TensorType::new(dtype, dims.into_iter().map(Into::into));
-        self.recording.param(kind, self.full_name(name), ty, here())
+        self.recording.param(kind, &self.full_name(name), ty, here())
     }
 
     /// A tensor that the caller gives each time.

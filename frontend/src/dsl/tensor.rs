@@ -104,7 +104,7 @@ impl Tensor {
         }
         let taken = {
             let inner = self.recording.inner();
-            inner.taps.iter().find(|(other, _)| other == name).map(|(_, v)| inner.values[*v].loc)
+            inner.taps.iter().find(|(other, _)| **other == *name).map(|(_, v)| inner.values[*v].loc)
         };
         if let Some(first) = taken {
             let message = format!("two tensors of @{} are tapped as `{name}`", self.recording.name);
@@ -148,7 +148,7 @@ pub(super) fn absolute(axis: i64, ty: &TensorType) -> i64 {
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let Some(value) = self.value else { return f.write_str("(a mistake)") };
-        let name = self.recording.name_of(value).unwrap_or_else(|| value.to_string());
+        let name = self.recording.name_of(value).unwrap_or_else(|| value.to_string().into());
         write!(f, "{name}: {} in @{}", self.recording.inner().values[value].ty, self.recording.name)
     }
 }
