@@ -22,7 +22,7 @@ use eva_ir::graph::Module;
 pub use form::Form;
 use pass::Passes;
 use plan::Plan;
-use target::Target;
+use target::{Machine, Target};
 
 /// What a compilation may be told.
 #[derive(Clone, Debug, Default)]
@@ -74,8 +74,11 @@ pub fn optimize(module: &Module, options: &Options) -> Result<Module, Error> {
 pub fn compile(module: &Module, target: &Target, options: &Options) -> Result<Plan, Error> {
     let module = optimize(module, options)?;
     let mut plan = lower::lower(&module, target)?;
-    plan.kernels =
-        pass::kernels(&plan.tiles, |kernel| spread::spread_cpu(kernel).map_err(|e| e.to_string()))?;
+    let spread = match target.machine {
+        Machine::Cpu => spread::spread_cpu,
+        Machine::Hopper => spread::spread_block,
+    };
+    plan.kernels = pass::kernels(&plan.tiles, |kernel| spread(kernel).map_err(|e| e.to_string()))?;
     Ok(plan)
 }
 

@@ -7,8 +7,19 @@ use eva_ir::lower::Schedule;
 pub struct Target {
     /// The name for people and for options.
     pub name: &'static str,
+    /// What runs a program of a kernel.
+    pub machine: Machine,
     /// Tile sizes.
     pub schedule: Schedule,
+}
+
+/// What runs a program of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Machine {
+    /// A thread of a CPU, with vectors; products are microkernels'.
+    Cpu,
+    /// A block of threads of an NVIDIA GPU of the Hopper family.
+    Hopper,
 }
 
 impl Target {
@@ -16,6 +27,13 @@ impl Target {
     pub fn cpu() -> Self {
         let schedule =
             Schedule { product: [64, 64, 512], attention: [16, 64], row: 16384, block: 512, sort: 128 };
-        Self { name: "cpu", schedule }
+        Self { name: "cpu", machine: Machine::Cpu, schedule }
+    }
+
+    /// An NVIDIA GPU of compute capability 9.0: tiles sized for registers and shared memory.
+    pub fn cuda() -> Self {
+        let schedule =
+            Schedule { product: [64, 64, 16], attention: [16, 32], row: 16384, block: 1024, sort: 1024 };
+        Self { name: "cuda", machine: Machine::Hopper, schedule }
     }
 }

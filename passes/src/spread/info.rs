@@ -225,28 +225,28 @@ impl<'a> Info<'a> {
     /// What must be checked before an element of a tile of this type at `place` may be touched: only what is not
     /// known to hold.
     pub fn checks(&self, place: &Place, ty: RegType) -> Vec<Check> {
-        let shape = &self.kernel.bufs[place.buf].shape;
-        let mut checks = Vec::new();
-        for (axis, &at) in place.at.iter().enumerate() {
-            let (along, n) = if place.axes[0] == Some(axis) && ty.rows > 1 {
-                (Along::Row, ty.rows)
-            } else if place.axes[1] == Some(axis) && ty.cols > 1 {
-                (Along::Col, ty.cols)
-            } else {
-                (Along::All, 1)
-            };
-            let mut ends = self.ends(place, axis);
-            ends.extend(shape.get(axis).map(|dim| End::Dim(dim.clone())));
-            ends.push(End::Low);
-            checks.extend(ends.into_iter().filter(|end| !self.holds(at, n as i64, end)).map(|end| Check {
-                along,
-                at,
-                end,
-            }));
-        }
+        let mut checks: Vec<Check> =
+            (0..place.at.len()).flat_map(|axis| self.axis_checks(place, ty, axis)).collect();
         checks.sort();
         checks.dedup();
         checks
+    }
+
+    /// [`Self::checks`] of one axis.
+    pub fn axis_checks(&self, place: &Place, ty: RegType, axis: usize) -> Vec<Check> {
+        let at = place.at[axis];
+        let (along, n) = if place.axes[0] == Some(axis) && ty.rows > 1 {
+            (Along::Row, ty.rows)
+        } else if place.axes[1] == Some(axis) && ty.cols > 1 {
+            (Along::Col, ty.cols)
+        } else {
+            (Along::All, 1)
+        };
+        let mut ends = self.ends(place, axis);
+        ends.extend(self.kernel.bufs[place.buf].shape.get(axis).map(|dim| End::Dim(dim.clone())));
+        ends.push(End::Low);
+        ends.retain(|end| !self.holds(at, n as i64, end));
+        ends.into_iter().map(|end| Check { along, at, end }).collect()
     }
 
     /// The limits of `place` along an axis.

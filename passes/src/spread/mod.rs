@@ -25,6 +25,7 @@
 //!
 //! The smallest and largest of a row of nothing but NaN are infinite.
 
+mod block;
 mod cpu;
 mod emit;
 mod eval;
@@ -38,6 +39,7 @@ mod simplify;
 mod walk;
 mod walks;
 
+pub use block::spread_block;
 use eva_ir::kernel::{Kernel, Phase};
 use std::collections::HashSet;
 

@@ -1,0 +1,220 @@
+//! Loads and stores of tiles: addresses, and what must not be touched.
+
+use super::Result;
+use super::body::Spread;
+use super::info::{Along, Check, Def, End, Info};
+use super::layout::Axis;
+use eva_ir::dim::Dim;
+use eva_ir::kernel::*;
+
+/// The most bytes of one access of a thread.
+const MOST_BYTES: i64 = 16;
+/// How far a chain of operands is followed.
+const DEEPEST: usize = 40;
+
+/// The largest power of two, up to [`MOST_BYTES`], that divides a register's value.
+fn multiple(info: &Info<'_>, reg: Reg, depth: usize) -> i64 {
+    let known = |n: i64| if n == 0 { MOST_BYTES } else { (1i64 << n.trailing_zeros().min(62)).min(MOST_BYTES) };
+    let Some(depth) = depth.checked_sub(1) else { return 1 };
+    match info.def(reg) {
+        Ok(Def::Inst(Inst::Const { value: Const::I(n), .. })) => known(*n),
+        Ok(Def::Inst(Inst::Extent { dim, .. })) => dim_multiple(dim),
+        Ok(Def::Inst(Inst::Zip { f, x, y, .. })) => {
+            let (a, b) = (multiple(info, *x, depth), multiple(info, *y, depth));
+            match f {
+                Fn2::Mul => (a * b).min(MOST_BYTES),
+                Fn2::Add | Fn2::Sub | Fn2::Min | Fn2::Max => a.min(b),
+                _ => 1,
+            }
+        }
+        _ => 1,
+    }
+}
+
+/// The largest power of two, up to [`MOST_BYTES`], that certainly divides an extent.
+fn dim_multiple(dim: &Dim) -> i64 {
+    let power = |n: i64| if n == 0 { MOST_BYTES } else { 1i64 << n.trailing_zeros().min(62) };
+    dim.terms().map(|(_, n)| power(n)).min().unwrap_or(MOST_BYTES).min(MOST_BYTES)
+}
+
+/// How many neighbouring columns one access may have, whatever the layout.
+pub(super) fn width(info: &Info<'_>, place: &Place, ty: RegType) -> usize {
+    let data = &info.kernel.bufs[place.buf];
+    let Some(col) = place.axes[1].filter(|_| ty.cols > 1) else { return 1 };
+    if data.strides[col].as_const() != Some(1) {
+        return 1;
+    }
+    let mut width = (MOST_BYTES / data.dtype.bytes()).min(dim_multiple(&data.offset));
+    for (axis, &at) in place.at.iter().enumerate() {
+        // A power of two that divides a factor divides the product: the larger one counts.
+        let (at, stride) = (multiple(info, at, DEEPEST), dim_multiple(&data.strides[axis]));
+        width = width.min((at * stride).min(MOST_BYTES));
+        if place.axes[0] == Some(axis) && ty.rows > 1 {
+            width = width.min(stride);
+        }
+    }
+    // Bounds must not cut an access in two.
+    for check in info.checks(place, ty).iter().filter(|check| check.along == Along::Col) {
+        let end = match &check.end {
+            End::Low => MOST_BYTES,
+            End::Dim(dim) => dim_multiple(dim),
+            End::Reg(reg) => multiple(info, *reg, DEEPEST),
+        };
+        width = width.min(end).min(multiple(info, check.at, DEEPEST));
+    }
+    width as usize
+}
+
+impl<'k> Spread<'_, 'k> {
+    /// A tile from memory.
+    pub fn load(&mut self, out: Reg, place: &Place, gather: Option<(usize, Reg)>) -> Result<Reg> {
+        let ty = self.info.ty(out);
+        let (index, mask, width) = self.access(place, ty, gather)?;
+        let slots = self.w.slots(index) * width;
+        Ok(self.w.load(ty.elem, slots, Space::Buf(place.buf), index, mask))
+    }
+
+    /// A tile into memory.
+    pub fn store(
+        &mut self,
+        place: &Place,
+        value: Reg,
+        scatter: Option<(usize, Reg)>,
+        mask: Option<Reg>,
+    ) -> Result<()> {
+        let ty = self.info.ty(value);
+        let (index, inside, width) = self.access(place, ty, scatter)?;
+        let slots = self.w.slots(index);
+        let own = self.owner(&self.family.axes([ty.rows, ty.cols]));
+        let mut guard = self.w.both(inside, own);
+        if let Some(mask) = mask {
+            let mask = self.value(mask)?;
+            guard = self.w.both(guard, Some(mask));
+        }
+        let value = self.value(value)?;
+        let value = self.w.stretch(value, slots * width);
+        self.w.store(Space::Buf(place.buf), index, value, guard);
+        Ok(())
+    }
+
+    /// Whether this thread is the one that writes a tile with these axes, if others have the same elements.
+    pub fn owner(&mut self, axes: &[Axis; 2]) -> Option<Reg> {
+        let unused = self.family.unused(axes);
+        (unused != 0).then(|| {
+            let digits: Vec<(u32, usize)> =
+                (0..usize::BITS).filter(|d| unused >> d & 1 == 1).map(|d| (d, 1 << d)).collect();
+            let part = self.digits(&digits);
+            self.w.zip_int(Fn2::Eq, part, 0)
+        })
+    }
+
+    /// The number of the first element of each access, whether it may be done (if that is in question), and how many
+    /// elements it has.
+    fn access(
+        &mut self,
+        place: &Place,
+        ty: RegType,
+        gather: Option<(usize, Reg)>,
+    ) -> Result<(Reg, Option<Reg>, usize)> {
+        let axes = self.family.axes([ty.rows, ty.cols]);
+        let width = if gather.is_some() { 1 } else { width(self.info, place, ty).min(axes[1].run()) };
+        let slots: Vec<[usize; 2]> =
+            self.family.slots([&axes[0], &axes[1]]).into_iter().step_by(width).collect();
+        let data = self.info.kernel.bufs[place.buf].clone();
+
+        let mut index = self.w.extent(&data.offset);
+        for (axis, &at) in place.at.iter().enumerate() {
+            let (at, stride) = (self.value(at)?, self.w.extent(&data.strides[axis]));
+            let part = self.w.mul(at, stride);
+            index = self.w.add(index, part);
+        }
+        for (i, axis) in place.axes.iter().enumerate() {
+            let Some(axis) = axis.filter(|_| axes[i].n > 1) else { continue };
+            let stride = self.w.extent(&data.strides[axis]);
+            let part = self.digits(&axes[i].threads);
+            let part = self.w.mul(part, stride);
+            index = self.w.add(index, part);
+        }
+        for (i, axis) in place.axes.iter().enumerate() {
+            let Some(axis) = axis.filter(|_| axes[i].n > 1) else { continue };
+            let stride = self.w.extent(&data.strides[axis]);
+            let table = self.w.table(slots.iter().map(|slot| axes[i].slots[slot[i]] as i64).collect());
+            let part = self.w.mul(table, stride);
+            index = self.w.add(index, part);
+        }
+
+        let mut mask = None;
+        for axis in 0..place.at.len() {
+            if gather.is_some_and(|(along, _)| along == axis) {
+                continue;
+            }
+            for check in self.info.axis_checks(place, ty, axis) {
+                let holds = self.check(&check, &axes, &slots)?;
+                mask = self.w.both(mask, Some(holds));
+            }
+        }
+        for i in 0..2 {
+            if axes[i].padded {
+                let inside = self.inside(&axes[i], i);
+                let inside = self.w.pick(inside, slots.iter().map(|slot| slot[i]).collect());
+                mask = self.w.both(mask, Some(inside));
+            }
+        }
+        if let Some((axis, by)) = gather {
+            let by = self.value(by)?;
+            let stride = self.w.extent(&data.strides[axis]);
+            let part = self.w.mul(by, stride);
+            index = self.w.add(index, part);
+            let first = self.value(place.at[axis])?;
+            let mut at = self.w.add(first, by);
+            // A gather along an axis of the tile shifts each of its elements.
+            for i in 0..2 {
+                if place.axes[i] == Some(axis) && axes[i].n > 1 {
+                    let along = self.index(i, axes[i].n);
+                    let along = self.w.pick(along, slots.iter().map(|slot| slot[i]).collect());
+                    at = self.w.add(at, along);
+                }
+            }
+            let mut ends = self.info.ends(place, axis);
+            ends.extend([End::Dim(data.shape[axis].clone()), End::Low]);
+            for end in ends {
+                let holds = self.respects(at, &end)?;
+                mask = self.w.both(mask, Some(holds));
+            }
+        }
+        let index = self.w.stretch(index, slots.len());
+        Ok((index, mask, width))
+    }
+
+    /// Whether each access respects an end; one slot if all do or none.
+    fn check(&mut self, check: &Check, axes: &[Axis; 2], slots: &[[usize; 2]]) -> Result<Reg> {
+        let at = self.value(check.at)?;
+        let i = match check.along {
+            Along::All => return self.respects(at, &check.end),
+            Along::Row => 0,
+            Along::Col => 1,
+        };
+        let along = self.index(i, axes[i].n);
+        let at = self.w.add(at, along);
+        let holds = self.respects(at, &check.end)?;
+        Ok(self.w.pick(holds, slots.iter().map(|slot| slot[i]).collect()))
+    }
+
+    fn respects(&mut self, at: Reg, end: &End) -> Result<Reg> {
+        let end = match end {
+            End::Low => {
+                let zero = self.w.int(0);
+                return Ok(self.w.zip(Fn2::Le, zero, at));
+            }
+            End::Dim(dim) => self.w.extent(dim),
+            End::Reg(reg) => self.value(*reg)?,
+        };
+        Ok(self.w.zip(Fn2::Lt, at, end))
+    }
+
+    /// Which slots along an axis are not beyond its extent.
+    pub fn inside(&mut self, axis: &Axis, i: usize) -> Reg {
+        let index = self.index(i, axis.n);
+        self.w.zip_int(Fn2::Lt, index, axis.n as i64)
+    }
+}

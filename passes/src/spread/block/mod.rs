@@ -1,0 +1,52 @@
+//! From the tile phase to the block phase: a program is run by the threads of a GPU.
+//!
+//! The scheme:
+//!
+//! * **One layout a kernel.** Every tile is spread over the threads in the same way ([`layout`]), chosen for the
+//!   kernel's largest tile ([`choose`]). Element-wise instructions are then one to one, and an extent of 1 stretches
+//!   without a word between threads.
+//! * **A tile is a register**, of as many slots as its elements need; what is the same in all threads has one slot.
+//! * **Folds** go over a thread's own slots, then over the lanes of a warp by shuffles, then over warps through
+//!   shared memory.
+//! * **What changes places** (counts along a row, other orders of columns, other shapes) goes through shared memory,
+//!   or by slots and shuffles where it can.
+//! * **Bounds are checked where they are not known to hold**, once for a row, a column or the whole tile.
+//! * **Small programs share a block**: where one warp is enough for a program, a block has several.
+//! * **Products** of the ordinary units multiply tiles in shared memory ([`product`]).
+
+mod access;
+mod across;
+mod body;
+mod choose;
+mod layout;
+mod product;
+mod write;
+
+use super::{Result, SpreadError, info, simplify};
+use eva_ir::entity::Arena;
+use eva_ir::kernel::block::{Block, Launch};
+use eva_ir::kernel::{Kernel, Phase};
+use std::collections::HashSet;
+
+/// The block phase of a verified `kernel` of the tile phase. Buffers and grid stay as they are.
+pub fn spread_block(kernel: &Kernel) -> Result<Kernel> {
+    if kernel.phase != Phase::Tile {
+        return Err(SpreadError::Phase(kernel.name.clone()));
+    }
+    eva_ir::kernel::verify::verify(kernel).map_err(|errors| SpreadError::Malformed(errors.join("; ")))?;
+    let simple = simplify::simplify(kernel);
+    let info = info::Info::new(&simple);
+    let (family, per_block) = choose::family(&info);
+    let warps = family.warps * per_block;
+    let mut spread = body::Spread::new(&info, family, per_block);
+    spread.run()?;
+    let body = simplify::sweep(spread.w.finish(), &mut HashSet::new());
+    let block = Block {
+        warps,
+        launch: Launch::Each { per_block },
+        shared: spread.w.shared,
+        pipes: Arena::default(),
+        maps: Arena::default(),
+    };
+    Ok(Kernel { phase: Phase::Block, regs: spread.w.regs, block: Some(block), body, ..simple.clone() })
+}
