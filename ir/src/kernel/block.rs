@@ -51,6 +51,26 @@ pub struct Block {
     pub maps: Arena<Map, MapData>,
 }
 
+impl Block {
+    /// The bytes of shared memory of a block: swizzled tiles, each from a multiple of 1024 on, then the others, each
+    /// from a multiple of 16 on, then 16 bytes for each stage of a pipe (a barrier for those that wait for it to be
+    /// full, one for those that wait for it to be free). All in the order of their numbers.
+    pub fn shared_bytes(&self) -> usize {
+        let lay = |swizzle: bool, align: usize, start: usize| {
+            let tiles = self.shared.iter().filter(|(_, data)| data.swizzle == swizzle);
+            tiles.fold(start, |end, (_, data)| {
+                let bytes = [data.rows, data.cols, data.stages].into_iter().fold(1, usize::saturating_mul);
+                let bytes = bytes.saturating_mul(data.dtype.bytes() as usize);
+                end.checked_next_multiple_of(align).unwrap_or(usize::MAX).saturating_add(bytes)
+            })
+        };
+        let tiles = lay(false, 16, lay(true, 1024, 0));
+        let barriers = self.pipes.iter().fold(0, |sum: usize, (_, pipe)| sum.saturating_add(pipe.stages));
+        let aligned = tiles.checked_next_multiple_of(16).unwrap_or(usize::MAX);
+        aligned.saturating_add(barriers.saturating_mul(16))
+    }
+}
+
 /// How the programs of a grid come to blocks. A program's number counts the grid's axes as digits, the last fastest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Launch {
@@ -104,14 +124,15 @@ pub struct PipeData {
 /// Boxes of `rows × cols` elements of a buffer, for asynchronous copies.
 ///
 /// The buffer has stride 1 along the axis of the columns, and all other strides, its offset and its base are
-/// multiples of 16 bytes; at most 5 axes.
+/// multiples of 16 bytes; at most 5 axes. The copy engine's descriptor has the axes innermost first: that of the
+/// columns, then the buffer's others from the last to the first; a [`BlockInst::Copy`]'s `at` is in the buffer's order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MapData {
     /// The buffer.
     pub buf: super::Buf,
     /// The axes that rows and columns run along.
     pub axes: [usize; 2],
-    /// Rows of a box: those of the shared tile.
+    /// Rows of a box: those of the shared tile, at most 256.
     pub rows: usize,
     /// Columns of a box: those of the shared tile.
     pub cols: usize,

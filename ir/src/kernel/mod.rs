@@ -375,6 +375,9 @@ impl Kernel {
                 match inst {
                     Inst::Extent { dim, .. } => syms.extend(dim.syms()),
                     Inst::For { body, .. } | Inst::If { body, .. } => visit(body, syms),
+                    Inst::Block(block::BlockInst::Roles { roles }) => {
+                        roles.iter().for_each(|role| visit(&role.body, syms));
+                    }
                     _ => {}
                 }
             }

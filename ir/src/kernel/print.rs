@@ -6,8 +6,12 @@
 //!   columns, `f32` is a single number.
 //! * `$x[%0, %1+row, %2+col < %3]` is a rectangle of the buffer `x`: where it starts along each axis, which
 //!   axes its rows and columns run along, and where an axis ends early. `$x[%0, %1+%7]` is one element of
-//!   `x` for each element of `%7`. In the lane phase `$x[%0]` counts from the base of the memory.
+//!   `x` for each element of `%7`. In the lane and block phases `$x[%0]` counts from the base of the memory.
+//! * What only the block phase has is in `print/block.rs`.
 
+mod block;
+
+use super::block::BlockInst;
 use super::*;
 use crate::entity::Entity;
 use std::collections::HashMap;
@@ -118,6 +122,9 @@ impl<'k> Printer<'k> {
         for (scratch, data) in kernel.scratch.iter() {
             writeln!(f, "  scratch {scratch}: {}[{}],", data.elem.name(), data.len)?;
         }
+        if let Some(block) = &kernel.block {
+            self.block_header(block, f)?;
+        }
         let axis = |axis: &GridAxis| match axis.tile {
             1 => axis.extent.to_string(),
             tile => format!("ceil({} / {tile})", axis.extent),
@@ -139,6 +146,10 @@ impl<'k> Printer<'k> {
             let (body, carried): (_, &[Carried]) = match inst {
                 Inst::For { body, carried, .. } => (body, carried),
                 Inst::If { body, .. } => (body, &[]),
+                Inst::Block(BlockInst::Roles { roles }) => {
+                    self.roles(roles, depth);
+                    continue;
+                }
                 _ => continue,
             };
             self.block(body, depth + 1);
@@ -166,7 +177,7 @@ impl<'k> Printer<'k> {
         let space = match mem.space {
             Space::Buf(buf) => self.buf(buf),
             Space::Scratch(scratch) => scratch.to_string(),
-            Space::Shared(shared) => shared.to_string(),
+            Space::Shared(shared) => self.shared(shared),
         };
         format!("{space}[{}]", self.reg(mem.index))
     }
@@ -241,7 +252,7 @@ impl<'k> Printer<'k> {
             Inst::Across { f, x, .. } => format!("across.{} {}", lower_case(f), self.reg(*x)),
             Inst::SwapPairs { x, .. } => format!("swap_pairs {}", self.reg(*x)),
             Inst::Micro(micro) => self.micro_line(micro),
-            Inst::Block(inst) => format!("{inst:?}"),
+            Inst::Block(inst) => self.block_line(inst),
         };
         out.map(|out| format!("{out} = ")).unwrap_or_default() + &text
     }

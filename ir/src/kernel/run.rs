@@ -194,6 +194,9 @@ pub fn run(
     options: Options,
 ) -> Result<Stats, RunError> {
     verify(kernel).map_err(RunError::Malformed)?;
+    if kernel.phase == Phase::Block {
+        return Err(RunError::Malformed(vec!["kernels of the block phase are not run yet".into()]));
+    }
     let views = views(kernel, sizes, storages, binding)?;
 
     let counts = kernel.grid.iter().map(|axis| {

@@ -27,12 +27,44 @@
 //! 16. `Across` and `SwapPairs` have vectors of [`LANES`] floats.
 //! 17. A microkernel's operands are floats: buffers that are read, or `f32` private memory other than the
 //!     result's; its result is `f32` private memory.
+//!
+//! In the block phase:
+//! 18. There is no instruction of another phase but `If`, and no private memory. Only here the kernel says what its
+//!     blocks are.
+//! 19. A register has one row and 1 to [`MAX_SLOTS`] columns.
+//! 20. A block has 1 to [`MAX_WARPS`] warps; it, a multiprocessor, a tile in shared memory and a pipe are not empty.
+//! 21. Shared memory holds `F32`, `Bf16`, `F16`, `F8E4M3`, `F8E5M2` or `I64`, [`MAX_SHARED`] bytes in all. Swizzled
+//!     tiles have a multiple of 8 rows, of a multiple of 128 bytes each.
+//! 22. A tile is in one pipe at most, has as many stages as the pipe, and is swizzled there.
+//! 23. A tiling is of a buffer of 2 to 5 axes, along two of them; its columns have stride 1, all other strides and the
+//!     offset are multiples of 16 bytes whatever the extents are; a box has at most 256 rows. Box and tile of a bulk
+//!     copy have the same shape and type; the tile is swizzled.
+//! 24. Roles are the last instruction of the kernel's body. Their warps are multiples of 4 and those of the block;
+//!     their threads have at most [`MAX_REGISTERS`] registers together.
+//! 25. A pipe is acquired and all its tiles are filled by one role, of a single thread. Its consumers are the warps of
+//!     the roles that wait for and release it. Those are not single threads, which also have no barrier, shuffle,
+//!     product, fence or bulk copy to a buffer.
+//! 26. No instruction that concerns other threads is guarded by an `If`: within it are only arithmetic, loops, loads
+//!     and stores.
+//! 27. A barrier of several warps is of all warps of the roles that come to it; before roles, or without, of all.
+//! 28. A load or store has 1, 2, 4, 8 or 16 elements for each slot of the index, of 16 bytes at most, and a mask of
+//!     one slot or of as many as the index.
+//! 29. Products are by warpgroups: roles of a multiple of 4 warps. Shared operands are swizzled, of equal 16-bit types
+//!     or of 8-bit types; only 16-bit types are transposed. Terms come in multiples of 16 (8-bit types: 32), start at
+//!     a multiple of 16, and are inside the tile; columns are a multiple of 8 up to 256.
+//! 30. What is waited for with [`block::BlockInst::MmaWait`] is assigned in the same body and not used afterwards; at
+//!     most 7 products are left unfinished.
 
+use super::block::BlockInst;
 use super::print::{MAX_DEPTH, Names};
 use super::*;
 use crate::entity::Entity;
+use inst::is_for;
+use roles::{Part, Threads};
 
+mod block;
 mod inst;
+mod roles;
 
 /// The most elements of a register.
 pub const MAX_TILE: usize = 1 << 20;
@@ -40,6 +72,16 @@ pub const MAX_TILE: usize = 1 << 20;
 pub const MAX_SCRATCH: usize = 1 << 24;
 /// The number of lanes of a vector in the lane phase.
 pub const LANES: usize = 4;
+/// The most slots of a register in the block phase.
+pub const MAX_SLOTS: usize = 512;
+/// The most warps of a block.
+pub const MAX_WARPS: usize = 32;
+/// The most bytes of shared memory that a block has.
+pub const MAX_SHARED: usize = 227 << 10;
+/// The registers of a multiprocessor.
+pub const MAX_REGISTERS: usize = 64 << 10;
+/// How many barriers of several warps there are.
+const BARRIERS: usize = 16;
 
 impl RegType {
     /// Whether there are 1 to [`MAX_TILE`] elements.
@@ -58,9 +100,13 @@ pub fn verify(kernel: &Kernel) -> Result<(), Vec<String>> {
         assigned: vec![false; kernel.regs.len()],
         visible: vec![false; kernel.regs.len()],
         scope: Vec::new(),
+        start: 0,
+        block: Threads::default(),
     };
     check.header();
+    check.block_header();
     check.block(&kernel.body, 1);
+    check.finish_block();
     if check.errors.is_empty() { Ok(()) } else { Err(check.errors) }
 }
 
@@ -75,9 +121,12 @@ struct Check<'k> {
     visible: Vec<bool>,
     /// The registers that are visible, in the order in which they became so.
     scope: Vec<Reg>,
+    /// How many of them are from outside of the innermost body.
+    start: usize,
+    block: Threads<'k>,
 }
 
-impl Check<'_> {
+impl<'k> Check<'k> {
     fn header(&mut self) {
         for (buf, data) in self.kernel.bufs.iter() {
             if data.strides.len() != data.shape.len() {
@@ -94,8 +143,9 @@ impl Check<'_> {
             }
         }
         for (scratch, data) in self.kernel.scratch.iter() {
-            if self.kernel.phase == Phase::Tile {
-                self.errors.push(format!("the private memory {scratch} is there in the tile phase"));
+            if self.kernel.phase != Phase::Lane {
+                let phase = phase_name(self.kernel.phase);
+                self.errors.push(format!("the private memory {scratch} is there in the {phase} phase"));
             }
             if data.len > MAX_SCRATCH {
                 let len = data.len;
@@ -106,15 +156,17 @@ impl Check<'_> {
         }
     }
 
-    fn block(&mut self, body: &[Inst], depth: usize) {
+    fn block(&mut self, body: &'k [Inst], depth: usize) {
         if depth > MAX_DEPTH {
             self.errors.push(format!("blocks nest deeper than {MAX_DEPTH}"));
             return;
         }
-        for inst in body {
+        for (i, inst) in body.iter().enumerate() {
+            self.block.last = depth == 1 && i + 1 == body.len();
             let checked = self.inst(inst);
             self.note(inst, checked);
-            let outer = self.scope.len();
+            let (outer, start) = (self.scope.len(), self.start);
+            self.start = outer;
             match inst {
                 Inst::For { index, carried, body, .. } => {
                     for reg in [*index].into_iter().chain(carried.iter().map(|c| c.arg)) {
@@ -129,8 +181,28 @@ impl Check<'_> {
                     carried.iter().for_each(|c| self.define(inst, c.out));
                 }
                 Inst::If { body, .. } => {
+                    let guarded = std::mem::replace(&mut self.block.guarded, true);
                     self.block(body, depth + 1);
+                    self.block.guarded = guarded;
                     self.close(outer);
+                }
+                Inst::Block(BlockInst::Roles { roles }) if self.block.role.is_none() => {
+                    self.block.roles = roles;
+                    for (i, role) in roles.iter().enumerate() {
+                        self.block.role = Some(i);
+                        // As deep as it is printed.
+                        self.block(&role.body, depth + 2);
+                        self.close(outer);
+                    }
+                    self.block.role = None;
+                }
+                Inst::Block(BlockInst::MmaWait { values, .. }) => {
+                    for &(out, x) in values {
+                        if let Some(visible) = self.visible.get_mut(x.index()) {
+                            *visible = false;
+                        }
+                        self.define(inst, out);
+                    }
                 }
                 _ => {
                     if let Some(out) = super::print::single_out(inst) {
@@ -138,6 +210,7 @@ impl Check<'_> {
                     }
                 }
             }
+            self.start = start;
         }
     }
 
@@ -178,6 +251,11 @@ impl Check<'_> {
             })?;
             ensure(ty.elem != Elem::I64 || ty.cols == 1, || format!("{name} is a vector of integers"))?;
         }
+        if self.kernel.phase == Phase::Block {
+            ensure(ty.rows == 1 && ty.cols <= MAX_SLOTS, || {
+                format!("{name} is {ty}, not one row of at most {MAX_SLOTS} slots")
+            })?;
+        }
         Ok(())
     }
 
@@ -200,6 +278,14 @@ impl Check<'_> {
                 self.names.reg(c.arg)
             )
         })
+    }
+}
+
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Tile => "tile",
+        Phase::Lane => "lane",
+        Phase::Block => "block",
     }
 }
 

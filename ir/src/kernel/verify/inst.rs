@@ -2,17 +2,13 @@
 
 use super::*;
 
-impl Check<'_> {
+impl<'k> Check<'k> {
     /// Checks all but what an instruction's body and the assignment of its result ask for.
-    pub(super) fn inst(&mut self, inst: &Inst) -> Checked {
-        if let Some(phase) = phase_of(inst) {
-            ensure(phase == self.kernel.phase, || {
-                format!(
-                    "is not an instruction of the {} phase",
-                    if phase == Phase::Tile { "lane" } else { "tile" }
-                )
-            })?;
-        }
+    pub(super) fn inst(&mut self, inst: &'k Inst) -> Checked {
+        let phase = self.kernel.phase;
+        ensure(phases_of(inst).contains(&phase), || {
+            format!("is not an instruction of the {} phase", phase_name(phase))
+        })?;
         match inst {
             Inst::Program { out, axis } => {
                 ensure(*axis < self.kernel.grid.len(), || format!("the grid has no axis {axis}"))?;
@@ -172,7 +168,7 @@ impl Check<'_> {
                 self.gives(*out, x)
             }
             Inst::Micro(micro) => self.micro(micro),
-            Inst::Block(_) => Err("is not checked yet".into()),
+            Inst::Block(inst) => self.block_inst(inst),
         }
     }
 
@@ -193,17 +189,17 @@ impl Check<'_> {
     }
 
     /// The declared type of a register that the instruction assigns.
-    fn out(&mut self, out: Reg) -> Checked<RegType> {
+    pub(super) fn out(&mut self, out: Reg) -> Checked<RegType> {
         self.kernel.regs.get(out).copied().ok_or_else(|| format!("{} has no type", self.names.reg(out)))
     }
 
-    fn gives(&mut self, out: Reg, ty: RegType) -> Checked {
+    pub(super) fn gives(&mut self, out: Reg, ty: RegType) -> Checked {
         let have = self.out(out)?;
         ensure(have == ty, || format!("{} is {have}, but the value is {ty}", self.names.reg(out)))
     }
 
     /// Checks an index or a size.
-    fn index(&mut self, reg: Reg) -> Checked {
+    pub(super) fn index(&mut self, reg: Reg) -> Checked {
         let ty = self.ty(reg)?;
         ensure(ty == RegType::scalar(Elem::I64), || {
             format!("{} is {ty}, not one integer", self.names.reg(reg))
@@ -216,7 +212,7 @@ impl Check<'_> {
     }
 
     /// What elements of a buffer are in a register, if it may be accessed like this.
-    fn access(&self, buf: Buf, access: Access) -> Checked<Elem> {
+    pub(super) fn access(&self, buf: Buf, access: Access) -> Checked<Elem> {
         let data = self.kernel.bufs.get(buf).ok_or_else(|| format!("there is no buffer {buf}"))?;
         ensure(data.access == access, || match access {
             Access::Read => format!("`{}` is only written", data.name),
@@ -259,18 +255,18 @@ impl Check<'_> {
     }
 }
 
-/// The phase that the instruction belongs to; `None` for both.
-fn phase_of(inst: &Inst) -> Option<Phase> {
+/// The phases that the instruction belongs to.
+fn phases_of(inst: &Inst) -> &'static [Phase] {
     match inst {
-        Inst::Program { .. }
-        | Inst::Extent { .. }
+        Inst::Program { .. } => &[Phase::Tile, Phase::Lane],
+        Inst::Extent { .. }
         | Inst::Const { .. }
         | Inst::Map { .. }
         | Inst::Zip { .. }
         | Inst::Select { .. }
         | Inst::Cast { .. }
         | Inst::Round { .. }
-        | Inst::For { .. } => None,
+        | Inst::For { .. } => &[Phase::Tile, Phase::Lane, Phase::Block],
         Inst::Iota { .. }
         | Inst::Load { .. }
         | Inst::Gather { .. }
@@ -280,19 +276,19 @@ fn phase_of(inst: &Inst) -> Option<Phase> {
         | Inst::Scan { .. }
         | Inst::Columns { .. }
         | Inst::Reshape { .. }
-        | Inst::Dot { .. } => Some(Phase::Tile),
+        | Inst::Dot { .. } => &[Phase::Tile],
         Inst::VLoad { .. }
         | Inst::VStore { .. }
-        | Inst::If { .. }
         | Inst::Across { .. }
         | Inst::SwapPairs { .. }
-        | Inst::Micro(_) => Some(Phase::Lane),
-        Inst::Block(_) => Some(Phase::Block),
+        | Inst::Micro(_) => &[Phase::Lane],
+        Inst::If { .. } => &[Phase::Lane, Phase::Block],
+        Inst::Block(_) => &[Phase::Block],
     }
 }
 
 /// The shape that operands stretch to; its element type means nothing.
-fn stretch(operands: &[RegType]) -> Checked<RegType> {
+pub(super) fn stretch(operands: &[RegType]) -> Checked<RegType> {
     let extent = |of: fn(&RegType) -> usize| operands.iter().map(of).max().unwrap_or(1);
     let (rows, cols) = (extent(|ty| ty.rows), extent(|ty| ty.cols));
     let fits = |ty: &RegType| [1, rows].contains(&ty.rows) && [1, cols].contains(&ty.cols);
@@ -303,7 +299,7 @@ fn stretch(operands: &[RegType]) -> Checked<RegType> {
     Ok(RegType { elem: Elem::F32, rows, cols })
 }
 
-fn is_for(elems: &[Elem], ty: RegType) -> Checked {
+pub(super) fn is_for(elems: &[Elem], ty: RegType) -> Checked {
     ensure(elems.contains(&ty.elem), || {
         let names: Vec<_> = elems.iter().map(|elem| elem.name()).collect();
         format!("is for {}, not {ty}", names.join(" and "))
