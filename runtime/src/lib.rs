@@ -5,6 +5,8 @@
 //! a call lie in one arena whose size is known before it runs.
 
 pub mod checkpoint;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod error;
 pub mod exec;
 pub mod pool;

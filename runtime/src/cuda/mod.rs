@@ -1,0 +1,17 @@
+//! Running on NVIDIA GPUs (feature `cuda`), which needs the driver and nothing else.
+//!
+//! A [`Gpu`] has one stream, in which copies and launches happen one after the other. Kernels come as PTX, which the
+//! driver compiles; what it made is kept on disk ([`cache`]).
+//!
+//! Nothing here is loaded before a GPU is asked for, and a machine without one gives an error.
+
+pub mod cache;
+mod device;
+mod error;
+mod memory;
+mod staging;
+mod tensor_map;
+
+pub use device::{Event, Gpu, Properties, list};
+pub use error::{CudaError, Need, OLDEST_DRIVER};
+pub use memory::Buffer;
