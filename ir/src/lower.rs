@@ -97,6 +97,23 @@ impl BufView {
         Some(BufView { shape, strides, ..self.clone() })
     }
 
+    /// Whether bulk copies can bring boxes of it to tensor cores: 16-bit floats, at most five axes, neighbours along
+    /// one of them, and multiples of 16 bytes between neighbours along the others.
+    pub fn is_bulk(&self) -> bool {
+        let bytes = self.dtype.bytes();
+        let aligned = |dim: &Dim| dim.terms().all(|(_, n)| n * bytes % 16 == 0);
+        let one = Dim::from(1);
+        let real = |axis: &usize| self.shape[*axis] != one;
+        let mut steps = (0..self.shape.len()).filter(real).map(|axis| &self.strides[axis]).collect::<Vec<_>>();
+        let near = steps.iter().position(|step| **step == one);
+        near.map(|at| steps.remove(at));
+        matches!(self.dtype, DType::Bf16 | DType::F16)
+            && self.shape.len() <= 5
+            && near.is_some()
+            && aligned(&self.offset)
+            && steps.into_iter().all(aligned)
+    }
+
     /// The view in another shape with as many elements; `None` where strides cannot say it.
     pub fn reshape(&self, shape: &[Dim]) -> Option<BufView> {
         let strides = if self.is_row_major() {
@@ -280,12 +297,27 @@ pub struct Schedule {
     pub product: [usize; 3],
     /// Attention: query rows and keys of one tile.
     pub attention: [usize; 2],
+    /// The same where bulk copies can bring all operands to tensor cores ([`BufView::is_bulk`]), if there are such:
+    /// products, then attention.
+    pub tensor: Option<([usize; 3], [usize; 2])>,
     /// The longest row that is held as one tile; longer ones go block by block.
     pub row: usize,
     /// The columns of one tile where any number does.
     pub block: usize,
     /// Items looked at together when tokens are sorted by expert.
     pub sort: usize,
+}
+
+impl Schedule {
+    /// The tile sizes of a product of these operands.
+    pub fn product_of(&self, operands: &[&BufView]) -> [usize; 3] {
+        self.tensor_of(operands).map_or(self.product, |(product, _)| product)
+    }
+
+    /// The tile sizes for tensor cores, if they are there and the operands are fit for them.
+    pub fn tensor_of(&self, operands: &[&BufView]) -> Option<([usize; 3], [usize; 2])> {
+        self.tensor.filter(|_| operands.iter().all(|view| view.is_bulk()))
+    }
 }
 
 /// What a lowering works with.

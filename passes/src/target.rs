@@ -25,15 +25,27 @@ pub enum Machine {
 impl Target {
     /// A CPU: tiles sized for its caches, products by microkernels.
     pub fn cpu() -> Self {
-        let schedule =
-            Schedule { product: [64, 64, 512], attention: [16, 64], row: 16384, block: 512, sort: 128 };
+        let schedule = Schedule {
+            product: [64, 64, 512],
+            attention: [16, 64],
+            tensor: None,
+            row: 16384,
+            block: 512,
+            sort: 128,
+        };
         Self { name: "cpu", machine: Machine::Cpu, schedule }
     }
 
     /// An NVIDIA GPU of compute capability 9.0: tiles sized for registers and shared memory.
     pub fn cuda() -> Self {
-        let schedule =
-            Schedule { product: [64, 64, 16], attention: [16, 32], row: 16384, block: 1024, sort: 1024 };
+        let schedule = Schedule {
+            product: [64, 64, 16],
+            attention: [16, 32],
+            tensor: Some(([128, 256, 64], [64, 64])),
+            row: 16384,
+            block: 1024,
+            sort: 1024,
+        };
         Self { name: "cuda", machine: Machine::Hopper, schedule }
     }
 }

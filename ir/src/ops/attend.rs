@@ -176,9 +176,13 @@ impl OpDef for Attend {
             (rows, per_token) = (&rows * extent(head), extent(head).clone());
         }
 
-        let [most_rows, most_keys] = cx.schedule.attention;
-        let bm = cx.size(&rows).map_or(most_rows, |n| n.clamp(1, most_rows));
-        let bk = cx.size(extent(roles.key)).map_or(most_keys, |n| n.clamp(1, most_keys));
+        let tensor = cx.schedule.tensor_of(&views.iter().collect::<Vec<_>>());
+        let [most_rows, most_keys] = tensor.map_or(cx.schedule.attention, |(_, attention)| attention);
+        // Tensor cores have whole tiles only.
+        let fit = |dim: &Dim, most: usize| {
+            if tensor.is_some() { most } else { cx.size(dim).map_or(most, |n| n.clamp(1, most)) }
+        };
+        let (bm, bk) = (fit(&rows, most_rows), fit(extent(roles.key), most_keys));
         let width = cx.fixed(extent(roles.value), "the width of a value")?;
 
         let mut at = vec![None; extents.len()];

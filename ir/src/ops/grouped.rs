@@ -93,7 +93,7 @@ impl OpDef for Grouped {
         let [x, w, offsets] = args else { unreachable!("operands were counted") };
         let Axes { columns, summed_in_w } = self.axes();
         let (x, w) = (x.memory()?, w.memory()?);
-        let [bm, bn, bk] = cx.schedule.product;
+        let [bm, bn, bk] = cx.schedule.product_of(&[x, w]);
         let bn = cx.size(&w.shape[columns]).map_or(bn, |n| n.clamp(1, bn));
         let bk = cx.size(&x.shape[1]).map_or(bk, |n| n.clamp(1, bk));
 

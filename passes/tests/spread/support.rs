@@ -1,10 +1,10 @@
-//! Runs a kernel in both phases, in the interpreter.
+//! Runs a kernel in all phases, in the interpreter.
 
 use eva_ir::dim::{Dim, Sym};
 use eva_ir::kernel::run::{Options, Order, Stats, Storage, run};
 use eva_ir::kernel::{Access, Buf, BufData, Kernel, Phase, verify::verify};
 use eva_ir::types::DType;
-use eva_passes::spread::spread_cpu;
+use eva_passes::spread::{spread_block, spread_cpu};
 
 /// A buffer without gaps.
 pub fn dense(name: &str, dtype: DType, access: Access, shape: &[Dim]) -> BufData {
@@ -65,7 +65,7 @@ pub fn storages(
     kernel.bufs.iter().map(storage).collect()
 }
 
-/// What both phases did: the results, and what the lane phase loaded and stored.
+/// What the phases did: the results, and what the lane phase loaded and stored.
 pub struct Ran {
     pub results: Vec<Storage>,
     pub lane: Stats,
@@ -81,27 +81,33 @@ pub fn agree_on(
 ) -> Ran {
     let size = |sym: &Sym| sizes.iter().find(|(name, _)| *name == sym.as_str()).map(|(_, n)| *n);
     verify(kernel).unwrap_or_else(|e| panic!("{}\n{kernel}", e.join("\n")));
-    let lanes = spread_cpu(kernel).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
-    assert_eq!(lanes.phase, Phase::Lane);
-    assert_eq!((&lanes.bufs, &lanes.grid), (&kernel.bufs, &kernel.grid));
-    verify(&lanes).unwrap_or_else(|e| panic!("{}\n{kernel}\n{lanes}", e.join("\n")));
-
     let binding: Vec<usize> = (0..kernel.bufs.len()).collect();
     let start = storages(kernel, &size, value);
-    let (mut expected, mut results) = (start.clone(), start);
+    let mut expected = start.clone();
     run(kernel, &size, &mut expected, &binding, Options::default())
         .unwrap_or_else(|e| panic!("tile phase: {e}\n{kernel}"));
-    let options = Options { order: Order::Shuffled(7), ..Options::default() };
-    let lane = run(&lanes, &size, &mut results, &binding, options)
-        .unwrap_or_else(|e| panic!("lane phase: {e} with {sizes:?}\n{kernel}\n{lanes}"));
-    for (buf, (want, got)) in kernel.bufs.keys().zip(expected.iter().zip(&results)) {
-        for (i, (a, b)) in want.data.iter().zip(&got.data).enumerate() {
-            let same = a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= tolerance * a.abs().max(1.0);
-            let name = &kernel.bufs[buf].name;
-            assert!(same, "{name}[{i}] is {b}, not {a}, with {sizes:?}\n{kernel}\n{lanes}");
+    let spread = |phase: Phase| {
+        let spread = if phase == Phase::Lane { spread_cpu(kernel) } else { spread_block(kernel) };
+        let spread = spread.unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+        assert_eq!(spread.phase, phase);
+        assert_eq!((&spread.bufs, &spread.grid), (&kernel.bufs, &kernel.grid));
+        verify(&spread).unwrap_or_else(|e| panic!("{}\n{kernel}\n{spread}", e.join("\n")));
+        let mut results = start.clone();
+        let options = Options { order: Order::Shuffled(7), ..Options::default() };
+        let stats = run(&spread, &size, &mut results, &binding, options)
+            .unwrap_or_else(|e| panic!("{phase:?} phase: {e} with {sizes:?}\n{kernel}\n{spread}"));
+        for (buf, (want, got)) in kernel.bufs.keys().zip(expected.iter().zip(&results)) {
+            for (i, (a, b)) in want.data.iter().zip(&got.data).enumerate() {
+                let same = a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= tolerance * a.abs().max(1.0);
+                let name = &kernel.bufs[buf].name;
+                assert!(same, "{name}[{i}] is {b}, not {a}, with {sizes:?}\n{kernel}\n{spread}");
+            }
         }
-    }
-    Ran { results, lane, kernel: lanes }
+        (results, stats, spread)
+    };
+    spread(Phase::Block);
+    let (results, lane, kernel) = spread(Phase::Lane);
+    Ran { results, lane, kernel }
 }
 
 /// [`agree_on`] multiples of 1/8 and small integers.

@@ -105,7 +105,7 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
     };
     let inner = shared.iter().copied().max_by_key(|&a| (step(0, a) as u8 + step(1, a) as u8, length(&a)));
 
-    let [bm, bn, bk] = cx.schedule.product;
+    let [bm, bn, bk] = cx.schedule.product_of(&[&plan.views[0], &plan.views[1]]);
     let fit = |axis: Option<Axis>, most: usize| axis.map_or(1, |axis| length(&axis).clamp(1, most));
     let (bm, bn, bk) = (fit(rows, bm), fit(cols, bn), fit(inner, bk));
 

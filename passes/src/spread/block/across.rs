@@ -73,6 +73,13 @@ impl Spread<'_, '_> {
 
     /// Puts a tile into shared memory, row by row with a pitch; seen by all threads of the program afterwards.
     pub fn put(&mut self, value: Reg, ty: RegType, shared: Shared, base: Reg, pitch: usize) {
+        self.sync();
+        self.put_now(value, ty, shared, base, pitch);
+        self.sync();
+    }
+
+    /// [`Self::put`] without waiting for anyone.
+    pub fn put_now(&mut self, value: Reg, ty: RegType, shared: Shared, base: Reg, pitch: usize) {
         let index = self.flat(ty, pitch);
         let index = self.w.add(index, base);
         let elements = self.elements(ty);
@@ -80,9 +87,7 @@ impl Spread<'_, '_> {
         let mask = self.w.both(elements, own);
         let value = self.into_shared(value);
         let value = self.w.stretch(value, self.w.slots(index));
-        self.sync();
         self.w.store(Space::Shared(shared), index, value, mask);
-        self.sync();
     }
 
     /// Elements of a tile in shared memory.

@@ -2,11 +2,23 @@
 
 use super::info::Info;
 use super::layout::Family;
+use super::tensor::Products;
 use super::write::Write;
 use super::{Result, SpreadError};
 use eva_ir::kernel::block::BlockInst;
 use eva_ir::kernel::*;
 use std::collections::HashMap;
+
+/// Which threads a body is written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// All threads of the block.
+    All,
+    /// The role that fills pipes.
+    Fill,
+    /// The roles that multiply, and do all else.
+    Multiply,
+}
 
 /// What is known while the block kernel is written.
 pub(super) struct Spread<'a, 'k> {
@@ -20,13 +32,36 @@ pub(super) struct Spread<'a, 'k> {
     /// The barrier that the threads of a program meet at, and their warps.
     pub barrier: (usize, usize),
     programs: Vec<Reg>,
+    /// Products of the tensor cores.
+    pub products: Option<&'a Products>,
+    pub mode: Mode,
+    /// How many turns of each pipe came before.
+    pub turns: HashMap<usize, Reg>,
+    /// Whether products may stay under way: inside a stream.
+    pub streaming: bool,
 }
 
 impl<'a, 'k> Spread<'a, 'k> {
-    pub fn new(info: &'a Info<'k>, family: Family, per_block: usize) -> Self {
+    pub fn new(info: &'a Info<'k>, family: Family, per_block: usize, products: Option<&'a Products>) -> Self {
         let barrier = (0, family.warps);
-        let (values, programs) = (HashMap::new(), Vec::new());
-        Self { info, family, w: Write::new(), values, per_block, barrier, programs }
+        Self {
+            info,
+            family,
+            w: Write::new(),
+            values: HashMap::new(),
+            per_block,
+            barrier,
+            programs: Vec::new(),
+            products,
+            mode: Mode::All,
+            turns: HashMap::new(),
+            streaming: false,
+        }
+    }
+
+    /// Forgets what was computed: another role begins.
+    pub fn reset(&mut self) {
+        self.values.clear();
     }
 
     /// Writes the whole kernel.
@@ -62,7 +97,8 @@ impl<'a, 'k> Spread<'a, 'k> {
         self.w.zip_int(Fn2::Div, up, *tile)
     }
 
-    fn total(&mut self) -> Reg {
+    /// How many programs there are.
+    pub fn total(&mut self) -> Reg {
         let one = self.w.int(1);
         (0..self.info.kernel.grid.len()).fold(one, |product, axis| {
             let count = self.count(axis);
@@ -153,7 +189,13 @@ impl<'a, 'k> Spread<'a, 'k> {
 
     /// Writes a block's instructions.
     pub fn block(&mut self, body: &'k [Inst]) -> Result<()> {
-        body.iter().try_for_each(|inst| self.inst(inst))
+        let spans = self.products.map(|products| products.spans(body)).unwrap_or_default();
+        for (i, inst) in body.iter().enumerate() {
+            self.before(&spans, i);
+            if self.mode == Mode::Fill { self.inst_of_fill(inst)? } else { self.inst(inst)? }
+            self.after(&spans, i)?;
+        }
+        Ok(())
     }
 
     /// Says which register a tile is in.
@@ -161,7 +203,17 @@ impl<'a, 'k> Spread<'a, 'k> {
         self.values.insert(tile, value);
     }
 
-    fn inst(&mut self, inst: &'k Inst) -> Result<()> {
+    /// Writes an instruction.
+    pub fn inst(&mut self, inst: &'k Inst) -> Result<()> {
+        if let (Mode::Multiply, Some(products)) = (self.mode, self.products) {
+            let fed = super::super::walk::result(inst).is_some_and(|out| products.fed.contains_key(&out));
+            if fed {
+                return Ok(());
+            }
+            if products.streams(inst) {
+                return self.stream(inst);
+            }
+        }
         let (out, value) = match inst {
             Inst::Program { out, axis } => (*out, self.programs[*axis]),
             Inst::Extent { out, dim } => (*out, self.w.extent(dim)),
@@ -212,7 +264,10 @@ impl<'a, 'k> Spread<'a, 'k> {
             Inst::Scan { out, x } => (*out, self.scan(*x)?),
             Inst::Columns { out, x, order } => (*out, self.columns(*x, *order)?),
             Inst::Reshape { out, x } => (*out, self.reshape(*x, self.info.ty(*out))?),
-            Inst::Dot { out, acc, x, y } => (*out, self.dot(*acc, *x, *y)?),
+            Inst::Dot { out, acc, x, y } => {
+                let product = if self.products.is_some() { self.mma(*acc, *x, *y) } else { self.dot(*acc, *x, *y) };
+                (*out, product?)
+            }
             Inst::For { index, trips, carried, body } => return self.repeat(*index, *trips, carried, body),
             _ => return Err(SpreadError::Malformed("an instruction is not of the tile phase".into())),
         };
@@ -230,6 +285,8 @@ impl<'a, 'k> Spread<'a, 'k> {
             regs.push(Carried { init, arg, next: arg, out });
             self.set(c.arg, arg);
         }
+        let pipes = self.products.map(|products| products.pipes_in(body)).unwrap_or_default();
+        let mut counters = self.carry_turns(&pipes);
         let i = self.w.reg(Elem::I64, 1);
         self.set(index, i);
         self.w.open();
@@ -237,10 +294,11 @@ impl<'a, 'k> Spread<'a, 'k> {
         for (new, c) in regs.iter_mut().zip(carried) {
             new.next = self.full(c.next)?;
         }
-        let body = self.w.close();
+        let body = self.close_turns(&mut counters);
         for (new, c) in regs.iter().zip(carried) {
             self.set(c.out, new.out);
         }
+        regs.extend(counters.into_iter().map(|(_, c)| c));
         self.w.push(Inst::For { index: i, trips, carried: regs, body });
         Ok(())
     }

@@ -42,7 +42,7 @@ pub(super) fn family(info: &Info<'_>) -> (Family, usize) {
         left[axis] = left[axis].div_ceil(2);
     }
     let warps = threads / 32;
-    (Family { warps, bits, order: Order::Rows }, if warps == 1 { SHARE } else { 1 })
+    (Family { warps, bits, top: [None; 2], order: Order::Rows }, if warps == 1 { SHARE } else { 1 })
 }
 
 /// What decides the layout.

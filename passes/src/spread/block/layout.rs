@@ -30,6 +30,8 @@ pub(super) struct Family {
     pub warps: usize,
     /// For each axis of a tile, what the digits of an index are, the lowest first. Digits beyond are slots.
     pub bits: [Vec<Bit>; 2],
+    /// For each axis, a digit of the thread's number that tells its halves apart, whatever the extent.
+    pub top: [Option<u32>; 2],
     /// The order of slots.
     pub order: Order,
 }
@@ -73,6 +75,11 @@ impl Family {
 
     /// The layout of an axis of extent `n`: rows are axis 0, columns axis 1.
     pub fn axis(&self, axis: usize, n: usize) -> Axis {
+        if let (Some(digit), true) = (self.top[axis], n > 1) {
+            let mut half = Family { top: [None; 2], ..self.clone() }.axis(axis, n.div_ceil(2));
+            half.threads.push((digit, n.div_ceil(2)));
+            return Axis { n, padded: half.padded || !n.is_multiple_of(2), ..half };
+        }
         let digits = n.next_power_of_two().trailing_zeros() as usize;
         let prefix = &self.bits[axis][..self.bits[axis].len().min(digits)];
         let (mut threads, mut slots, mut most) = (Vec::new(), vec![0], 0);
@@ -123,7 +130,7 @@ mod tests {
 
     fn rows_in_lanes() -> Family {
         let bits = [vec![Bit::Thread(2), Bit::Thread(3)], vec![Bit::Slot, Bit::Thread(0), Bit::Thread(1)]];
-        Family { warps: 1, bits, order: Order::Rows }
+        Family { warps: 1, bits, top: [None; 2], order: Order::Rows }
     }
 
     #[test]

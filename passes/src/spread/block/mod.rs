@@ -12,7 +12,8 @@
 //!   or by slots and shuffles where it can.
 //! * **Bounds are checked where they are not known to hold**, once for a row, a column or the whole tile.
 //! * **Small programs share a block**: where one warp is enough for a program, a block has several.
-//! * **Products** of the ordinary units multiply tiles in shared memory ([`product`]).
+//! * **Products** of narrow floats are the tensor cores' ([`tensor`]): one role of the block fills pipes of tiles in
+//!   shared memory, the others multiply ([`roles`]). The ordinary units do the others ([`product`]).
 
 mod access;
 mod across;
@@ -20,6 +21,8 @@ mod body;
 mod choose;
 mod layout;
 mod product;
+mod roles;
+mod tensor;
 mod write;
 
 use super::{Result, SpreadError, info, simplify};
@@ -36,17 +39,26 @@ pub fn spread_block(kernel: &Kernel) -> Result<Kernel> {
     eva_ir::kernel::verify::verify(kernel).map_err(|errors| SpreadError::Malformed(errors.join("; ")))?;
     let simple = simplify::simplify(kernel);
     let info = info::Info::new(&simple);
-    let (family, per_block) = choose::family(&info);
+    let products = tensor::Products::find(&info);
+    let (family, per_block) = match &products {
+        Some(products) => (roles::family(products), 1),
+        None => choose::family(&info),
+    };
     let warps = family.warps * per_block;
-    let mut spread = body::Spread::new(&info, family, per_block);
-    spread.run()?;
-    let body = simplify::sweep(spread.w.finish(), &mut HashSet::new());
-    let block = Block {
+    let mut spread = body::Spread::new(&info, family, per_block, products.as_ref());
+    let mut block = Block {
         warps,
         launch: Launch::Each { per_block },
-        shared: spread.w.shared,
+        shared: Arena::default(),
         pipes: Arena::default(),
         maps: Arena::default(),
     };
+    if products.is_some() {
+        block = spread.run_roles()?;
+    } else {
+        spread.run()?;
+        block.shared = std::mem::take(&mut spread.w.shared);
+    }
+    let body = simplify::sweep(spread.w.finish(), &mut HashSet::new());
     Ok(Kernel { phase: Phase::Block, regs: spread.w.regs, block: Some(block), body, ..simple.clone() })
 }

@@ -1,0 +1,407 @@
+//! Which products the tensor cores can do, and how their operands come to shared memory.
+//!
+//! A product goes to the tensor cores if both operands are loads of a narrow float type that bulk copies can make
+//! (or, on the left, anything in registers). The loads of a chain of products (`a·b + c·d + …`) share a **pipe**,
+//! filled by a role of its own while the others multiply. Two loads of the same elements, one of them transposed,
+//! share a tile: the values of latent attention are the first part of its keys.
+
+use super::super::walk::{operands, result};
+use super::info::{Def, Info};
+use eva_ir::dim::Dim;
+use eva_ir::kernel::*;
+use eva_ir::types::DType;
+use std::collections::{HashMap, HashSet};
+
+/// Rows of a warpgroup's part of a product.
+pub(super) const GROUP_ROWS: usize = 64;
+/// Bytes of a row of a panel of shared memory.
+const PANEL: usize = 128;
+/// Shared memory for pipes, in bytes: what a block can have, less some for barriers and exchanges.
+const ROOM: usize = 200 << 10;
+/// The most stages of a pipe.
+const STAGES: usize = 6;
+/// The most columns of one product of a warpgroup.
+const MOST_COLS: usize = 256;
+
+/// A tile that bulk copies bring to shared memory.
+#[derive(Clone)]
+pub(super) struct Fill {
+    /// Where it comes from.
+    pub place: Place,
+    /// The axes that its rows and columns in shared memory run along.
+    pub axes: [usize; 2],
+    /// Its extents there.
+    pub rows: usize,
+    pub cols: usize,
+    pub dtype: DType,
+    /// The pipe that it goes through.
+    pub pipe: usize,
+}
+
+/// A load that comes from a pipe.
+#[derive(Clone, Copy)]
+pub(super) struct Fed {
+    /// The tile, by its place in [`Products::fills`].
+    pub fill: usize,
+    /// Whether the load's columns are the tile's rows.
+    pub transposed: bool,
+}
+
+/// Tiles that come and go together.
+pub(super) struct PipePlan {
+    pub fills: Vec<usize>,
+    pub stages: usize,
+}
+
+/// The part of a block in which a pipe's turn is used.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    pub pipe: usize,
+    /// The instructions that first and last need it, by their place in the block.
+    pub first: usize,
+    pub last: usize,
+    /// The last of its loads.
+    pub filled: usize,
+}
+
+/// How the products of a kernel are done by tensor cores.
+pub(super) struct Products {
+    pub fed: HashMap<Reg, Fed>,
+    pub fills: Vec<Fill>,
+    pub pipes: Vec<PipePlan>,
+    /// The type of operands; one for the whole kernel.
+    pub dtype: DType,
+    /// Warpgroups along the rows and along the columns of every product.
+    pub groups: [usize; 2],
+    spans: HashMap<*const Inst, Vec<Span>>,
+    streams: HashSet<*const Inst>,
+}
+
+/// A product of a kernel, and where it is.
+struct Found {
+    out: Reg,
+    acc: Reg,
+    x: Reg,
+    y: Reg,
+}
+
+impl Products {
+    /// The plan for a kernel; `None` if it has no products, or one that the tensor cores cannot do.
+    pub fn find(info: &Info<'_>) -> Option<Self> {
+        let mut dots = Vec::new();
+        collect(&info.kernel.body, &mut dots);
+        let rows = dots.iter().map(|dot| info.ty(dot.out).rows).max()?;
+        let cols = dots.iter().map(|dot| info.ty(dot.out).cols).max()?;
+        let row_groups = rows.div_ceil(GROUP_ROWS);
+        let col_groups = if row_groups == 1 && cols > MOST_COLS { 2 } else { 1 };
+        if row_groups > 2 || cols > MOST_COLS * col_groups {
+            return None;
+        }
+        let fits = |dot: &Found| {
+            let (ty, terms) = (info.ty(dot.out), info.ty(dot.x).cols);
+            let width = ty.cols.is_multiple_of(16 * col_groups) || col_groups == 1;
+            width && terms >= 1 && ty.rows.div_ceil(GROUP_ROWS) == row_groups
+        };
+        if !dots.iter().all(fits) {
+            return None;
+        }
+        let mut plan = Products {
+            fed: HashMap::new(),
+            fills: Vec::new(),
+            pipes: Vec::new(),
+            dtype: DType::Bf16,
+            groups: [row_groups, col_groups],
+            spans: HashMap::new(),
+            streams: HashSet::new(),
+        };
+        plan.dtype = dots.iter().find_map(|dot| load_of(info, dot.y)).map(|p| info.kernel.bufs[p.buf].dtype)?;
+        if !matches!(plan.dtype, DType::Bf16 | DType::F16) {
+            return None;
+        }
+        let users = users(&info.kernel.body);
+        let products: HashSet<Reg> = dots.iter().map(|dot| dot.out).collect();
+        let mut pipe_of: HashMap<Reg, usize> = HashMap::new();
+        for dot in &dots {
+            // A product that adds to another one's result shares its pipe, where they are in the same block.
+            let chained = pipe_of.get(&dot.acc).copied();
+            let mut pipe = chained.filter(|_| info.block(dot.acc) == info.block(dot.out));
+            for (side, reg) in [dot.x, dot.y].into_iter().enumerate() {
+                let only_products = users.get(&reg).is_some_and(|users| users.iter().all(|u| products.contains(u)));
+                match load_of(info, reg) {
+                    Some(place) if only_products => plan.feed(info, reg, place, side, &mut pipe, dot)?,
+                    // What is computed can only be on the left, and its sum must be whole steps.
+                    _ if side == 0 && info.ty(reg).cols.is_multiple_of(16) && rows.is_multiple_of(GROUP_ROWS) => {}
+                    _ => return None,
+                }
+            }
+            if let Some(pipe) = pipe {
+                pipe_of.insert(dot.out, pipe);
+            }
+        }
+        plan.stage(info)?;
+        plan.find_spans(info, &info.kernel.body)?;
+        Some(plan)
+    }
+
+    /// Takes a load into a pipe.
+    fn feed(
+        &mut self,
+        info: &Info<'_>,
+        load: Reg,
+        place: &Place,
+        side: usize,
+        pipe: &mut Option<usize>,
+        dot: &Found,
+    ) -> Option<()> {
+        if self.fed.contains_key(&load) {
+            return Some(());
+        }
+        let (ty, data) = (info.ty(load), &info.kernel.bufs[place.buf]);
+        let [Some(row), Some(col)] = place.axes else { return None };
+        let rounded = |n: usize, to: usize| n.next_multiple_of(to);
+        let one = Dim::from(1);
+        let transposed = match (&data.strides[row] == &one, &data.strides[col] == &one) {
+            (_, true) => false,
+            (true, _) => true,
+            _ => return None,
+        };
+        let bytes = data.dtype.bytes() as usize;
+        let aligned = |dim: &Dim| dim.terms().all(|(_, n)| (n as usize * bytes).is_multiple_of(16));
+        let outer = data.strides.iter().enumerate().filter(|(axis, _)| {
+            *axis != if transposed { row } else { col } && data.shape[*axis].as_const() != Some(1)
+        });
+        // A sum that is not made of whole steps must end where the buffer does, so that zeros follow.
+        let whole = ty.cols.is_multiple_of(16) || data.shape[col].as_const() == Some(ty.cols as i64);
+        // Only rows of the left side may have an end of their own: their results are not stored.
+        let limits = place.limits.iter().all(|(axis, _)| side == 0 && *axis == row);
+        let fits = data.dtype == self.dtype
+            && data.shape.len() <= 5
+            && aligned(&data.offset)
+            && outer.into_iter().all(|(_, stride)| aligned(stride))
+            && whole
+            && limits
+            && place.at.iter().all(|&at| is_plain(info, at, 0));
+        if !fits {
+            return None;
+        }
+        let panel = PANEL / bytes;
+        let own = if side == 0 { rounded(ty.rows, GROUP_ROWS) } else { rounded(ty.rows, 8) };
+        let (axes, rows, cols) = if transposed {
+            ([col, row], rounded(ty.cols, 16), rounded(own, panel))
+        } else {
+            ([row, col], own, rounded(ty.cols, panel))
+        };
+        if rows > 256 {
+            return None;
+        }
+        // The same elements may be there already, the other way round.
+        let same = self.fills.iter().position(|fill| {
+            fill.place.buf == place.buf
+                && fill.place.at == place.at
+                && fill.axes == axes
+                && fill.rows >= rows
+                && fill.cols >= cols
+                && fill.place.limits == place.limits
+        });
+        let fill = same.unwrap_or_else(|| {
+            // Loads of different blocks cannot share a pipe.
+            let fits = pipe.filter(|&p| {
+                let first = self.pipes[p].fills[0];
+                let with = self.fed.iter().find(|(_, fed)| fed.fill == first).map(|(&reg, _)| reg);
+                with.is_some_and(|with| info.block(with) == info.block(load))
+            });
+            let pipe_number = fits.unwrap_or_else(|| {
+                self.pipes.push(PipePlan { fills: Vec::new(), stages: 1 });
+                self.pipes.len() - 1
+            });
+            if info.block(load) == info.block(dot.out) {
+                *pipe = Some(pipe_number);
+            }
+            let (place, dtype) = (place.clone(), data.dtype);
+            self.fills.push(Fill { place, axes, rows, cols, dtype, pipe: pipe_number });
+            self.pipes[pipe_number].fills.push(self.fills.len() - 1);
+            self.fills.len() - 1
+        });
+        self.fed.insert(load, Fed { fill, transposed });
+        Some(())
+    }
+
+    /// The bytes of a turn of a pipe.
+    fn bytes(&self, pipe: usize) -> usize {
+        let bytes = |&fill: &usize| {
+            let fill = &self.fills[fill];
+            fill.rows * fill.cols * fill.dtype.bytes() as usize
+        };
+        self.pipes[pipe].fills.iter().map(bytes).sum()
+    }
+
+    /// Gives each pipe stages: one outside of loops, as many as fit inside.
+    fn stage(&mut self, info: &Info<'_>) -> Option<()> {
+        let looped: Vec<bool> = (0..self.pipes.len())
+            .map(|pipe| {
+                self.fed.iter().any(|(&load, fed)| self.fills[fed.fill].pipe == pipe && info.block(load) != 0)
+            })
+            .collect();
+        let total: usize = (0..self.pipes.len()).map(|pipe| self.bytes(pipe)).sum();
+        let turning: usize = (0..self.pipes.len()).filter(|&p| looped[p]).map(|p| self.bytes(p)).sum();
+        let spare = ROOM.checked_sub(total)?;
+        let more = if turning == 0 { 0 } else { (spare / turning).min(STAGES - 1) };
+        for (pipe, looped) in self.pipes.iter_mut().zip(looped) {
+            pipe.stages = if looped { 1 + more } else { 1 };
+        }
+        Some(())
+    }
+
+    /// Finds, for each block, which pipes it uses and where.
+    fn find_spans(&mut self, info: &Info<'_>, body: &[Inst]) -> Option<()> {
+        let mut spans: Vec<Span> = Vec::new();
+        for (i, inst) in body.iter().enumerate() {
+            if let Some(fed) = result(inst).and_then(|reg| self.fed.get(&reg)) {
+                let pipe = self.fills[fed.fill].pipe;
+                match spans.iter_mut().find(|span| span.pipe == pipe) {
+                    Some(span) => span.filled = i,
+                    None => spans.push(Span { pipe, first: usize::MAX, last: 0, filled: i }),
+                }
+            }
+        }
+        for (i, inst) in body.iter().enumerate() {
+            for load in loads_used(inst, &self.fed) {
+                let pipe = self.fills[self.fed[&load].fill].pipe;
+                if let Some(span) = spans.iter_mut().find(|span| span.pipe == pipe) {
+                    span.first = span.first.min(i);
+                    span.last = span.last.max(i);
+                }
+            }
+            if let Inst::For { body: inner, trips, .. } = inst {
+                self.find_spans(info, inner)?;
+                let pipes = self.has_pipes(inner);
+                // The role that fills must know how often to.
+                if pipes && !is_plain(info, *trips, 0) {
+                    return None;
+                }
+                if self.is_stream(inst) {
+                    self.streams.insert(inst);
+                }
+            }
+        }
+        // A turn's loads come before its uses.
+        if spans.iter().any(|span| span.first == usize::MAX || span.filled > span.first) {
+            return None;
+        }
+        if !spans.is_empty() {
+            self.spans.insert(body.as_ptr(), spans);
+        }
+        Some(())
+    }
+
+    /// The pipes that have their turns in this block.
+    pub fn spans(&self, body: &[Inst]) -> Vec<Span> {
+        self.spans.get(&body.as_ptr()).cloned().unwrap_or_default()
+    }
+
+    /// Whether a block or one inside has a pipe's turns.
+    pub fn has_pipes(&self, body: &[Inst]) -> bool {
+        self.spans.contains_key(&body.as_ptr())
+            || body.iter().any(|inst| matches!(inst, Inst::For { body, .. } if self.has_pipes(body)))
+    }
+
+    /// The pipes that have their turns in a block or one inside.
+    pub fn pipes_in(&self, body: &[Inst]) -> Vec<usize> {
+        let mut pipes: Vec<usize> = self.spans(body).iter().map(|span| span.pipe).collect();
+        for inst in body {
+            if let Inst::For { body, .. } = inst {
+                pipes.extend(self.pipes_in(body));
+            }
+        }
+        pipes
+    }
+
+    /// Whether a loop does nothing but add products to what it carries: the products of a trip may then be under
+    /// way while the next one begins.
+    pub fn streams(&self, inst: &Inst) -> bool {
+        self.streams.contains(&(inst as *const Inst))
+    }
+
+    fn is_stream(&self, inst: &Inst) -> bool {
+        let Inst::For { carried, body, .. } = inst else { return false };
+        let [c] = &carried[..] else { return false };
+        let mut last = c.arg;
+        for inst in body {
+            match inst {
+                Inst::Dot { out, acc, x, y } => {
+                    if *acc != last || !self.fed.contains_key(x) || !self.fed.contains_key(y) {
+                        return false;
+                    }
+                    last = *out;
+                }
+                Inst::For { .. } | Inst::Store { .. } | Inst::Scatter { .. } => return false,
+                inst if operands(inst).contains(&last) => return false,
+                _ => {}
+            }
+        }
+        last == c.next && last != c.arg && self.spans.get(&body.as_ptr()).is_some_and(|spans| spans.len() == 1)
+    }
+}
+
+/// The place that a register is loaded from, if it is.
+fn load_of<'a>(info: &Info<'a>, reg: Reg) -> Option<&'a Place> {
+    match info.inst(reg) {
+        Some(Inst::Load { place, .. }) => Some(place),
+        _ => None,
+    }
+}
+
+fn collect(body: &[Inst], dots: &mut Vec<Found>) {
+    for inst in body {
+        match inst {
+            Inst::For { body, .. } => collect(body, dots),
+            Inst::Dot { out, acc, x, y } => dots.push(Found { out: *out, acc: *acc, x: *x, y: *y }),
+            _ => {}
+        }
+    }
+}
+
+/// Who uses each register: the results of instructions, or the register itself where there is no result.
+fn users(body: &[Inst]) -> HashMap<Reg, Vec<Reg>> {
+    fn visit(body: &[Inst], users: &mut HashMap<Reg, Vec<Reg>>) {
+        for inst in body {
+            for reg in operands(inst) {
+                users.entry(reg).or_default().push(result(inst).unwrap_or(reg));
+            }
+            if let Inst::For { body, carried, .. } = inst {
+                carried.iter().for_each(|c| users.entry(c.next).or_default().push(c.next));
+                visit(body, users);
+            }
+        }
+    }
+    let mut found = HashMap::new();
+    visit(body, &mut found);
+    found
+}
+
+/// The loads from pipes that an instruction, or one in its body, multiplies.
+fn loads_used(inst: &Inst, fed: &HashMap<Reg, Fed>) -> Vec<Reg> {
+    match inst {
+        Inst::For { body, .. } => body.iter().flat_map(|inst| loads_used(inst, fed)).collect(),
+        Inst::Dot { x, y, .. } => [*x, *y].into_iter().filter(|reg| fed.contains_key(reg)).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Whether a scalar can be computed without any tile: by arithmetic and loads of scalars.
+fn is_plain(info: &Info<'_>, reg: Reg, depth: usize) -> bool {
+    if depth > 60 || !info.ty(reg).is_scalar() {
+        return false;
+    }
+    match info.def(reg) {
+        Ok(Def::Index(_)) => true,
+        Ok(Def::Inst(inst)) => match inst {
+            Inst::Program { .. } | Inst::Extent { .. } | Inst::Const { .. } => true,
+            Inst::Map { .. } | Inst::Zip { .. } | Inst::Select { .. } | Inst::Cast { .. } | Inst::Load { .. } => {
+                operands(inst).into_iter().all(|reg| is_plain(info, reg, depth + 1))
+            }
+            _ => false,
+        },
+        _ => false,
+    }
+}
