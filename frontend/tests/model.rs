@@ -8,6 +8,7 @@ use eva_ir::graph::{Function, ParamKind};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// A directory of the fixtures: configuration, weights and expected outputs.
 struct Fixture {
@@ -284,7 +285,7 @@ fn random(name: &str, shape: &[usize]) -> Array {
 /// The weights of a module, by name.
 fn random_weights(module: &Module) -> impl Fn(&str) -> Array + '_ {
     |name| {
-        let of = |(_, f): (_, &Function)| {
+        let of = |(_, f): (_, &Arc<Function>)| {
             let (param, _) =
                 f.params().find(|(p, k)| *k == ParamKind::Weight && f.values[*p].name == name)?;
             let shape = &f.tensor(param)?.shape;

@@ -1,7 +1,9 @@
 //! [`Dim`]: how long one axis of a tensor is.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::{Add, Mul, Sub};
 use std::sync::Arc;
 
@@ -47,14 +49,48 @@ pub struct Dim(Poly);
 enum Poly {
     /// One without symbols.
     Number(i64),
-    /// One with symbols: from monomial (sorted symbols, repeated for powers) to coefficient; no zeros.
-    Terms(Arc<BTreeMap<Vec<Sym>, i64>>),
+    /// One with symbols.
+    Terms(Arc<Terms>),
+}
+
+/// A polynomial's terms. Their hash is kept, for types are looked up in tables far more often than extents are made.
+#[derive(PartialEq, Eq)]
+struct Terms {
+    hash: u64,
+    /// From monomial (sorted symbols, repeated for powers) to coefficient; no zeros.
+    sum: BTreeMap<Vec<Sym>, i64>,
+}
+
+impl Terms {
+    fn new(sum: BTreeMap<Vec<Sym>, i64>) -> Self {
+        let mut hasher = DefaultHasher::new();
+        sum.hash(&mut hasher);
+        Self { hash: hasher.finish(), sum }
+    }
+}
+
+impl Hash for Terms {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.hash.hash(state);
+    }
+}
+
+impl Ord for Terms {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.sum.cmp(&other.sum)
+    }
+}
+
+impl PartialOrd for Terms {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 impl Dim {
     /// The extent with this name.
     pub fn sym(name: &str) -> Self {
-        Self(Poly::Terms(Arc::new(BTreeMap::from([(vec![name.into()], 1)]))))
+        Self(Poly::Terms(Arc::new(Terms::new(BTreeMap::from([(vec![name.into()], 1)])))))
     }
 
     /// The extent's value, if it has no symbols.
@@ -117,7 +153,7 @@ impl Dim {
             Poly::Number(n) => (Some((&[][..], *n)), None),
             Poly::Terms(terms) => (None, Some(terms)),
         };
-        let terms = terms.into_iter().flat_map(|terms| terms.iter());
+        let terms = terms.into_iter().flat_map(|terms| terms.sum.iter());
         number.into_iter().chain(terms.map(|(monomial, &n)| (monomial.as_slice(), n)))
     }
 
@@ -136,7 +172,7 @@ impl Dim {
         match sum.first_key_value() {
             None => Dim::from(0),
             Some((monomial, &n)) if monomial.is_empty() && sum.len() == 1 => Dim::from(n),
-            Some(_) => Self(Poly::Terms(Arc::new(sum))),
+            Some(_) => Self(Poly::Terms(Arc::new(Terms::new(sum)))),
         }
     }
 }

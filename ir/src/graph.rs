@@ -7,6 +7,7 @@ use crate::op::TypeError;
 use crate::ops::Op;
 use crate::types::{TensorType, Type};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 entity! {
     /// A value of a [`Function`]: a parameter, or the result of an op or a call.
@@ -25,8 +26,9 @@ entity! {
 pub struct Module {
     /// The extents' names, and the values of those that are fixed for a model.
     pub dims: Vec<(Sym, Option<i64>)>,
-    /// The functions; the last is the one a user runs, unless another is asked for by name.
-    pub funcs: Arena<Func, Function>,
+    /// The functions; the last is the one a user runs, unless another is asked for by name. A pass shares with
+    /// the module before it those that it leaves alone.
+    pub funcs: Arena<Func, Arc<Function>>,
 }
 
 impl Module {
@@ -47,7 +49,7 @@ impl Module {
 
     /// Adds a function without checking it; [`crate::verify::verify`] does.
     pub fn add(&mut self, function: Function) -> Func {
-        self.funcs.push(function)
+        self.funcs.push(Arc::new(function))
     }
 }
 

@@ -92,7 +92,8 @@ fn finish(mut diags: Vec<Diag>) -> Result<(), Diags> {
 fn check_function(module: &Module, func: Func, states: &States) -> Vec<Diag> {
     let f = &module.funcs[func];
     let extents = module.dims.iter().map(|(sym, value)| (sym, *value)).collect();
-    let mut checker = Checker { module, func, f, extents, sound: Vec::new(), diags: Vec::new() };
+    let (checked, sound, diags) = (HashSet::new(), Vec::new(), Vec::new());
+    let mut checker = Checker { module, func, f, extents, checked, sound, diags };
     checker.values();
     checker.results();
     if checker.diags.is_empty() {
@@ -107,12 +108,14 @@ struct Checker<'a> {
     f: &'a Function,
     /// The module's extents, and the values of those that are fixed.
     extents: HashMap<&'a Sym, Option<i64>>,
+    /// Types that nothing is wrong with: a large function has many values of few types.
+    checked: HashSet<&'a TensorType>,
     /// Whether each value's type can be reasoned about.
     sound: Vec<bool>,
     diags: Vec<Diag>,
 }
 
-impl Checker<'_> {
+impl<'a> Checker<'a> {
     fn values(&mut self) {
         let mut names = HashSet::with_capacity(self.f.values.len());
         let mut params_end = false;
@@ -138,11 +141,15 @@ impl Checker<'_> {
         }
     }
 
-    fn ty(&mut self, value: Value, ty: &Type, is_param: bool) {
+    fn ty(&mut self, value: Value, ty: &'a Type, is_param: bool) {
         if is_param && ty.tensor().is_none() {
             self.report("eva::type_mismatch", value, format!("a parameter is one tensor, not {ty}"));
         }
         for part in ty.parts() {
+            if self.checked.contains(part) {
+                continue;
+            }
+            let before = self.diags.len();
             if let Err(message) = limits::check_shape(&part.shape) {
                 self.report("eva::out_of_range", value, message);
                 continue;
@@ -150,6 +157,9 @@ impl Checker<'_> {
             self.declared(value, &part.shape);
             if let Some(message) = self.size(part).or_else(|| blocks(part)) {
                 self.report("eva::type_mismatch", value, message);
+            }
+            if self.diags.len() == before {
+                self.checked.insert(part);
             }
         }
     }

@@ -16,6 +16,7 @@ use eva_ir::text::{parse, print};
 use eva_ir::types::{DType, TensorType, Type};
 use eva_ir::verify::{limits, state_results, verify, verify_function};
 use smallvec::smallvec;
+use std::sync::Arc;
 
 fn f32(shape: &[&str]) -> TensorType {
     TensorType::new(DType::F32, shape.iter().map(|dim| dim.parse().unwrap()))
@@ -31,6 +32,11 @@ fn module() -> Module {
     module.add(f);
     verify(&module).unwrap();
     module
+}
+
+/// A function of `module`, to be changed.
+fn function(module: &mut Module, func: Func) -> &mut Function {
+    Arc::make_mut(&mut module.funcs[func])
 }
 
 fn f() -> Func {
@@ -55,7 +61,7 @@ fn refused(module: &Module, messages: &[&str]) {
 }
 
 fn push(module: &mut Module, name: &str, ty: impl Into<Type>, def: Def) {
-    module.funcs[f()].values.push(ValueData { name: name.into(), ty: ty.into(), def, loc: None });
+    function(module, f()).values.push(ValueData { name: name.into(), ty: ty.into(), def, loc: None });
 }
 
 #[test]
@@ -78,7 +84,7 @@ fn names_of_extents() {
 #[test]
 fn names_of_functions() {
     let mut m = module();
-    let copy = m.funcs[f()].clone();
+    let copy = Function::clone(&m.funcs[f()]);
     m.add(copy.clone());
     m.add(Function { name: "a b".into(), ..copy });
     refused(&m, &["there are two functions @f", "`a b` cannot be the name of a function"]);
@@ -87,13 +93,13 @@ fn names_of_functions() {
 #[test]
 fn names_of_values() {
     let mut m = module();
-    m.funcs[f()].values[y()].name = "x".into();
+    function(&mut m, f()).values[y()].name = "x".into();
     refused(&m, &["`%x` is defined twice"]);
     for name in ["", "a-b", "%y", "y z", "é"] {
-        m.funcs[f()].values[y()].name = name.into();
+        function(&mut m, f()).values[y()].name = name.into();
         refused(&m, &[&format!("`{name}` cannot be the name of a value")]);
     }
-    m.funcs[f()].values[y()].name = "layers.0.mlp.down_proj.weight".into();
+    function(&mut m, f()).values[y()].name = "layers.0.mlp.down_proj.weight".into();
     verify(&m).unwrap();
 }
 
@@ -107,25 +113,25 @@ fn parameters_come_first() {
 #[test]
 fn parameters_are_tensors() {
     let mut m = module();
-    m.funcs[f()].values[x()].ty = Type::Tuple(vec![f32(&["b"]), f32(&["m"])]);
+    function(&mut m, f()).values[x()].ty = Type::Tuple(vec![f32(&["b"]), f32(&["m"])]);
     refused(&m, &["a parameter is one tensor, not (f32[b], f32[m])"]);
 }
 
 #[test]
 fn operands_are_older() {
     let mut m = module();
-    m.funcs[f()].values[y()].def = Def::Op(Exp {}.into(), vec![y()]);
+    function(&mut m, f()).values[y()].def = Def::Op(Exp {}.into(), vec![y()]);
     refused(&m, &["`%y` uses `%y`, which is not older"]);
-    m.funcs[f()].values[y()].def = Def::Op(Exp {}.into(), vec![Value::new(17)]);
+    function(&mut m, f()).values[y()].def = Def::Op(Exp {}.into(), vec![Value::new(17)]);
     refused(&m, &["`%y` uses a value that does not exist"]);
 }
 
 #[test]
 fn types_are_what_is_inferred() {
     let mut m = module();
-    m.funcs[f()].values[y()].ty = f32(&["m", "b"]).into();
+    function(&mut m, f()).values[y()].ty = f32(&["m", "b"]).into();
     refused(&m, &["`%y` has type f32[b, m], not f32[m, b]"]);
-    m.funcs[f()].values[y()].def = Def::Op(Exp {}.into(), vec![x(), x()]);
+    function(&mut m, f()).values[y()].def = Def::Op(Exp {}.into(), vec![x(), x()]);
     refused(&m, &["`exp` takes 1 operand, not 2"]);
 }
 
@@ -172,8 +178,8 @@ fn extents_are_positive() {
         ("0", "axis 0 of f32[0] has the extent 0, which is not positive"),
         ("m-7", "axis 0 of f32[m-7] has the extent 0 = m-7, which is not positive"),
     ] {
-        m.funcs[f()].values[x()].ty = f32(&[dim]).into();
-        m.funcs[f()].values[y()].ty = f32(&[dim]).into();
+        function(&mut m, f()).values[x()].ty = f32(&[dim]).into();
+        function(&mut m, f()).values[y()].ty = f32(&[dim]).into();
         refused(&m, &[message, message]);
     }
 }
@@ -193,7 +199,7 @@ fn bytes_can_be_counted() {
 fn eight_bit_floats_have_blocks() {
     let blocks = |dtype: DType, blocks| {
         let mut m = module();
-        let f = &mut m.funcs[f()];
+        let f = function(&mut m, f());
         f.values[x()].ty = TensorType { dtype, blocks, ..f32(&["b", "m"]) }.into();
         f.results = vec![x()];
         let unused = f.values.iter().take(1).map(|(_, data)| data.clone()).collect();
@@ -218,7 +224,7 @@ fn types_stay_below_the_limits() {
     }
     let mut with = |shape: Vec<Dim>| {
         let ty = TensorType::new(DType::F32, shape);
-        let f = &mut m.funcs[f()];
+        let f = function(&mut m, f());
         f.values[x()].ty = ty.clone().into();
         f.values[y()].ty = ty.into();
         m.clone()
@@ -274,11 +280,11 @@ fn attributes_can_be_written() {
 #[test]
 fn results_are_tensors_and_distinct() {
     let mut m = module();
-    m.funcs[f()].results.clear();
+    function(&mut m, f()).results.clear();
     refused(&m, &["@f returns nothing"]);
-    m.funcs[f()].results = vec![y(), y()];
+    function(&mut m, f()).results = vec![y(), y()];
     refused(&m, &["`%y` is returned twice"]);
-    m.funcs[f()].results = vec![y(), Value::new(5)];
+    function(&mut m, f()).results = vec![y(), Value::new(5)];
     refused(&m, &["@f returns a value that does not exist"]);
 }
 
@@ -287,7 +293,7 @@ fn tuples_are_not_results() {
     let text = "dim b\nfn @two(%x: f32[b]) -> f32[b], f32[b] {\n %y = exp %x : f32[b]\n return %x, %y\n}\n\
                 fn @g(%x: f32[b]) -> f32[b] {\n %t = call @two %x : (f32[b], f32[b])\n return %x\n}\n";
     let mut m = parse(text).unwrap();
-    m.funcs[Func::new(1)].results = vec![Value::new(1)];
+    function(&mut m, Func::new(1)).results = vec![Value::new(1)];
     refused(&m, &["`%t` is returned, but (f32[b], f32[b]) is no tensor"]);
 }
 
@@ -311,7 +317,7 @@ fn state_lost_in_a_callee() {
     let text = include_str!("../../tests/cases/text/calls.eva");
     let mut m = parse(text).unwrap();
     let layer = m.func("layer").unwrap();
-    m.funcs[layer].results.truncate(1);
+    function(&mut m, layer).results.truncate(1);
     let diags = verify(&m).unwrap_err().0;
     assert_eq!(diags[0].message, "the updated state `%cache` is not returned");
     assert_eq!(state_results(&m)[layer][0].1, None);

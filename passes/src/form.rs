@@ -51,15 +51,12 @@ pub fn choose_and_report(module: &Module, form: Form, machine: Roofline) -> Resu
     };
     let rules = rules::absorption()?;
     let mut report = Report { sizes: representative(module).into_iter().collect(), functions: Vec::new() };
-    let module = crate::rebuild::functions(module, |_, f| {
+    let module = crate::rebuild::functions(module, |f| {
         let cost = Cost::new(module, f, machine);
-        Ok(match rewrite(f, &rules, &cost, choose)? {
-            Some((function, rewriting)) => {
-                report.functions.push(rewriting);
-                function
-            }
-            None => f.clone(),
-        })
+        Ok(rewrite(f, &rules, &cost, choose)?.map(|(function, rewriting)| {
+            report.functions.push(rewriting);
+            function
+        }))
     })?;
     Ok((module, report))
 }

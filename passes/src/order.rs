@@ -11,10 +11,10 @@ use eva_ir::ops::{Op, einsum::Einsum};
 ///
 /// The pair with the smallest product is joined first; extents without a fixed value count as 1024.
 pub fn binary(module: &Module) -> Result<Module, Diag> {
-    functions(module, |_, f| {
+    functions(module, |f| {
         let many = |def: &Def| matches!(def, Def::Op(Op::Einsum(_), args) if args.len() > 2);
         if !f.values.iter().any(|(_, data)| many(&data.def)) {
-            return Ok(f.clone());
+            return Ok(None);
         }
         let mut r = Rebuild::new(f);
         for (value, data) in f.values.iter() {
@@ -25,7 +25,7 @@ pub fn binary(module: &Module) -> Result<Module, Diag> {
                 _ => r.copy(value),
             }
         }
-        Ok(r.finish())
+        Ok(Some(r.finish()))
     })
 }
 

@@ -1,10 +1,11 @@
 //! Copying a function while changing it. Values that nothing needs any more stay behind.
 
 use eva_ir::diag::Diag;
-use eva_ir::graph::{Def, Func, Function, Module, Value, ValueData};
+use eva_ir::graph::{Def, Function, Module, Value, ValueData};
 use eva_ir::op::TypeError;
 use eva_ir::ops::Op;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// A function being copied from an older one.
 pub struct Rebuild<'a> {
@@ -112,12 +113,13 @@ pub fn without_dead(f: &Function) -> Function {
     this.new
 }
 
-/// A module with each function replaced.
+/// A module with those functions replaced for which `change` gives another.
 pub fn functions(
     module: &Module,
-    mut change: impl FnMut(Func, &Function) -> Result<Function, Diag>,
+    mut change: impl FnMut(&Function) -> Result<Option<Function>, Diag>,
 ) -> Result<Module, Diag> {
-    let funcs = module.funcs.iter().map(|(func, f)| change(func, f)).collect::<Result<_, _>>()?;
+    let mut new = |f: &Arc<Function>| Ok(change(f)?.map_or_else(|| f.clone(), Arc::new));
+    let funcs = module.funcs.iter().map(|(_, f)| new(f)).collect::<Result<_, _>>()?;
     Ok(Module { dims: module.dims.clone(), funcs })
 }
 

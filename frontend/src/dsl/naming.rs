@@ -52,7 +52,7 @@ impl Recording {
                 Def::Op(op, used) => Def::Op(op.clone(), args(used)),
                 Def::Call(func, used) => Def::Call(*func, args(used)),
             };
-            let (name, ty) = (name.to_string(), ty.clone());
+            let (name, ty) = (String::from(&**name), ty.clone());
             moved[old.index()] = Some(function.values.push(ValueData { name, ty, def, loc: *loc }));
         }
         function.results = all.iter().map(|&v| at(&moved, v)).collect();

@@ -8,7 +8,6 @@ use eva_ir::entity::{Arena, Entity};
 use eva_ir::graph::{Def, ParamKind, Value, ValueData, op_type};
 use eva_ir::op::TypeError;
 use eva_ir::ops::{Op, OpKind};
-use eva_ir::text::is_value_name;
 use eva_ir::types::{TensorType, Type};
 use std::cell::{Ref, RefCell, RefMut};
 use std::collections::HashMap;
@@ -261,20 +260,12 @@ impl Recording {
         Tensor { recording: self.clone(), value: Some(value) }
     }
 
-    /// Adds a parameter, or finds the one declared before with the same name, kind and type.
+    /// Adds a parameter, or finds the one declared before with the same name, kind and type. The name can be one,
+    /// and the type's extents are declared.
     pub fn param(self: &Rc<Self>, kind: ParamKind, name: &str, ty: TensorType, loc: Loc) -> Tensor {
         if self.inner().done {
             let message = format!("`{name}` is declared in @{} after it was finished", self.name);
             self.note(Diag::new("eva::foreign_tensor", message).label(Some(loc), "here"));
-            return self.poison();
-        }
-        if !is_value_name(name) {
-            let message = format!("`{name}` is not a name for a parameter");
-            let help = "letters, digits, `_` and `.`";
-            self.note(Diag::new("eva::name", message).label(Some(loc), "here").help(help));
-            return self.poison();
-        }
-        if !self.declared([&ty], loc) {
             return self.poison();
         }
         let first = self.inner().params.get(name).copied();

@@ -63,7 +63,17 @@ impl Scope {
         dims: impl IntoIterator<Item = D>,
     ) -> Tensor {
         let ty = TensorType::new(dtype, dims.into_iter().map(Into::into));
-        self.recording.param(kind, &self.full_name(name), ty, here())
+        let (recording, name, loc) = (&self.recording, self.full_name(name), here());
+        if !is_value_name(&name) {
+            let message = format!("`{name}` is not a name for a parameter");
+            let help = "letters, digits, `_` and `.`";
+            recording.note(Diag::new("eva::name", message).label(Some(loc), "here").help(help));
+            return recording.poison();
+        }
+        if !recording.declared([&ty], loc) {
+            return recording.poison();
+        }
+        recording.param(kind, &name, ty, loc)
     }
 
     /// A tensor that the caller gives each time.

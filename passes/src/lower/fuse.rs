@@ -44,6 +44,11 @@ impl Fusion {
         self.stored[value.index()]
     }
 
+    /// Whether the value is used by calls alone.
+    pub fn is_passed_on(&self, f: &Function, value: Value) -> bool {
+        self.uses.of(value).iter().all(|&(user, _)| matches!(f.values[user].def, Def::Call(..)))
+    }
+
     /// The ops fused behind `root`, which has loops of its own.
     pub fn chain_of(&self, root: Value) -> Option<&[Value]> {
         self.chains.get(&root).map(Vec::as_slice)

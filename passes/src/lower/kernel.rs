@@ -29,7 +29,7 @@ impl FnLower<'_> {
         let Def::Op(op, args) = &self.f.values[root].def else { unreachable!("a root is an op") };
         let in_place = matches!(op, eva_ir::ops::Op::CacheWrite(_));
         let homes: Vec<BufView> = if in_place {
-            vec![self.homes[&args[0]][0].clone()]
+            vec![self.home(args[0])]
         } else {
             (0..self.f.values[last].ty.parts().len()).map(|part| self.new_home(last, part)).collect()
         };

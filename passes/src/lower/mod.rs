@@ -48,7 +48,7 @@ struct FnLower<'a> {
     callees: &'a Arena<Func, FuncPlan>,
     /// The values of the extents that are fixed.
     sizes: HashMap<&'a Sym, i64>,
-    /// The parts of each value that is in memory.
+    /// The parts of each value that is in memory; a parameter that is only passed on has no need of any.
     homes: HashMap<Value, Vec<BufView>>,
     bases: Vec<Base>,
     /// The base of each result that has one.
@@ -81,7 +81,9 @@ impl<'a> FnLower<'a> {
             let base = self.bases.len();
             self.bases.push(Base::Param(params.len()));
             let name = self.f.values[value].name.clone();
-            self.homes.insert(value, vec![param_view(base, &name, kind, &self.fixed_type(&ty))]);
+            if !self.fusion.is_passed_on(self.f, value) {
+                self.homes.insert(value, vec![self.param_home(value, kind)]);
+            }
             params.push(ParamPlan { name, kind, ty, base });
         }
         for (value, _) in self.f.values.iter() {
@@ -134,18 +136,17 @@ impl<'a> FnLower<'a> {
         let callee = &self.callees[func];
         let mut bases = Vec::with_capacity(args.len());
         for (&arg, param) in args.iter().zip(&callee.params) {
-            let home = &self.homes[&arg][0];
-            bases.push(match param.kind {
-                ParamKind::State => home.base,
-                _ if is_packed(home) => home.base,
-                _ => self.packed(home.clone())?.base,
+            bases.push(match self.homes.get(&arg).map(|homes| &homes[0]) {
+                None => arg.index(),
+                Some(home) if param.kind == ParamKind::State || is_packed(home) => home.base,
+                Some(home) => self.packed(home.clone())?.base,
             });
         }
         let (mut homes, mut results) = (Vec::new(), Vec::new());
         for (i, result) in callee.results.iter().enumerate() {
             match result.state {
                 Some(param) => {
-                    homes.push(self.homes[&args[param]][0].clone());
+                    homes.push(self.home(args[param]));
                     results.push(None);
                 }
                 None => {
@@ -187,7 +188,7 @@ impl<'a> FnLower<'a> {
 
     /// Another view of the same bytes, or of a packed copy where strides cannot say it.
     fn alias(&mut self, value: Value, op: &Op, arg: Value) -> Result<(), LowerError> {
-        let view = self.homes[&arg][0].clone();
+        let view = self.home(arg);
         let fixed = |view: BufView| BufView {
             shape: view.shape.iter().map(|d| self.fix(d)).collect(),
             strides: view.strides.iter().map(|d| self.fix(d)).collect(),
@@ -222,7 +223,7 @@ impl<'a> FnLower<'a> {
 
     /// Sees to it that the buffer of result `i` holds `value`.
     fn place_result(&mut self, i: usize, value: Value) -> Result<(), LowerError> {
-        let home = self.homes[&value][0].clone();
+        let home = self.home(value);
         if matches!(self.bases[home.base], Base::Result(j) if j == i) {
             return Ok(());
         }
@@ -230,6 +231,24 @@ impl<'a> FnLower<'a> {
         let base = self.result_base(i);
         let target = self.row_major(base, &self.f.values[value].name, &ty);
         self.copy(&home, &target)
+    }
+
+    /// Where a tensor in memory lies.
+    fn home(&self, value: Value) -> BufView {
+        match (self.homes.get(&value), &self.f.values[value].def) {
+            (None, Def::Param(kind)) => self.param_home(value, *kind),
+            _ => self.homes[&value][0].clone(),
+        }
+    }
+
+    /// How a parameter lies in memory: row-major; a state's sequences have room for the capacity's tokens. Parameters
+    /// come first, so the place of one among the buffers is its own.
+    fn param_home(&self, value: Value, kind: ParamKind) -> BufView {
+        let mut view = self.row_major(value.index(), &self.f.values[value].name, self.tensor(value));
+        if kind == ParamKind::State && view.shape.len() >= 2 {
+            view.strides[0] = &Dim::sym(CAPACITY) * &view.strides[1];
+        }
+        view
     }
 
     /// Where a value about to be computed shall lie: in the result that it is or becomes, or in the arena.
@@ -267,7 +286,7 @@ impl<'a> FnLower<'a> {
     }
 
     fn temp(&mut self, name: &str, ty: &TensorType) -> usize {
-        let bytes = &self.fix(&ty.elements()) * ty.dtype.bytes();
+        let bytes = ty.shape.iter().fold(Dim::from(ty.dtype.bytes()), |bytes, dim| bytes * self.fix(dim));
         self.bases.push(Base::Temp(Temp { name: name.into(), bytes, first: usize::MAX, last: 0 }));
         self.bases.len() - 1
     }
@@ -344,15 +363,6 @@ impl<'a> FnLower<'a> {
         let kernel = self.tiles.push(kernel);
         self.steps.push(Step::Launch { kernel, bases, name });
     }
-}
-
-/// How a parameter lies in memory: row-major; a state's sequences have room for the capacity's tokens.
-fn param_view(base: usize, name: &str, kind: ParamKind, ty: &TensorType) -> BufView {
-    let mut view = BufView::row_major(base, name, ty.dtype, &ty.shape);
-    if kind == ParamKind::State && ty.rank() >= 2 {
-        view.strides[0] = &Dim::sym(CAPACITY) * &view.strides[1];
-    }
-    view
 }
 
 /// Whether a tensor is in row-major order without an offset.

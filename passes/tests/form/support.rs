@@ -38,7 +38,8 @@ pub fn fix(mut module: Module, sizes: &[(&str, i64)]) -> Module {
 
 /// The last function of a module.
 pub fn last(module: &Module) -> (Func, &Function) {
-    module.funcs.iter().last().expect("a function")
+    let (func, f) = module.funcs.iter().last().expect("a function");
+    (func, f)
 }
 
 /// Random arguments for the last function, each sequence after `start` cached tokens.

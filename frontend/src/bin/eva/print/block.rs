@@ -10,7 +10,7 @@ use eva::model::moe::Experts;
 use eva::model::norm::rms_norm;
 use eva::model::weights::Weights;
 use eva::prelude::*;
-use eva_ir::graph::{Def, Func as FuncId, ParamKind};
+use eva_ir::graph::{Def, Func as FuncId, Function, ParamKind};
 use std::collections::{HashMap, HashSet};
 
 /// A part of a layer.
@@ -189,7 +189,7 @@ pub fn only(module: &Module, func: FuncId) -> Module {
     let mut smaller = Module { dims: module.dims.clone(), ..Module::default() };
     let mut moved = HashMap::new();
     for (id, f) in module.funcs.iter().filter(|(id, _)| needed.contains(id)) {
-        let mut f = f.clone();
+        let mut f = Function::clone(f);
         // Callees come before their callers, so they have moved already.
         f.values = f
             .values
