@@ -14,7 +14,8 @@ const DEEPEST: usize = 40;
 
 /// The largest power of two, up to [`MOST_BYTES`], that divides a register's value.
 fn multiple(info: &Info<'_>, reg: Reg, depth: usize) -> i64 {
-    let known = |n: i64| if n == 0 { MOST_BYTES } else { (1i64 << n.trailing_zeros().min(62)).min(MOST_BYTES) };
+    let known =
+        |n: i64| if n == 0 { MOST_BYTES } else { (1i64 << n.trailing_zeros().min(62)).min(MOST_BYTES) };
     let Some(depth) = depth.checked_sub(1) else { return 1 };
     match info.def(reg) {
         Ok(Def::Inst(Inst::Const { value: Const::I(n), .. })) => known(*n),

@@ -19,7 +19,8 @@ impl Spread<'_, '_> {
     pub fn shared(&mut self, name: &str, elem: Elem, rows: usize, cols: usize) -> (Shared, Reg) {
         let dtype = if elem == Elem::I64 { DType::I64 } else { DType::F32 };
         // Every use begins with a barrier, so tiles of a kind may follow each other in the same memory.
-        let data = SharedData { name: name.into(), dtype, rows, cols, stages: self.per_block, swizzle: false };
+        let data =
+            SharedData { name: name.into(), dtype, rows, cols, stages: self.per_block, swizzle: false };
         let found = self.w.shared.iter().find(|(_, have)| **have == data).map(|(shared, _)| shared);
         let shared = found.unwrap_or_else(|| self.w.shared.push(data));
         let base = if self.per_block == 1 {
@@ -124,8 +125,10 @@ impl Spread<'_, '_> {
 
         // A thread's own elements, halves at a time.
         let others = other.len();
-        let place = |slot: [usize; 2]| slots.iter().position(|&have| have == slot).expect("all slots are there");
-        let order = (0..along.len()).flat_map(|a| (0..others).map(move |o| if axis == 0 { [a, o] } else { [o, a] }));
+        let place =
+            |slot: [usize; 2]| slots.iter().position(|&have| have == slot).expect("all slots are there");
+        let order =
+            (0..along.len()).flat_map(|a| (0..others).map(move |o| if axis == 0 { [a, o] } else { [o, a] }));
         value = self.w.pick(value, order.map(place).collect());
         let (mut left, mut rest) = (along.len(), None);
         while left > 1 {
@@ -148,7 +151,8 @@ impl Spread<'_, '_> {
             let partner = self.w.shuffle(value, 1 << digit);
             value = self.w.zip(f, value, partner);
         }
-        let warps: Vec<(u32, usize)> = along.threads.iter().copied().filter(|(digit, _)| *digit >= 5).collect();
+        let warps: Vec<(u32, usize)> =
+            along.threads.iter().copied().filter(|(digit, _)| *digit >= 5).collect();
         if warps.is_empty() { Ok(value) } else { Ok(self.fold_warps(f, value, ty.elem, &warps, other, axis)) }
     }
 
@@ -165,7 +169,8 @@ impl Spread<'_, '_> {
         let count = 1 << warps.len();
         let stored = if elem == Elem::Bool { Elem::F32 } else { elem };
         let (shared, base) = self.shared("exchange", stored, count, other.n);
-        let digits: Vec<(u32, usize)> = warps.iter().enumerate().map(|(i, &(digit, _))| (digit, 1 << i)).collect();
+        let digits: Vec<(u32, usize)> =
+            warps.iter().enumerate().map(|(i, &(digit, _))| (digit, 1 << i)).collect();
         let row = self.digits(&digits);
         let row = self.w.times(row, other.n as i64);
         let at = self.index(1 - axis, other.n);
@@ -239,7 +244,8 @@ impl Spread<'_, '_> {
             if let Some(&(digit, _)) = lane {
                 return Ok(self.w.shuffle(value, 1 << digit));
             }
-            let at = |col: usize| axes[1].slots.iter().position(|&slot| slot == axes[1].slots[col] ^ distance);
+            let at =
+                |col: usize| axes[1].slots.iter().position(|&slot| slot == axes[1].slots[col] ^ distance);
             let place = |[row, col]: [usize; 2]| {
                 let col = at(col)?;
                 slots.iter().position(|&have| have == [row, col])
@@ -274,7 +280,9 @@ impl Spread<'_, '_> {
     pub fn reshape(&mut self, x: Reg, to: RegType) -> Result<Reg> {
         let ty = self.info.ty(x);
         let value = self.value(x)?;
-        if self.w.slots(value) == 1 && ty.rows * ty.cols > 1 && self.slots(ty) > 1 || (ty.rows, ty.cols) == (to.rows, to.cols) {
+        if self.w.slots(value) == 1 && ty.rows * ty.cols > 1 && self.slots(ty) > 1
+            || (ty.rows, ty.cols) == (to.rows, to.cols)
+        {
             // All elements are the same, or nothing moves.
             return Ok(value);
         }

@@ -145,8 +145,13 @@ impl<'a, 'k> Spread<'a, 'k> {
             return value;
         }
         let (own, all) = (self.family.axes([from.rows, from.cols]), self.family.axes([to.rows, to.cols]));
-        let places: HashMap<[usize; 2], usize> =
-            self.family.slots([&own[0], &own[1]]).into_iter().enumerate().map(|(i, slot)| (slot, i)).collect();
+        let places: HashMap<[usize; 2], usize> = self
+            .family
+            .slots([&own[0], &own[1]])
+            .into_iter()
+            .enumerate()
+            .map(|(i, slot)| (slot, i))
+            .collect();
         let within = |[row, col]: [usize; 2]| {
             places[&[if from.rows == 1 { 0 } else { row }, if from.cols == 1 { 0 } else { col }]]
         };
@@ -192,7 +197,11 @@ impl<'a, 'k> Spread<'a, 'k> {
         let spans = self.products.map(|products| products.spans(body)).unwrap_or_default();
         for (i, inst) in body.iter().enumerate() {
             self.before(&spans, i);
-            if self.mode == Mode::Fill { self.inst_of_fill(inst)? } else { self.inst(inst)? }
+            if self.mode == Mode::Fill {
+                self.inst_of_fill(inst)?
+            } else {
+                self.inst(inst)?
+            }
             self.after(&spans, i)?;
         }
         Ok(())
@@ -255,7 +264,9 @@ impl<'a, 'k> Spread<'a, 'k> {
                 (*out, self.stretched(index, line, ty))
             }
             Inst::Load { out, place } => (*out, self.load(*out, place, None)?),
-            Inst::Gather { out, place, axis, index } => (*out, self.load(*out, place, Some((*axis, *index)))?),
+            Inst::Gather { out, place, axis, index } => {
+                (*out, self.load(*out, place, Some((*axis, *index)))?)
+            }
             Inst::Store { place, value } => return self.store(place, *value, None, None),
             Inst::Scatter { place, axis, index, value, mask } => {
                 return self.store(place, *value, Some((*axis, *index)), Some(*mask));
@@ -265,7 +276,11 @@ impl<'a, 'k> Spread<'a, 'k> {
             Inst::Columns { out, x, order } => (*out, self.columns(*x, *order)?),
             Inst::Reshape { out, x } => (*out, self.reshape(*x, self.info.ty(*out))?),
             Inst::Dot { out, acc, x, y } => {
-                let product = if self.products.is_some() { self.mma(*acc, *x, *y) } else { self.dot(*acc, *x, *y) };
+                let product = if self.products.is_some() {
+                    self.mma(*out, *acc, *x, *y)
+                } else {
+                    self.dot(*acc, *x, *y)
+                };
                 (*out, product?)
             }
             Inst::For { index, trips, carried, body } => return self.repeat(*index, *trips, carried, body),

@@ -58,7 +58,8 @@ struct Tiles {
 
 impl Tiles {
     fn visit(&mut self, info: &Info<'_>, body: &[Inst]) {
-        let larger = |a: [usize; 2], b: RegType| if a[0] * a[1] >= b.rows * b.cols { a } else { [b.rows, b.cols] };
+        let larger =
+            |a: [usize; 2], b: RegType| if a[0] * a[1] >= b.rows * b.cols { a } else { [b.rows, b.cols] };
         for inst in body {
             if let Some(out) = super::super::walk::result(inst) {
                 self.largest = larger(self.largest, info.ty(out));

@@ -17,7 +17,8 @@ const BARRIER: usize = 1;
 /// The layout of the tiles of a kernel whose products the tensor cores do.
 pub(super) fn family(products: &Products) -> Family {
     let [rows, cols] = products.groups;
-    let mut row = vec![Bit::Thread(2), Bit::Thread(3), Bit::Thread(4), Bit::Slot, Bit::Thread(5), Bit::Thread(6)];
+    let mut row =
+        vec![Bit::Thread(2), Bit::Thread(3), Bit::Thread(4), Bit::Slot, Bit::Thread(5), Bit::Thread(6)];
     if rows == 2 {
         row.push(Bit::Thread(7));
     }
@@ -64,7 +65,13 @@ impl<'k> Spread<'_, 'k> {
         }
         self.w.push(Inst::Block(BlockInst::Roles { roles }));
         let launch = Launch::Persistent { per_multiprocessor: 1 };
-        Ok(Block { warps: GROUP + consumers, launch, shared: std::mem::take(&mut self.w.shared), pipes, maps })
+        Ok(Block {
+            warps: GROUP + consumers,
+            launch,
+            shared: std::mem::take(&mut self.w.shared),
+            pipes,
+            maps,
+        })
     }
 
     /// One program after another, until all are done.
@@ -178,11 +185,16 @@ impl<'k> Spread<'_, 'k> {
         let products = self.products?;
         let fed = products.fed.get(&load)?;
         let turn = self.turns[&products.fills[fed.fill].pipe];
-        Some(MmaTile { tile: Shared::new(self.tile_of(fed.fill)), turn, transposed: fed.transposed, first: 0 })
+        Some(MmaTile {
+            tile: Shared::new(self.tile_of(fed.fill)),
+            turn,
+            transposed: fed.transposed,
+            first: 0,
+        })
     }
 
     /// `acc + x · yᵀ` by the tensor cores.
-    pub fn mma(&mut self, acc: Reg, x: Reg, y: Reg) -> Result<Reg> {
+    pub fn mma(&mut self, result: Reg, acc: Reg, x: Reg, y: Reg) -> Result<Reg> {
         let products = self.products.expect("there are products");
         let (ty, terms) = (self.info.ty(acc), self.info.ty(x).cols);
         let internal = |what: &str| SpreadError::Internal(what.into());
@@ -214,14 +226,15 @@ impl<'k> Spread<'_, 'k> {
         let narrow = axes[0].len() == 1;
         let mut start = self.full(acc)?;
         if narrow {
-            let wide: HashMap<usize, usize> = slots.iter().enumerate().map(|(i, &slot)| (of(slot), i)).collect();
+            let wide: HashMap<usize, usize> =
+                slots.iter().enumerate().map(|(i, &slot)| (of(slot), i)).collect();
             start = self.w.pick(start, (0..n / 2).map(|s| wide[&(s & !2)]).collect());
         }
         let keep = Keep::Yes;
-        let out = self
-            .w
-            .emit(Elem::F32, n / 2, |out| Inst::Block(BlockInst::Mma { out, acc: start, keep, a, b, b_row, n, k }));
-        let out = if self.streaming { out } else { self.finished(out, 0) };
+        let out = self.w.emit(Elem::F32, n / 2, |out| {
+            Inst::Block(BlockInst::Mma { out, acc: start, keep, a, b, b_row, n, k })
+        });
+        let out = if self.streaming || products.is_chained(result) { out } else { self.finished(out, 0) };
         Ok(if narrow { self.w.pick(out, slots.into_iter().map(of).collect()) } else { out })
     }
 
@@ -316,7 +329,10 @@ impl<'k> Spread<'_, 'k> {
         }
         let known = super::super::walk::operands(inst).into_iter().all(|reg| self.value(reg).is_ok());
         let scalar = super::super::walk::result(inst).is_some_and(|out| self.info.ty(out).is_scalar());
-        let plain = !matches!(inst, Inst::Reduce { .. } | Inst::Scan { .. } | Inst::Reshape { .. } | Inst::Dot { .. });
+        let plain = !matches!(
+            inst,
+            Inst::Reduce { .. } | Inst::Scan { .. } | Inst::Reshape { .. } | Inst::Dot { .. }
+        );
         if known && scalar && plain { self.inst(inst) } else { Ok(()) }
     }
 }

@@ -16,8 +16,8 @@ use std::collections::{HashMap, HashSet};
 pub(super) const GROUP_ROWS: usize = 64;
 /// Bytes of a row of a panel of shared memory.
 const PANEL: usize = 128;
-/// Shared memory for pipes, in bytes: what a block can have, less some for barriers and exchanges.
-const ROOM: usize = 200 << 10;
+/// Shared memory for tiles, in bytes: what a block can have, less some for barriers and exchanges.
+const ROOM: usize = (227 << 10) - 3072;
 /// The most stages of a pipe.
 const STAGES: usize = 6;
 /// The most columns of one product of a warpgroup.
@@ -75,6 +75,10 @@ pub(super) struct Products {
     pub groups: [usize; 2],
     spans: HashMap<*const Inst, Vec<Span>>,
     streams: HashSet<*const Inst>,
+    /// Products that only another one adds to: they need not be finished before that.
+    chained: HashSet<Reg>,
+    /// The bytes of a left operand that all warpgroups must see.
+    left: usize,
 }
 
 /// A product of a kernel, and where it is.
@@ -113,8 +117,11 @@ impl Products {
             groups: [row_groups, col_groups],
             spans: HashMap::new(),
             streams: HashSet::new(),
+            chained: HashSet::new(),
+            left: 0,
         };
-        plan.dtype = dots.iter().find_map(|dot| load_of(info, dot.y)).map(|p| info.kernel.bufs[p.buf].dtype)?;
+        plan.dtype =
+            dots.iter().find_map(|dot| load_of(info, dot.y)).map(|p| info.kernel.bufs[p.buf].dtype)?;
         if !matches!(plan.dtype, DType::Bf16 | DType::F16) {
             return None;
         }
@@ -126,11 +133,18 @@ impl Products {
             let chained = pipe_of.get(&dot.acc).copied();
             let mut pipe = chained.filter(|_| info.block(dot.acc) == info.block(dot.out));
             for (side, reg) in [dot.x, dot.y].into_iter().enumerate() {
-                let only_products = users.get(&reg).is_some_and(|users| users.iter().all(|u| products.contains(u)));
+                let only_products =
+                    users.get(&reg).is_some_and(|users| users.iter().all(|u| products.contains(u)));
                 match load_of(info, reg) {
                     Some(place) if only_products => plan.feed(info, reg, place, side, &mut pipe, dot)?,
                     // What is computed can only be on the left, and its sum must be whole steps.
-                    _ if side == 0 && info.ty(reg).cols.is_multiple_of(16) && rows.is_multiple_of(GROUP_ROWS) => {}
+                    _ if side == 0
+                        && info.ty(reg).cols.is_multiple_of(16)
+                        && rows.is_multiple_of(GROUP_ROWS) =>
+                    {
+                        let cols = info.ty(reg).cols.next_multiple_of(PANEL / 2);
+                        plan.left = plan.left.max(if col_groups == 1 { 0 } else { rows * cols * 2 });
+                    }
                     _ => return None,
                 }
             }
@@ -244,7 +258,7 @@ impl Products {
             .collect();
         let total: usize = (0..self.pipes.len()).map(|pipe| self.bytes(pipe)).sum();
         let turning: usize = (0..self.pipes.len()).filter(|&p| looped[p]).map(|p| self.bytes(p)).sum();
-        let spare = ROOM.checked_sub(total)?;
+        let spare = ROOM.checked_sub(total + self.left)?;
         let more = if turning == 0 { 0 } else { (spare / turning).min(STAGES - 1) };
         for (pipe, looped) in self.pipes.iter_mut().zip(looped) {
             pipe.stages = if looped { 1 + more } else { 1 };
@@ -284,9 +298,27 @@ impl Products {
                 }
             }
         }
-        // A turn's loads come before its uses.
-        if spans.iter().any(|span| span.first == usize::MAX || span.filled > span.first) {
+        // Where a turn is used before all its loads are written down, no other pipe may be filled in between: the
+        // filling role would wait for it, and the others for this one.
+        let blocked = |span: &Span| {
+            span.first == usize::MAX
+                || (span.first..span.filled)
+                    .any(|i| matches!(&body[i], Inst::For { body, .. } if self.has_pipes(body)))
+        };
+        if spans.iter().any(blocked) {
             return None;
+        }
+        for (i, inst) in body.iter().enumerate() {
+            let Inst::Dot { out, .. } = inst else { continue };
+            let mut uses = body.iter().enumerate().filter(|(_, user)| reads(user, *out));
+            // Its operands must stay until the other one is done too.
+            if let (Some((j, Inst::Dot { acc, x, .. })), None) = (uses.next(), uses.next())
+                && acc == out
+                && x != out
+                && !spans.iter().any(|span| (i..j).contains(&span.last))
+            {
+                self.chained.insert(*out);
+            }
         }
         if !spans.is_empty() {
             self.spans.insert(body.as_ptr(), spans);
@@ -316,6 +348,11 @@ impl Products {
         pipes
     }
 
+    /// Whether a product's result is only added to by another product.
+    pub fn is_chained(&self, out: Reg) -> bool {
+        self.chained.contains(&out)
+    }
+
     /// Whether a loop does nothing but add products to what it carries: the products of a trip may then be under
     /// way while the next one begins.
     pub fn streams(&self, inst: &Inst) -> bool {
@@ -339,7 +376,9 @@ impl Products {
                 _ => {}
             }
         }
-        last == c.next && last != c.arg && self.spans.get(&body.as_ptr()).is_some_and(|spans| spans.len() == 1)
+        last == c.next
+            && last != c.arg
+            && self.spans.get(&body.as_ptr()).is_some_and(|spans| spans.len() == 1)
     }
 }
 
@@ -388,6 +427,17 @@ fn loads_used(inst: &Inst, fed: &HashMap<Reg, Fed>) -> Vec<Reg> {
     }
 }
 
+/// Whether an instruction, or one in its body, reads a register.
+fn reads(inst: &Inst, reg: Reg) -> bool {
+    let inside = match inst {
+        Inst::For { body, carried, .. } => {
+            body.iter().any(|inst| reads(inst, reg)) || carried.iter().any(|c| c.next == reg)
+        }
+        _ => false,
+    };
+    inside || operands(inst).contains(&reg)
+}
+
 /// Whether a scalar can be computed without any tile: by arithmetic and loads of scalars.
 fn is_plain(info: &Info<'_>, reg: Reg, depth: usize) -> bool {
     if depth > 60 || !info.ty(reg).is_scalar() {
@@ -397,9 +447,11 @@ fn is_plain(info: &Info<'_>, reg: Reg, depth: usize) -> bool {
         Ok(Def::Index(_)) => true,
         Ok(Def::Inst(inst)) => match inst {
             Inst::Program { .. } | Inst::Extent { .. } | Inst::Const { .. } => true,
-            Inst::Map { .. } | Inst::Zip { .. } | Inst::Select { .. } | Inst::Cast { .. } | Inst::Load { .. } => {
-                operands(inst).into_iter().all(|reg| is_plain(info, reg, depth + 1))
-            }
+            Inst::Map { .. }
+            | Inst::Zip { .. }
+            | Inst::Select { .. }
+            | Inst::Cast { .. }
+            | Inst::Load { .. } => operands(inst).into_iter().all(|reg| is_plain(info, reg, depth + 1)),
             _ => false,
         },
         _ => false,

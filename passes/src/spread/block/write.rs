@@ -204,9 +204,7 @@ impl Write {
             return x;
         }
         let elem = self.elem(x);
-        self.pure(elem, slots, |out| {
-            Inst::Block(BlockInst::Pick { out, x, slots: vec![0; slots] })
-        })
+        self.pure(elem, slots, |out| Inst::Block(BlockInst::Pick { out, x, slots: vec![0; slots] }))
     }
 
     pub fn shuffle(&mut self, x: Reg, xor: usize) -> Reg {
