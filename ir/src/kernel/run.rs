@@ -1,4 +1,4 @@
-//! What a kernel means: an interpreter for both phases, slow and obvious.
+//! What a kernel means: an interpreter for all phases, slow and obvious.
 //!
 //! * Arithmetic is exact as far as `f64` goes: floats are rounded by [`Inst::Round`], and by stores to types
 //!   narrower than `f32`. [`Options::f32`] rounds every float to `f32`, as machines do. Sums run from the
@@ -9,9 +9,12 @@
 //! * Lane phase: every access is inside its memory, and private memory is written before it is read; all
 //!   else is a [`Fault`].
 //! * No program touches an element that another program of the launch writes ([`Options::races`]).
+//! * Block phase: warps take turns at random ([`Options::schedule`]), and every access to shared memory is checked
+//!   against barriers, pipes and what is under way: what a machine may get right by luck is a [`Fault`].
 
 mod access;
 mod arith;
+mod block;
 mod exec;
 mod memory;
 
@@ -30,8 +33,13 @@ use memory::{MAX_PROGRAMS, Marks, Private};
 pub struct Options {
     /// Whether each float is rounded to `f32` as it is put into a register.
     pub f32: bool,
-    /// In which order the programs run.
+    /// In which order the programs run (block phase: the blocks).
     pub order: Order,
+    /// The seed of the order in which the warps of a block take turns.
+    pub schedule: u64,
+    /// How many blocks a [persistent](super::block::Launch::Persistent) launch has, as far as there are programs; 0
+    /// counts as 1.
+    pub blocks: u64,
     /// Whether programs that touch an element that another one writes are found; needs 8 bytes an element.
     pub races: bool,
     /// About how many elements may be computed before the run is given up.
@@ -40,7 +48,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { f32: false, order: Order::Forward, races: true, fuel: 1 << 32 }
+        Self { f32: false, order: Order::Forward, schedule: 0, blocks: 3, races: true, fuel: 1 << 32 }
     }
 }
 
@@ -126,6 +134,26 @@ pub enum RunError {
         /// What it did.
         fault: Fault,
     },
+    /// The same, in the block phase.
+    #[error("block {block}, warp {warp}: `{inst}`: {fault}")]
+    InBlock {
+        /// The block's number.
+        block: u64,
+        /// The warp's number in the block, and the name of its role.
+        warp: String,
+        /// The instruction, as in the kernel's text.
+        inst: String,
+        /// What it did.
+        fault: Fault,
+    },
+    /// No warp of a block can go on.
+    #[error("block {block}: nobody can go on: {}", waiting.join("; "))]
+    Deadlock {
+        /// The block's number.
+        block: u64,
+        /// Which warp waits at which instruction, for each that has not come to its end.
+        waiting: Vec<String>,
+    },
 }
 
 /// What no instruction may do.
@@ -149,8 +177,8 @@ pub enum Fault {
         /// The element's number.
         index: usize,
     },
-    /// An access to an element that another program writes, or a write to one that another program reads.
-    #[error("element {index} of {memory} is also touched by another program")]
+    /// An access to an element that another program or thread writes, or a write to one that another reads.
+    #[error("element {index} of {memory} is also touched by another program, or another thread of the block")]
     Race {
         /// The buffer's name.
         memory: String,
@@ -180,6 +208,74 @@ pub enum Fault {
     /// More elements than [`Options::fuel`] allows.
     #[error("the run took too long")]
     Fuel,
+    /// Threads of one block touch an element, one writing it, and no barrier is between.
+    #[error("element {index} of {memory} is touched by warp {warp} too, and no barrier is between")]
+    Unordered {
+        /// The shared memory's name, or the buffer's.
+        memory: String,
+        /// The element's number.
+        index: usize,
+        /// Whose access came first.
+        warp: usize,
+    },
+    /// Threads of one block give an element different values, and nothing says which one stays.
+    #[error("element {index} of {memory} is given different values by threads of a block")]
+    Conflict {
+        /// The shared memory's name, or the buffer's.
+        memory: String,
+        /// The element's number.
+        index: usize,
+    },
+    /// A product or a bulk copy of what an ordinary store wrote, without a fence.
+    #[error("element {index} of {memory} was written and not fenced before the last barrier")]
+    Unfenced {
+        /// The shared memory's name.
+        memory: String,
+        /// The element's number.
+        index: usize,
+    },
+    /// A write to what a product or a bulk copy still reads, or its release.
+    #[error("{memory} is still being read by a product or a bulk copy")]
+    Busy {
+        /// The shared memory's name.
+        memory: String,
+    },
+    /// An access to a stage of a pipe by a warp that has not waited for it, or has released it.
+    #[error("stage {stage} of {memory} is not between a wait and a release of this warp")]
+    NotHeld {
+        /// The shared memory's name.
+        memory: String,
+        /// The stage.
+        stage: usize,
+    },
+    /// A turn of a pipe that is not the one to come.
+    #[error("turn {turn}: {why}")]
+    Turn {
+        /// The turn.
+        turn: i64,
+        /// What is wrong.
+        why: String,
+    },
+    /// A value that all threads of a warp, warpgroup or role must agree in.
+    #[error("threads differ in {0}")]
+    Differ(&'static str),
+    /// Products that are not the same for the four warps of a warpgroup.
+    #[error("the warps of a warpgroup come to different products")]
+    Apart,
+    /// A number that should be a multiple of another one.
+    #[error("{index} is not a multiple of {by}")]
+    Misaligned {
+        /// The number.
+        index: i64,
+        /// What it should be a multiple of.
+        by: usize,
+    },
+    /// A read of a product's result before a wait has seen it finished.
+    #[error("a product is read that may be under way")]
+    Unfinished,
+    /// The kernel's end before something has been waited for.
+    #[error("{0} may be under way at the end")]
+    Left(&'static str),
 }
 
 /// Runs every program of `kernel`.
@@ -194,9 +290,6 @@ pub fn run(
     options: Options,
 ) -> Result<Stats, RunError> {
     verify(kernel).map_err(RunError::Malformed)?;
-    if kernel.phase == Phase::Block {
-        return Err(RunError::Malformed(vec!["kernels of the block phase are not run yet".into()]));
-    }
     let views = views(kernel, sizes, storages, binding)?;
 
     let counts = kernel.grid.iter().map(|axis| {
@@ -207,6 +300,9 @@ pub fn run(
     let programs = counts.iter().try_fold(1u64, |product, &n| product.checked_mul(n));
     let programs = programs.filter(|&n| n <= MAX_PROGRAMS).ok_or(RunError::TooManyPrograms)?;
 
+    if let Some(block) = &kernel.block {
+        return block::run(kernel, block, sizes, options, views, storages, programs);
+    }
     let (mut slots, mut words) = (Vec::new(), 0);
     for (_, ty) in kernel.regs.iter() {
         slots.push(words);

@@ -1,5 +1,8 @@
 //! The kernel IR: its text, its meaning, what is well-formed.
 
+mod block_product;
+mod block_support;
+mod block_threads;
 mod chains;
 mod examples;
 mod lane;

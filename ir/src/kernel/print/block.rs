@@ -12,7 +12,8 @@ impl Printer<'_> {
     /// What the kernel has beside its buffers, a line each.
     pub(super) fn block_header(&self, block: &Block, f: &mut fmt::Formatter) -> fmt::Result {
         let launch = match block.launch {
-            Launch::Each { per_block } => format!("for each {per_block} programs"),
+            Launch::Each { per_block: 1 } => "one a program".into(),
+            Launch::Each { per_block } => format!("one for each {per_block} programs"),
             Launch::Persistent { per_multiprocessor } => {
                 format!("persistent, {per_multiprocessor} a multiprocessor")
             }

@@ -186,7 +186,7 @@ impl Launch<'_> {
     }
 }
 
-fn inside(index: i64, len: usize, memory: impl Fn() -> String) -> Result<usize, Fault> {
+pub(super) fn inside(index: i64, len: usize, memory: impl Fn() -> String) -> Result<usize, Fault> {
     let i = usize::try_from(index).ok().filter(|&i| i < len);
     i.ok_or_else(|| Fault::Outside { memory: memory(), index, len })
 }

@@ -1,7 +1,8 @@
 //! Arithmetic of single elements.
 
 use super::Fault;
-use crate::kernel::{Fn1, Fn2};
+use super::exec::float;
+use crate::kernel::{Const, Elem, Fn1, Fn2};
 use crate::types::DType;
 
 /// `x` as a buffer of `dtype` holds it, for types narrower than `f32`; other values are left as they are.
@@ -28,7 +29,47 @@ pub fn round(x: f64, dtype: DType) -> f64 {
     if rounded.abs() > largest { infinity.copysign(x) } else { rounded }
 }
 
-pub(super) fn map(f: Fn1, x: f64) -> f64 {
+/// The bits of a constant.
+pub(super) fn constant(value: Const) -> u64 {
+    match value {
+        Const::F(x) => x.to_bits(),
+        Const::I(n) => n as u64,
+        Const::B(b) => b.into(),
+    }
+}
+
+/// `f` of an element of type `elem`.
+pub(super) fn map_word(f: Fn1, elem: Elem, word: u64) -> Result<u64, Fault> {
+    Ok(match elem {
+        Elem::F32 => map(f, float(word)).to_bits(),
+        Elem::I64 => (word as i64).checked_neg().ok_or(Fault::Overflow)? as u64,
+        Elem::Bool => (word == 0).into(),
+    })
+}
+
+/// `f` of two elements of type `elem`.
+pub(super) fn zip_word(f: Fn2, elem: Elem, x: u64, y: u64) -> Result<u64, Fault> {
+    Ok(match elem {
+        Elem::Bool => zip_bool(f, x != 0, y != 0).into(),
+        Elem::F32 if f.is_predicate() => compare(f, float(x), float(y)).into(),
+        Elem::I64 if f.is_predicate() => compare(f, x as i64, y as i64).into(),
+        Elem::F32 => zip(f, float(x), float(y)).to_bits(),
+        Elem::I64 => zip_int(f, x as i64, y as i64)? as u64,
+    })
+}
+
+/// An element of type `from` as one of type `to`.
+pub(super) fn cast_word(from: Elem, to: Elem, word: u64) -> u64 {
+    match (from, to) {
+        (Elem::F32, Elem::I64) => float(word) as i64 as u64,
+        (Elem::I64, Elem::F32) => (word as i64 as f64).to_bits(),
+        (Elem::Bool, Elem::F32) => (word as f64).to_bits(),
+        // Truth values are 0 and 1 already.
+        _ => word,
+    }
+}
+
+fn map(f: Fn1, x: f64) -> f64 {
     match f {
         Fn1::Neg => -x,
         Fn1::Exp => x.exp(),
@@ -74,7 +115,7 @@ pub(super) fn zip_int(f: Fn2, x: i64, y: i64) -> Result<i64, Fault> {
     value.ok_or(Fault::Overflow)
 }
 
-pub(super) fn compare<T: PartialOrd>(f: Fn2, x: T, y: T) -> bool {
+fn compare<T: PartialOrd>(f: Fn2, x: T, y: T) -> bool {
     match f {
         Fn2::Lt => x < y,
         Fn2::Le => x <= y,

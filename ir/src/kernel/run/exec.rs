@@ -3,7 +3,7 @@
 //! An element of a register or of private memory is 64 bits: those of an `f64` or an `i64`, or 0 and 1 for
 //! truth values. The verifier has seen to it that each is read as what it was written.
 
-use super::arith::{compare, map, round, zip, zip_bool, zip_int};
+use super::arith::{cast_word, constant, map_word, round, zip, zip_bool, zip_int, zip_word};
 use super::*;
 
 /// Where a register's elements are; along an axis of extent 1 all elements are the same one.
@@ -74,23 +74,12 @@ impl<'a> Launch<'a> {
                 self.fill(*out, |_, _, _| Ok(value as u64))
             }
             Inst::Const { out, value } => {
-                let word = match *value {
-                    Const::F(x) => x.to_bits(),
-                    Const::I(n) => n as u64,
-                    Const::B(b) => b.into(),
-                };
+                let word = constant(*value);
                 self.fill(*out, |_, _, _| Ok(word))
             }
             Inst::Map { out, f, x } => {
                 let (f, elem, x) = (*f, self.elem(*x), self.operand(*x));
-                self.fill(*out, |words, r, c| {
-                    let word = words[x.at(r, c)];
-                    Ok(match elem {
-                        Elem::F32 => map(f, float(word)).to_bits(),
-                        Elem::I64 => (word as i64).checked_neg().ok_or(Fault::Overflow)? as u64,
-                        Elem::Bool => (word == 0).into(),
-                    })
-                })
+                self.fill(*out, |words, r, c| map_word(f, elem, words[x.at(r, c)]))
             }
             Inst::Zip { out, f, x, y } => self.zip(*out, *f, *x, *y),
             Inst::Select { out, cond, x, y } => {
@@ -101,16 +90,7 @@ impl<'a> Launch<'a> {
             }
             Inst::Cast { out, x } => {
                 let (to, from, x) = (self.elem(*out), self.elem(*x), self.operand(*x));
-                self.fill(*out, |words, r, c| {
-                    let word = words[x.at(r, c)];
-                    Ok(match (from, to) {
-                        (Elem::F32, Elem::I64) => float(word) as i64 as u64,
-                        (Elem::I64, Elem::F32) => (word as i64 as f64).to_bits(),
-                        (Elem::Bool, Elem::F32) => (word as f64).to_bits(),
-                        // Truth values are 0 and 1 already.
-                        _ => word,
-                    })
-                })
+                self.fill(*out, |words, r, c| Ok(cast_word(from, to, words[x.at(r, c)])))
             }
             Inst::Round { out, x, to } => {
                 let (to, x) = (*to, self.operand(*x));
@@ -201,16 +181,7 @@ impl<'a> Launch<'a> {
 
     fn zip(&mut self, out: Reg, f: Fn2, x: Reg, y: Reg) -> Result<(), Fault> {
         let (elem, [x, y]) = (self.elem(x), [x, y].map(|reg| self.operand(reg)));
-        self.fill(out, |words, r, c| {
-            let (x, y) = (words[x.at(r, c)], words[y.at(r, c)]);
-            Ok(match elem {
-                Elem::Bool => zip_bool(f, x != 0, y != 0).into(),
-                Elem::F32 if f.is_predicate() => compare(f, float(x), float(y)).into(),
-                Elem::I64 if f.is_predicate() => compare(f, x as i64, y as i64).into(),
-                Elem::F32 => zip(f, float(x), float(y)).to_bits(),
-                Elem::I64 => zip_int(f, x as i64, y as i64)? as u64,
-            })
-        })
+        self.fill(out, |words, r, c| zip_word(f, elem, words[x.at(r, c)], words[y.at(r, c)]))
     }
 
     fn reduce(&mut self, out: Reg, f: Fn2, axis: usize, x: Reg) -> Result<(), Fault> {

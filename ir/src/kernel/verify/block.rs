@@ -158,7 +158,7 @@ impl<'k> Check<'k> {
             Wait { .. } | Release { .. } => ensure(role.is_some(), || "is for a role".into())?,
             Mma { .. } | MmaWait { .. } => {
                 let warps = role.map_or(block.warps, |role| role.warps);
-                ensure(warps % 4 == 0, || format!("{warps} warps are no warpgroups"))?;
+                ensure(warps.is_multiple_of(4), || format!("{warps} warps are no warpgroups"))?;
             }
             _ => {}
         }
@@ -259,8 +259,10 @@ impl<'k> Check<'k> {
         ensure(narrow, || format!("{dtype} is not a type of products"))?;
         ensure(!tile.transposed || dtype.bytes() == 2, || format!("{dtype} is not transposed"))?;
         let terms = if dtype.bytes() == 1 { 32 } else { 16 };
-        ensure(k > 0 && k % terms == 0, || format!("{k} terms are not a multiple of {terms}"))?;
-        ensure(tile.first % 16 == 0, || format!("the first term, {}, is not a multiple of 16", tile.first))?;
+        ensure(k > 0 && k.is_multiple_of(terms), || format!("{k} terms are not a multiple of {terms}"))?;
+        ensure(tile.first.is_multiple_of(16), || {
+            format!("the first term, {}, is not a multiple of 16", tile.first)
+        })?;
         let (all, summed) = if tile.transposed { (data.cols, data.rows) } else { (data.rows, data.cols) };
         ensure(rows <= all && tile.first.checked_add(k).is_some_and(|end| end <= summed), || {
             format!("{name} has {all} rows of {summed} terms")
