@@ -1,0 +1,7 @@
+//! PTX of kernels written by hand: that LLVM takes the module, that `ptxas` assembles it without a complaint, and, of
+//! small ones, how it reads.
+
+mod arithmetic;
+mod build;
+mod gate;
+mod memory;
