@@ -267,9 +267,10 @@ impl<'k> Check<'k> {
     }
 
     fn carries(&mut self, c: &Carried) -> Checked {
-        // `init` is outside of the body and was checked there.
-        let (init, arg) = (self.kernel.regs.get(c.init).copied(), self.ty(c.arg)?);
-        let (next, out) = (self.ty(c.next)?, self.kernel.regs.get(c.out).copied());
+        // `init` is outside of the body and was checked there; `arg` may have been waited for.
+        let declared = |reg| self.kernel.regs.get(reg).copied();
+        let (init, arg, out) = (declared(c.init), declared(c.arg), declared(c.out));
+        let (Some(arg), next) = (arg, self.ty(c.next)?) else { return Ok(()) };
         ensure(init == Some(arg) && next == arg && out == Some(arg), || {
             let show = |ty: Option<RegType>| ty.map_or("nothing".into(), |ty| ty.to_string());
             let (init, out) = (show(init), show(out));

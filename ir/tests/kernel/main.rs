@@ -1,5 +1,6 @@
 //! The kernel IR: its text, its meaning, what is well-formed.
 
+mod block_pipe;
 mod block_product;
 mod block_support;
 mod block_threads;
@@ -9,5 +10,7 @@ mod lane;
 mod support;
 mod tile;
 mod verify_any;
+mod verify_block;
 mod verify_lane;
+mod verify_product;
 mod verify_tile;
