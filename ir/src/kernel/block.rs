@@ -5,6 +5,8 @@
 //! every slot of every thread. Which element of a tile a thread's slot is, is the business of the pass that wrote the
 //! kernel; instructions that fix it say so ([`BlockInst::Mma`]).
 //!
+//! * **Loops** are gone round equally often by all threads of a role; where a block has several programs
+//!   ([`Launch::Each`]), by all threads of a program.
 //! * **Roles.** [`BlockInst::Roles`] divides the threads: each role runs a body of its own, with registers of its
 //!   own. Outside of roles all threads are one role.
 //! * **Shared memory** ([`SharedData`]) is seen by all threads of a block. What one warp writes another may read

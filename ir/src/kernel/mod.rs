@@ -206,7 +206,8 @@ pub enum Inst {
     Gather { out: Reg, place: Place, axis: usize, index: Reg },
     /// Tile phase. Writes a rectangle, rounded to the buffer's type.
     Store { place: Place, value: Reg },
-    /// Tile phase. Writes each element where `mask` holds, shifted along `axis` by its own `index`.
+    /// Tile phase. Writes each element where `mask` holds, shifted along `axis` by its own `index`. No two elements
+    /// that are written go to the same place.
     Scatter { place: Place, axis: usize, index: Reg, value: Reg, mask: Reg },
     /// Tile phase. Folds an axis (0 rows, 1 columns) down to extent 1.
     Reduce { out: Reg, f: Fn2, axis: usize, x: Reg },

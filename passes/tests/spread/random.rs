@@ -31,9 +31,11 @@ struct Made<'k> {
     starts: Vec<Tile<'k>>,
     program: Tile<'k>,
     stores: i64,
+    scatters: i64,
 }
 
 const STORES: i64 = 12;
+const SCATTERS: i64 = 5;
 
 impl<'k> Made<'k> {
     /// A multiple of 1/8 up to 8.
@@ -185,7 +187,15 @@ impl<'k> Made<'k> {
                 let of = |elem| move |ty: RegType| RegType { elem, ..index.ty() } == ty;
                 let value = self.pick(c, pool, of(Elem::F32))?;
                 let mask = self.pick(c, pool, of(Elem::Bool)).unwrap_or_else(|| index.le(index % 7i64));
-                k.scatter(self.scattered, &[self.program, self.start(c)], 1, index, value, mask);
+                if self.scatters < SCATTERS {
+                    // Every element goes to a place of its own, or outside.
+                    let (ty, number) = (index.ty(), k.int(self.scatters));
+                    let flat = k.iota(0, ty.rows) * ty.cols as i64 + k.iota(1, ty.cols);
+                    let index = index % 3i64 - 1i64 + flat * 3i64;
+                    let at = [self.program, number, self.start(c)];
+                    k.scatter(self.scattered, &at, 2, index, value, mask);
+                    self.scatters += 1;
+                }
                 None
             })(),
             _ => {
@@ -236,10 +246,11 @@ fn kernel(choices: &[u32], rows: usize, cols: usize) -> Kernel {
         whole: k.buf(ints("whole", &shape)),
         square: k.buf(read("square", &[sym("c"), sym("c")])),
         y: k.buf(write("y", &[n(2), n(STORES), sym("r"), sym("c")])),
-        scattered: k.buf(dense("scattered", DType::F32, Access::Write, &[n(2), n(11)])),
+        scattered: k.buf(dense("scattered", DType::F32, Access::Write, &[n(2), n(SCATTERS), n(31)])),
         starts: vec![k.int(0), k.load_scalar(start, &[program]), k.int(3), program * 2i64, k.int(0)],
         program,
         stores: 0,
+        scatters: 0,
         k: &k,
     };
     let mut pool =

@@ -79,7 +79,9 @@ fn scattered_outside() {
     let y = k.buf(write("y", &[sym("r"), sym("c")]));
     let (zero, one, axes) = (k.int(0), k.int(1), [Some(0), Some(1)]);
     let value = k.load(x, &[zero, zero], axes, [4, 5], &[]);
-    let to = k.load(to, &[zero, zero], axes, [4, 5], &[]) + k.iota(1, 5);
+    // Places of their own: -7, -5, …, each moved by 0 or 1.
+    let odd = k.load(to, &[zero, zero], axes, [4, 5], &[]) % 2i64;
+    let to = (k.iota(0, 4) * 5i64 + k.iota(1, 5)) * 2i64 - 7i64 + odd;
     k.scatter(y, &[one, one], 1, to, value, value.lt(k.full([4, 5], 1.0)));
     k.scatter(y, &[zero, one], 0, to + 1i64, value * 2.0, value.le(k.float(-1.0)));
     let kernel = k.finish();

@@ -98,7 +98,8 @@ pub fn agree_on(
             .unwrap_or_else(|e| panic!("{phase:?} phase: {e} with {sizes:?}\n{kernel}\n{spread}"));
         for (buf, (want, got)) in kernel.bufs.keys().zip(expected.iter().zip(&results)) {
             for (i, (a, b)) in want.data.iter().zip(&got.data).enumerate() {
-                let same = a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= tolerance * a.abs().max(1.0);
+                let same =
+                    a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= tolerance * a.abs().max(1.0);
                 let name = &kernel.bufs[buf].name;
                 assert!(same, "{name}[{i}] is {b}, not {a}, with {sizes:?}\n{kernel}\n{spread}");
             }

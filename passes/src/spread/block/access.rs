@@ -88,6 +88,7 @@ impl<'k> Spread<'_, 'k> {
         let slots = self.w.slots(index);
         let own = self.owner(&self.family.axes([ty.rows, ty.cols]));
         let mut guard = self.w.both(inside, own);
+        guard = self.w.both(guard, self.stores);
         if let Some(mask) = mask {
             let mask = self.value(mask)?;
             guard = self.w.both(guard, Some(mask));

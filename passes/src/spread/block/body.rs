@@ -32,6 +32,8 @@ pub(super) struct Spread<'a, 'k> {
     /// The barrier that the threads of a program meet at, and their warps.
     pub barrier: (usize, usize),
     programs: Vec<Reg>,
+    /// Whether this thread's program is its own, where that is in question.
+    pub stores: Option<Reg>,
     /// Products of the tensor cores.
     pub products: Option<&'a Products>,
     pub mode: Mode,
@@ -52,6 +54,7 @@ impl<'a, 'k> Spread<'a, 'k> {
             per_block,
             barrier,
             programs: Vec::new(),
+            stores: None,
             products,
             mode: Mode::All,
             turns: HashMap::new(),
@@ -73,9 +76,10 @@ impl<'a, 'k> Spread<'a, 'k> {
             let first = self.w.times(number, self.per_block as i64);
             let mine = self.place_in_block();
             let mine = self.w.add(first, mine);
-            // Warps without a program of their own do the last one once more.
+            // Warps without a program of their own do the last one once more, but store nothing.
             let total = self.total();
             let last = self.w.zip_int(Fn2::Sub, total, 1);
+            self.stores = Some(self.w.zip(Fn2::Le, mine, last));
             self.w.zip(Fn2::Min, mine, last)
         };
         self.digits_of(program);

@@ -226,7 +226,9 @@ impl<'a> Machine<'a> {
         body: &'a [Inst],
     ) -> Result<(), Fault> {
         let trips = self.scalar(w, trips, "how often a loop runs")? as i64;
-        if self.warps[w].guards == 0 {
+        // Warps that run programs of their own go round as often as those need.
+        let together = !matches!(self.block.launch, crate::kernel::block::Launch::Each { per_block: 2.. });
+        if self.warps[w].guards == 0 && together {
             self.follow(w, inst, trips, 0)?;
         }
         for c in carried {
