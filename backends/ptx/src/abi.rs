@@ -1,11 +1,12 @@
 //! The entry point: its parameters, its attributes, and what it does before the kernel's first instruction.
 
-use crate::emit::{Emitter, Team};
+use crate::emit::Emitter;
 use crate::entry_name;
 use crate::ir::{Done, Fault, I, Ir, V, attribute, fail, int, space};
 use crate::layout::Layout;
+use crate::team::Team;
 use eva_ir::dim::{Dim, Sym};
-use eva_ir::kernel::block::{Block, BlockInst, Launch};
+use eva_ir::kernel::block::{BlockInst, Launch};
 use eva_ir::kernel::verify::verify;
 use eva_ir::kernel::{Inst, Kernel, Phase};
 use inkwell::attributes::{Attribute, AttributeLoc};
@@ -130,7 +131,10 @@ pub(crate) fn module<'c>(kernel: &Kernel, ctx: &'c Context, machine: &TargetMach
         layout: Layout::new(block),
         registers: registers_at_start(threads, per_multiprocessor),
     };
-    let team = threads_of(&ir, kernel, block)?;
+    let by_warps = has(&kernel.body, &|inst| {
+        matches!(inst, BlockInst::Roles { .. } | BlockInst::Mma { .. } | BlockInst::Release { .. })
+    });
+    let team = Team::all(&ir, block.warps, by_warps)?;
     let mut emitter = Emitter::new(kernel, block, ir, entry, team);
     emitter.kernel_body()?;
     Ok(emitter.finish())
@@ -139,25 +143,6 @@ pub(crate) fn module<'c>(kernel: &Kernel, ctx: &'c Context, machine: &TargetMach
 /// How many registers `ptxas` lets a thread have, so that `blocks` blocks fit.
 fn registers_at_start(threads: usize, blocks: usize) -> usize {
     (REGISTERS / (threads * blocks.max(1)) / 8 * 8).min(255)
-}
-
-/// All threads of the block.
-///
-/// Where warps go ways of their own, or multiply together, the number of a thread's warp is taken from the warp's
-/// first thread: so it is known to be one number a warp, and what depends on it is computed once a warp.
-fn threads_of<'c>(ir: &Ir<'c>, kernel: &Kernel, block: &Block) -> Done<Team<'c>> {
-    let thread = ir.special("tid.x")?;
-    let lane = ir.b.build_and(thread, ir.i32(31), "")?;
-    let by_warps = has(&kernel.body, &|inst| {
-        matches!(inst, BlockInst::Roles { .. } | BlockInst::Mma { .. } | BlockInst::Release { .. })
-    });
-    let mut warp = ir.shr(thread, 5)?;
-    if !by_warps {
-        return Ok(Team { warp, lane, thread, warps: block.warps, solo: false });
-    }
-    let args = [ir.i32(u32::MAX), warp, ir.i32(0), ir.i32(31)].map(V::from);
-    warp = int(ir.value("llvm.nvvm.shfl.sync.idx.i32", &[], &args)?)?;
-    Team::new(ir, warp, lane, block.warps)
 }
 
 /// Whether `body` has an instruction of the block phase that is `wanted`.

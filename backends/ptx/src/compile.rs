@@ -58,11 +58,12 @@ pub fn compile_all(kernels: &[Kernel], options: &Options, threads: usize) -> Res
 }
 
 /// What pays for a kernel, which is one function in SSA form without local memory. How far loops are unrolled and what is
-/// done in one go is in the kernel (and `ptxas` unrolls). LLVM's own selection takes vector loads apart, on which they
-/// are no longer loads of constant memory.
-const PASSES: &str = "function(early-cse<memssa>,correlated-propagation,simplifycfg,instcombine,\
-    loop-mssa(loop-rotate,licm),simplifycfg,instcombine,loop(indvars,loop-deletion),gvn,\
-    correlated-propagation,instcombine,loop-mssa(licm),adce,simplifycfg,instcombine)";
+/// done in one go is in the kernel, and `ptxas` unrolls. It also takes out of loops what does not change in them, where
+/// registers suffice, which LLVM does not know. LLVM's own choice of passes takes vector loads apart, on which they are no
+/// longer known to be of memory that does not change.
+const PASSES: &str = "function(early-cse<memssa>,correlated-propagation,simplifycfg,instcombine,loop(loop-rotate),\
+    simplifycfg,instcombine,loop(indvars,loop-deletion),gvn,correlated-propagation,instcombine,adce,simplifycfg,\
+    instcombine)";
 
 struct Machine {
     machine: TargetMachine,

@@ -2,6 +2,7 @@
 
 use crate::abi::{Entry, polynomial};
 use crate::ir::{Done, F, I, Ir, V, fail};
+use crate::team::Team;
 use eva_ir::entity::Entity;
 use eva_ir::kernel::block::{Block, BlockInst};
 use eva_ir::kernel::{Carried, Const, Elem, Inst, Kernel, Reg, RegType};
@@ -48,32 +49,6 @@ pub(crate) fn slot<T: Copy>(slots: &[T], i: usize) -> T {
     if slots.len() == 1 { slots[0] } else { slots[i] }
 }
 
-/// Threads that run the same instructions: a role, or the whole block.
-#[derive(Clone, Copy)]
-pub(crate) struct Team<'c> {
-    /// The number of this thread's warp among them, from 0 on.
-    pub warp: I<'c>,
-    /// The number of this thread in its warp.
-    pub lane: I<'c>,
-    /// The number of this thread among them.
-    pub thread: I<'c>,
-    /// Warps.
-    pub warps: usize,
-    /// Whether one thread alone is running.
-    pub solo: bool,
-}
-
-impl<'c> Team<'c> {
-    /// A team of `warps` warps; `warp` and `lane` are `i32`.
-    pub(crate) fn new(ir: &Ir<'c>, warp: I<'c>, lane: I<'c>, warps: usize) -> Done<Self> {
-        // Says how large it is, and no more.
-        let bits = ir.i32(warps.next_power_of_two() as u32 - 1);
-        let warp = ir.b.build_and(warp, bits, "warp")?;
-        let thread = ir.b.build_or(ir.shl(warp, 5)?, lane, "thread")?;
-        Ok(Self { warp, lane, thread, warps, solo: false })
-    }
-}
-
 /// Writes a kernel's program.
 pub(crate) struct Emitter<'k, 'c> {
     pub(crate) kernel: &'k Kernel,
@@ -101,6 +76,7 @@ impl<'k, 'c> Emitter<'k, 'c> {
 
     /// The whole kernel.
     pub(crate) fn kernel_body(&mut self) -> Done {
+        self.start_pipes()?;
         self.body(&self.kernel.body)?;
         self.ir.b.build_return(None)?;
         Ok(())
@@ -168,13 +144,7 @@ impl<'k, 'c> Emitter<'k, 'c> {
             Inst::For { index, trips, carried, body } => self.repeat(*index, *trips, carried, body),
             Inst::If { cond, body } => {
                 let cond = self.truth(*cond)?;
-                let (then, after) = (self.ir.block("then"), self.ir.block("after"));
-                self.ir.b.build_conditional_branch(cond, then, after)?;
-                self.ir.b.position_at_end(then);
-                self.scoped(body)?;
-                self.ir.b.build_unconditional_branch(after)?;
-                self.ir.b.position_at_end(after);
-                Ok(())
+                self.branch(cond, |e| e.scoped(body))
             }
             Inst::Block(inst) => self.block_inst(inst),
             Inst::Program { .. }
@@ -198,10 +168,7 @@ impl<'k, 'c> Emitter<'k, 'c> {
 
     fn block_inst(&mut self, inst: &'k BlockInst) -> Done {
         match inst {
-            BlockInst::Thread { out } => {
-                let thread = if self.team.solo { self.ir.i32(0) } else { self.team.thread };
-                self.set_index(*out, thread)
-            }
+            BlockInst::Thread { out } => self.set_index(*out, self.team.thread),
             BlockInst::Number { out } => self.set_index(*out, self.ir.special("ctaid.x")?),
             BlockInst::Launched { out } => self.set_index(*out, self.ir.special("nctaid.x")?),
             BlockInst::Slots { out, values } => {
@@ -233,18 +200,21 @@ impl<'k, 'c> Emitter<'k, 'c> {
                 self.set(*out, value)
             }
             BlockInst::Store { to, value, mask } => self.store(*to, *value, *mask),
-            BlockInst::Shuffle { .. }
-            | BlockInst::Barrier { .. }
-            | BlockInst::Roles { .. }
-            | BlockInst::Acquire { .. }
-            | BlockInst::Copy { .. }
-            | BlockInst::Wait { .. }
-            | BlockInst::Release { .. }
-            | BlockInst::Mma { .. }
-            | BlockInst::MmaWait { .. }
-            | BlockInst::FenceAsync
-            | BlockInst::CopyOut { .. }
-            | BlockInst::CopyOutWait { .. } => fail(format!("{inst:?} is not translated")),
+            BlockInst::Shuffle { out, x, xor } => {
+                let value = self.shuffle(*x, *xor)?;
+                self.set(*out, value)
+            }
+            BlockInst::Barrier { id, warps } => self.barrier(*id, *warps),
+            BlockInst::Roles { roles } => self.roles(roles),
+            BlockInst::Acquire { pipe, turn } => self.acquire(*pipe, *turn),
+            BlockInst::Copy { pipe, turn, tile, map, at } => self.copy(*pipe, *turn, *tile, *map, at),
+            BlockInst::Wait { pipe, turn } => self.wait(*pipe, *turn),
+            BlockInst::Release { pipe, turn, when } => self.release(*pipe, *turn, *when),
+            BlockInst::Mma { .. } => self.mma(inst),
+            BlockInst::MmaWait { pending, values } => self.mma_wait(*pending, values),
+            BlockInst::FenceAsync => self.fence_async(),
+            BlockInst::CopyOut { map, tile, turn, at, when } => self.copy_out(*map, *tile, *turn, at, *when),
+            BlockInst::CopyOutWait { pending } => self.copy_out_wait(*pending),
         }
     }
 

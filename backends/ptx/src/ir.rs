@@ -139,8 +139,13 @@ impl<'c> Ir<'c> {
 
     /// The pointer `bytes` further on, an `i32` or `i64`.
     pub(crate) fn offset(&self, pointer: P<'c>, bytes: I<'c>) -> Done<P<'c>> {
-        // SAFETY: the call itself touches no memory; `i8` and an integer are what inkwell asks for.
-        Ok(unsafe { self.b.build_gep(self.ctx.i8_type(), pointer, &[bytes], "") }?)
+        self.element(self.ctx.i8_type(), pointer, bytes)
+    }
+
+    /// The pointer `index` elements further on.
+    pub(crate) fn element(&self, element: IntType<'c>, pointer: P<'c>, index: I<'c>) -> Done<P<'c>> {
+        // SAFETY: the call itself touches no memory; an integer is what inkwell asks for.
+        Ok(unsafe { self.b.build_gep(element, pointer, &[index], "") }?)
     }
 
     pub(crate) fn block(&self, name: &str) -> BasicBlock<'c> {
@@ -150,17 +155,6 @@ impl<'c> Ir<'c> {
     /// The block that is being written.
     pub(crate) fn here(&self) -> Done<BasicBlock<'c>> {
         self.b.get_insert_block().ok_or_else(|| Fault::Llvm("no block is being written".into()))
-    }
-
-    /// Runs `body` where `cond` holds. What it defines is not seen after it.
-    pub(crate) fn only_if(&self, cond: I<'c>, body: impl FnOnce() -> Done) -> Done {
-        let (then, after) = (self.block("then"), self.block("after"));
-        self.b.build_conditional_branch(cond, then, after)?;
-        self.b.position_at_end(then);
-        body()?;
-        self.b.build_unconditional_branch(after)?;
-        self.b.position_at_end(after);
-        Ok(())
     }
 
     /// Calls an intrinsic; `overloads` are the types that its name leaves open.

@@ -1,7 +1,6 @@
-//! Where things lie in shared memory, and what an entry point is called.
+//! Where things lie in shared memory.
 
 use eva_ir::entity::Entity;
-use eva_ir::kernel::Kernel;
 use eva_ir::kernel::block::{Block, PipeData};
 
 /// Bytes of a panel's row.
@@ -62,19 +61,4 @@ impl Layout {
         let pipes = block.pipes.iter().map(start).collect();
         Self { tiles, pipes, bytes: end }
     }
-}
-
-/// Bytes of dynamic shared memory that a block of the kernel has ([`Block::shared_bytes`]); 0 for a kernel of another
-/// phase.
-pub fn shared_bytes(kernel: &Kernel) -> usize {
-    kernel.block.as_ref().map_or(0, Block::shared_bytes)
-}
-
-/// The name of the kernel's entry point: `eva_` and the kernel's name, in which all but ASCII letters, digits and `_`
-/// has become `_`, and which ends after 200 characters.
-///
-/// Kernels may share a name: each is a module of its own.
-pub fn entry_name(kernel: &Kernel) -> String {
-    let valid = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
-    "eva_".chars().chain(kernel.name.chars().take(200).map(valid)).collect()
 }

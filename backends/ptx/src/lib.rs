@@ -33,20 +33,26 @@ mod compile;
 mod emit;
 #[cfg(feature = "cuda")]
 mod ir;
+#[cfg(feature = "cuda")]
 mod layout;
 #[cfg(feature = "cuda")]
 mod math;
 #[cfg(feature = "cuda")]
 mod memory;
 #[cfg(feature = "cuda")]
+mod mma;
+#[cfg(feature = "cuda")]
 mod number;
+#[cfg(feature = "cuda")]
+mod pipe;
+#[cfg(feature = "cuda")]
+mod team;
 
 #[cfg(feature = "cuda")]
 pub use compile::{compile, compile_all};
-pub use layout::{entry_name, shared_bytes};
 
-#[cfg(doc)]
 use eva_ir::kernel::Kernel;
+use eva_ir::kernel::block::Block;
 
 /// A kernel as PTX.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,4 +122,19 @@ pub enum Error {
     /// LLVM does not know the target.
     #[error("no PTX for {0}")]
     Target(String),
+}
+
+/// Bytes of dynamic shared memory that a block of the kernel has ([`Block::shared_bytes`]); 0 for a kernel of another
+/// phase.
+pub fn shared_bytes(kernel: &Kernel) -> usize {
+    kernel.block.as_ref().map_or(0, Block::shared_bytes)
+}
+
+/// The name of the kernel's entry point: `eva_` and the kernel's name, in which all but ASCII letters and digits has
+/// become `_`, and which ends after 200 characters.
+///
+/// Kernels may share a name: each is a module of its own.
+pub fn entry_name(kernel: &Kernel) -> String {
+    let valid = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    "eva_".chars().chain(kernel.name.chars().take(200).map(valid)).collect()
 }

@@ -47,10 +47,6 @@ impl<'c> Piece<'c> {
             _ => "h",
         }
     }
-
-    fn pointer_letter(&self) -> &'static str {
-        if self.space == space::GLOBAL { "l" } else { "r" }
-    }
 }
 
 /// `{$first, $first+1, …}`, or `$first` alone.
@@ -150,7 +146,7 @@ impl<'c> Emitter<'_, 'c> {
         let (at, when) = (count, count + 1);
         text += &format!("@${when} ld.{load} {}, [${at}];", registers(0, count));
         let mut constraints = vec![format!("=&{}", piece.letter()); count];
-        constraints.extend([piece.pointer_letter().to_owned(), "b".to_owned()]);
+        constraints.extend(["l", "b"].map(String::from));
         let ty = self.ir.integer(register)?;
         let results = vec![ty.into(); count];
         let args = [piece.pointer.into(), mask.into()];
@@ -169,7 +165,7 @@ impl<'c> Emitter<'_, 'c> {
         let n = words.len();
         let text = format!("@${} st.{} [${n}], {};", n + 1, piece.suffix(), registers(0, n));
         let mut constraints = vec![piece.letter().to_owned(); n];
-        constraints.extend([piece.pointer_letter().to_owned(), "b".to_owned()]);
+        constraints.extend(["l", "b"].map(String::from));
         let mut args = Vec::with_capacity(n + 2);
         for &word in words {
             let wide = match word.get_type().get_bit_width() {
@@ -224,11 +220,10 @@ impl<'c> Emitter<'_, 'c> {
 
     /// Where an element is.
     fn address(&self, space: Space, index: I<'c>) -> Done<P<'c>> {
-        let bytes = self.dtype(space)?.bytes().trailing_zeros();
         match space {
             Space::Buf(buf) => {
-                let index = self.ir.b.build_int_nsw_mul(index, self.ir.i64(1 << bytes), "")?;
-                self.ir.offset(self.entry.bufs[buf.index()], index)
+                let element = self.ir.integer(8 * self.dtype(space)?.bytes() as u32)?;
+                self.ir.element(element, self.entry.bufs[buf.index()], index)
             }
             Space::Shared(shared) => {
                 let at = self.shared_offset(shared, self.ir.low(index)?)?;
@@ -236,6 +231,11 @@ impl<'c> Emitter<'_, 'c> {
             }
             Space::Scratch(scratch) => fail(format!("{scratch} is not memory of the block phase")),
         }
+    }
+
+    /// The address of the first byte of shared memory, in 32 bits.
+    pub(crate) fn shared_base(&self) -> Done<I<'c>> {
+        Ok(self.ir.b.build_ptr_to_int(self.entry.shared, self.ir.ctx.i32_type(), "")?)
     }
 
     /// Where element number `index` of a tile is, in bytes from the beginning of shared memory.

@@ -2,7 +2,9 @@
 
 use eva_ir::dim::Dim;
 use eva_ir::entity::Arena;
-use eva_ir::kernel::block::{Block, BlockInst, Launch, Shared, SharedData};
+use eva_ir::kernel::block::{
+    Block, BlockInst, Keep, Launch, Map, MapData, MmaLeft, MmaTile, Pipe, PipeData, Role, Shared, SharedData,
+};
 use eva_ir::kernel::{
     Access, Buf, BufData, Carried, Const, Elem, Fn1, Fn2, GridAxis, Inst, Kernel, Mem, Phase, Reg, RegType,
     Space,
@@ -58,6 +60,18 @@ impl Build {
     pub fn shared(&mut self, dtype: DType, [stages, rows, cols]: [usize; 3], swizzle: bool) -> Shared {
         let name = format!("s{}", self.block().shared.len());
         self.block().shared.push(SharedData { name, dtype, rows, cols, stages, swizzle })
+    }
+
+    /// A pipe of tiles that have `stages` stages.
+    pub fn pipe(&mut self, tiles: &[Shared], stages: usize, consumers: usize) -> Pipe {
+        let name = format!("p{}", self.block().pipes.len());
+        self.block().pipes.push(PipeData { name, tiles: tiles.to_vec(), stages, consumers })
+    }
+
+    /// Boxes of a buffer of two axes, as large as a tile.
+    pub fn tiling(&mut self, buf: Buf, tile: Shared) -> Map {
+        let SharedData { rows, cols, .. } = self.block().shared[tile];
+        self.block().maps.push(MapData { buf, axes: [0, 1], rows, cols })
     }
 
     pub fn reg(&mut self, elem: Elem, cols: usize) -> Reg {
@@ -195,6 +209,50 @@ impl Build {
 
     pub fn store(&mut self, space: Space, index: Reg, value: Reg, mask: Option<Reg>) {
         self.inst(BlockInst::Store { to: Mem { space, index }, value, mask });
+    }
+
+    pub fn shuffle(&mut self, x: Reg, xor: usize) -> Reg {
+        let RegType { elem, cols, .. } = self.ty(x);
+        let out = self.reg(elem, cols);
+        self.inst(BlockInst::Shuffle { out, x, xor });
+        out
+    }
+
+    pub fn barrier(&mut self, id: usize, warps: usize) {
+        self.inst(BlockInst::Barrier { id, warps });
+    }
+
+    /// A product of `n` columns and `k` terms.
+    pub fn mma(&mut self, acc: Reg, keep: Keep, a: MmaLeft, (b, b_row): (MmaTile, Reg), k: usize) -> Reg {
+        let cols = self.ty(acc).cols;
+        let out = self.reg(Elem::F32, cols);
+        self.inst(BlockInst::Mma { out, acc, keep, a, b, b_row, n: 2 * cols, k });
+        out
+    }
+
+    /// Waits until at most `pending` products are unfinished, of which `values` are not.
+    pub fn mma_wait(&mut self, pending: usize, values: &[Reg]) -> Vec<Reg> {
+        let outs: Vec<Reg> = values
+            .iter()
+            .map(|&x| {
+                let cols = self.ty(x).cols;
+                self.reg(Elem::F32, cols)
+            })
+            .collect();
+        let values = outs.iter().copied().zip(values.iter().copied()).collect();
+        self.inst(BlockInst::MmaWait { pending, values });
+        outs
+    }
+
+    /// A role, which [`Build::inst`] takes with others.
+    pub fn role(
+        &mut self,
+        name: &str,
+        (warps, registers, solo): (usize, usize, bool),
+        write: impl FnOnce(&mut Self),
+    ) -> Role {
+        let body = self.nested(write);
+        Role { name: name.into(), warps, registers, solo, body }
     }
 
     /// A loop that carries `init`; `write` gives what is next.

@@ -5,3 +5,5 @@ mod arithmetic;
 mod build;
 mod gate;
 mod memory;
+mod product;
+mod shared;
