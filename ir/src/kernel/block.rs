@@ -12,9 +12,12 @@
 //! * **Shared memory** ([`SharedData`]) is seen by all threads of a block. What one warp writes another may read
 //!   after a [`BlockInst::Barrier`] that both pass.
 //! * **Pipes** ([`PipeData`]) move tiles from buffers to shared memory while threads compute. A pipe has some
-//!   stages; use number `turn` (0, 1, 2, …) of it has stage `turn % stages`. One role **produces**: it acquires a
-//!   turn (waits until all consumers have released the one that had the stage before) and starts copies into the
-//!   stage. The other roles **consume**: they wait for a turn (until all its bytes are there), read, and release it.
+//!   stages; use number `turn` (0, 1, 2, …) of it has stage `turn % stages`. One role, of a single thread,
+//!   **produces**: it acquires a turn (waits until all consumers have released the one that had the stage before) and
+//!   starts copies into the stage. Other roles **consume**: each of their warps waits for every turn in its order
+//!   (until all its bytes are there), uses the stage, and releases it, having waited for its own products that read
+//!   it. Ordinary writes to the stage are fenced ([`BlockInst::FenceAsync`]) before it is released. Neither waiting
+//!   nor releasing orders ordinary accesses to other memory.
 //! * **Products** run beside the threads too ([`BlockInst::Mma`]): a result may be read only after a
 //!   [`BlockInst::MmaWait`] has seen it finished. Each product is a group; groups finish in order.
 //!
@@ -257,7 +260,8 @@ pub enum BlockInst {
     /// started after a following barrier.
     FenceAsync,
     /// Starts to copy stage `turn` of a tile to a box of a buffer, by one thread (that with `when`, a truth value,
-    /// which holds in one thread of the role at most). Elements outside the buffer's shape are not written.
+    /// which holds in one thread of the role at most). Elements outside the buffer's shape are not written. The stage
+    /// is not written, and the kernel does not end, before the thread has waited for it.
     CopyOut { map: Map, tile: Shared, turn: Reg, at: Vec<Reg>, when: Reg },
     /// Waits until at most `pending` of this thread's `CopyOut`s have not yet read their tile.
     CopyOutWait { pending: usize },

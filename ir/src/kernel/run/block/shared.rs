@@ -20,6 +20,10 @@ pub(super) struct Tile {
     pub(super) stage: usize,
     /// The pipe that it is of.
     pub(super) pipe: Option<usize>,
+    /// What products and bulk copies under way read.
+    flying: Vec<Region>,
+    /// What products and bulk copies have read, as far as a warp has seen it.
+    seen: Vec<(Region, Access)>,
 }
 
 /// An element.
@@ -28,9 +32,7 @@ pub(super) struct Cell {
     /// The bits of a float or an integer.
     pub(super) word: u64,
     writer: Writer,
-    /// How many products and bulk copies under way read it.
-    busy: u32,
-    /// Accesses since the last write that a write has to come after.
+    /// Ordinary accesses since the last write that a write has to come after.
     others: SmallVec<[Access; 1]>,
 }
 
@@ -73,10 +75,19 @@ pub(super) struct Reading {
     pub(super) region: Region,
 }
 
+impl Region {
+    /// Whether it has element `i` of the tile.
+    fn has(&self, i: usize, data: &SharedData) -> bool {
+        let (row, col) = (i / data.cols, i % data.cols);
+        self.stage == row / data.rows && self.rows.contains(&(row % data.rows)) && self.cols.contains(&col)
+    }
+}
+
 impl Tile {
     pub(super) fn new(data: &SharedData, pipe: Option<usize>) -> Self {
         let stage = data.rows * data.cols;
-        Self { cells: vec![Cell::default(); stage * data.stages], stage, pipe }
+        let cells = vec![Cell::default(); stage * data.stages];
+        Self { cells, stage, pipe, flying: Vec::new(), seen: Vec::new() }
     }
 }
 
@@ -123,12 +134,13 @@ impl Machine<'_> {
         index: i64,
         word: u64,
     ) -> Result<(), Fault> {
-        let dtype = self.block.shared[tile].dtype;
+        let data = &self.block.shared[tile];
+        let dtype = data.dtype;
         let word = if dtype.is_int() { word } else { round(float(word), dtype).to_bits() };
         let i = self.element(access.warp, tile, index)?;
-        let Tile { cells, stage, pipe } = &self.tiles[tile.index()];
+        let Tile { cells, stage, pipe, flying, seen } = &self.tiles[tile.index()];
         let (cell, stage) = (&cells[i], i / stage);
-        if cell.busy > 0 {
+        if flying.iter().any(|region| region.has(i, data)) {
             return Err(Fault::Busy { memory: self.name(tile) });
         }
         if pipe.is_some() && !self.warps[access.warp].unfenced.contains(&(tile.index(), stage)) {
@@ -138,7 +150,9 @@ impl Machine<'_> {
             Writer::Thread(write) => Some(write),
             _ => None,
         };
-        let before = cell.others.iter().copied().chain(write).find(|&before| !self.follows(access, before));
+        let seen = seen.iter().filter(|(region, _)| region.has(i, data)).map(|&(_, seen)| seen);
+        let mut before = cell.others.iter().copied().chain(write).chain(seen);
+        let before = before.find(|&before| !self.follows(access, before));
         if let Some(before) = before {
             let (memory, same) = (self.name(tile), write.is_some() && cell.word == word);
             return match same {
@@ -163,7 +177,9 @@ impl Machine<'_> {
 
     /// Puts what a bulk copy has brought into a stage.
     pub(super) fn bring(&mut self, tile: Shared, stage: usize, words: &[u64]) {
-        let Tile { cells, stage: len, .. } = &mut self.tiles[tile.index()];
+        let Tile { cells, stage: len, seen, .. } = &mut self.tiles[tile.index()];
+        // Who released the stage has read it.
+        seen.retain(|(region, _)| region.stage != stage);
         for (cell, &word) in cells[stage * *len..].iter_mut().zip(words) {
             *cell = Cell { word, writer: Writer::Copy, ..Cell::default() };
         }
@@ -205,13 +221,11 @@ impl Machine<'_> {
                 }
             }
         }
-        for i in self.elements(region) {
-            self.tiles[region.tile.index()].cells[i].busy += 1;
-        }
+        self.tiles[region.tile.index()].flying.push(region.clone());
         Ok(words)
     }
 
-    /// Takes note of an access that a write has to come after.
+    /// Takes note of an ordinary access that a write has to come after.
     fn note(&mut self, access: Access, tile: Shared, i: usize) {
         let others = &self.tiles[tile.index()].cells[i].others;
         let found = others.iter().position(|other| other.warp == access.warp);
@@ -228,15 +242,18 @@ impl Machine<'_> {
     /// A warp has seen that a part of a tile has been read.
     pub(super) fn sees_read(&mut self, warp: usize, region: &Region) {
         let access = Access { warp, lane: None, number: self.warps[warp].now };
-        for i in self.elements(region) {
-            self.note(access, region.tile, i);
+        let seen = &mut self.tiles[region.tile.index()].seen;
+        match seen.iter_mut().find(|(other, before)| before.warp == warp && other == region) {
+            Some((_, before)) => *before = access,
+            None => seen.push((region.clone(), access)),
         }
     }
 
     /// Everybody has seen that a part of a tile has been read.
     pub(super) fn has_read(&mut self, region: &Region) {
-        for i in self.elements(region) {
-            self.tiles[region.tile.index()].cells[i].busy -= 1;
+        let flying = &mut self.tiles[region.tile.index()].flying;
+        if let Some(i) = flying.iter().position(|other| other == region) {
+            flying.swap_remove(i);
         }
     }
 
