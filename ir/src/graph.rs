@@ -6,6 +6,7 @@ use crate::entity::{Arena, Entity, entity};
 use crate::op::TypeError;
 use crate::ops::Op;
 use crate::types::{TensorType, Type};
+use crate::verify::Verified;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -29,6 +30,8 @@ pub struct Module {
     /// The functions; the last is the one a user runs, unless another is asked for by name. A pass shares with
     /// the module before it those that it leaves alone.
     pub funcs: Arena<Func, Arc<Function>>,
+    /// Whether the module has been verified as it is.
+    pub verified: Verified,
 }
 
 impl Module {
@@ -260,16 +263,12 @@ pub fn call_type(
     values: &Arena<Value, ValueData>,
     args: &[Value],
 ) -> Result<Type, TypeError> {
-    let params: Vec<_> = callee.params().collect();
-    if params.len() != args.len() {
-        return Err(TypeError::new(format!(
-            "@{} takes {} arguments, not {}",
-            callee.name,
-            params.len(),
-            args.len()
-        )));
+    let params = callee.params().count();
+    if params != args.len() {
+        let message = format!("@{} takes {params} arguments, not {}", callee.name, args.len());
+        return Err(TypeError::new(message));
     }
-    for (i, (&(param, _), &arg)) in params.iter().zip(args).enumerate() {
+    for (i, ((param, _), &arg)) in callee.params().zip(args).enumerate() {
         let (want, have) = (&callee.values[param].ty, &values[arg].ty);
         if want != have {
             let name = &callee.values[param].name;

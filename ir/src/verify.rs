@@ -31,14 +31,50 @@ use crate::text::{MAX_DIAGS, is_extent_name, is_value_name};
 use crate::types::{TensorType, Type};
 use state::States;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 pub mod limits;
 mod state;
 
 pub use state::{StateResults, state_results};
 
+/// The extents and functions of a module when it was verified, if it was: see [`verified`].
+///
+/// Functions that are shared are never changed in place, so the same functions are still as they were.
+#[derive(Clone, Debug, Default)]
+pub struct Verified(Option<Arc<Snapshot>>);
+
+#[derive(Debug)]
+struct Snapshot {
+    dims: Vec<(Sym, Option<i64>)>,
+    funcs: Vec<Arc<Function>>,
+}
+
+impl Verified {
+    /// Whether `module` is still as it was when it was verified.
+    fn holds_for(&self, module: &Module) -> bool {
+        let funcs = || module.funcs.iter().map(|(_, f)| f);
+        self.0.as_ref().is_some_and(|then| {
+            then.dims == module.dims
+                && then.funcs.len() == module.funcs.len()
+                && then.funcs.iter().zip(funcs()).all(|(then, now)| Arc::ptr_eq(then, now))
+        })
+    }
+}
+
+/// The module, verified; [`verify`] need not look at it again until its extents or functions are changed.
+pub fn verified(mut module: Module) -> Result<Module, Diags> {
+    verify(&module)?;
+    let funcs = module.funcs.iter().map(|(_, f)| f.clone()).collect();
+    module.verified = Verified(Some(Arc::new(Snapshot { dims: module.dims.clone(), funcs })));
+    Ok(module)
+}
+
 /// Checks the whole module; reports up to [`MAX_DIAGS`] mistakes.
 pub fn verify(module: &Module) -> Result<(), Diags> {
+    if module.verified.holds_for(module) {
+        return Ok(());
+    }
     let mut diags = Vec::new();
     let mut names = HashSet::new();
     for (sym, value) in &module.dims {
@@ -265,7 +301,8 @@ impl<'a> Checker<'a> {
             return self.report("eva::out_of_range", value, message);
         }
         self.declared(value, dims);
-        if attr.to_string().parse().as_ref() != Ok(attr) {
+        // The text of an integer is always read back.
+        if !matches!(attr, Attr::Int(_)) && attr.to_string().parse().as_ref() != Ok(attr) {
             let message = format!("the text cannot hold the attribute `{key}`, which is {attr:?}");
             self.report("eva::wrong_attribute", value, message);
         }

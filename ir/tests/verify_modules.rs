@@ -14,7 +14,7 @@ use eva_ir::ops::scale::Scale;
 use eva_ir::ops::slice::Slice;
 use eva_ir::text::{parse, print};
 use eva_ir::types::{DType, TensorType, Type};
-use eva_ir::verify::{limits, state_results, verify, verify_function};
+use eva_ir::verify::{limits, state_results, verified, verify, verify_function};
 use smallvec::smallvec;
 use std::sync::Arc;
 
@@ -309,6 +309,38 @@ fn state_is_found_among_results() {
     assert_eq!(names("layer"), [("cache".into(), Some(1))]);
     assert_eq!(names("head"), []);
     assert_eq!(names("model"), [("layers.0.cache".into(), Some(1)), ("layers.1.cache".into(), Some(2))]);
+}
+
+/// A module that has been verified is verified again once its extents or its functions have changed, in place or not.
+#[test]
+fn changes_after_verification_are_seen() {
+    let verified_module = || verified(module()).unwrap();
+    verify(&verified_module()).unwrap();
+
+    let mut m = verified_module();
+    m.dims[1].1 = Some(0);
+    refused(
+        &m,
+        &[
+            "the extent `m` must be positive",
+            "axis 1 of f32[b, m] has the extent 0 = m, which is not positive",
+            "axis 1 of f32[b, m] has the extent 0 = m, which is not positive",
+        ],
+    );
+
+    let mut m = verified_module();
+    function(&mut m, f()).results.clear();
+    refused(&m, &["@f returns nothing"]);
+
+    let mut m = verified_module();
+    m.add(Function::new("g"));
+    refused(&m, &["@g returns nothing"]);
+
+    let mut m = verified_module();
+    let mut copy = Function::clone(&m.funcs[f()]);
+    copy.values[y()].name = "x".into();
+    m.funcs[f()] = Arc::new(copy);
+    refused(&m, &["`%x` is defined twice"]);
 }
 
 /// A callee that does not return its state is refused, and so is the caller, once each.

@@ -14,7 +14,8 @@ use crate::rewrite::cost::{Cost, Roofline, representative};
 use crate::rewrite::{Choose, Rewriting, rewrite, rules};
 use eva_ir::diag::Diag;
 use eva_ir::dim::Sym;
-use eva_ir::graph::Module;
+use eva_ir::graph::{Def, Module};
+use eva_ir::ops::Op;
 
 /// Which form of attention to compile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +53,10 @@ pub fn choose_and_report(module: &Module, form: Form, machine: Roofline) -> Resu
     let rules = rules::absorption()?;
     let mut report = Report { sizes: representative(module).into_iter().collect(), functions: Vec::new() };
     let module = crate::rebuild::functions(module, |f| {
+        // Rules are about products.
+        if !f.values.iter().any(|(_, data)| matches!(data.def, Def::Op(Op::Einsum(_), _))) {
+            return Ok(None);
+        }
         let cost = Cost::new(module, f, machine);
         Ok(rewrite(f, &rules, &cost, choose)?.map(|(function, rewriting)| {
             report.functions.push(rewriting);

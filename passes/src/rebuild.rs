@@ -120,7 +120,7 @@ pub fn functions(
 ) -> Result<Module, Diag> {
     let mut new = |f: &Arc<Function>| Ok(change(f)?.map_or_else(|| f.clone(), Arc::new));
     let funcs = module.funcs.iter().map(|(_, f)| new(f)).collect::<Result<_, _>>()?;
-    Ok(Module { dims: module.dims.clone(), funcs })
+    Ok(Module { dims: module.dims.clone(), funcs, ..Module::default() })
 }
 
 /// A rule that built something ill-typed: a mistake of the compiler's own, named.

@@ -140,9 +140,7 @@ impl Program {
         if !diags.is_empty() {
             return Err(Diags(diags));
         }
-        let module = self.0.module.borrow().clone();
-        eva_ir::verify::verify(&module)?;
-        Ok(module)
+        eva_ir::verify::verified(self.0.module.borrow().clone())
     }
 
     /// Notes a mistake.
