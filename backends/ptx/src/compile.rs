@@ -61,9 +61,10 @@ pub fn compile_all(kernels: &[Kernel], options: &Options, threads: usize) -> Res
 /// done in one go is in the kernel, and `ptxas` unrolls. It also takes out of loops what does not change in them, where
 /// registers suffice, which LLVM does not know. LLVM's own choice of passes takes vector loads apart, on which they are no
 /// longer known to be of memory that does not change.
-const PASSES: &str = "function(early-cse<memssa>,correlated-propagation,simplifycfg,instcombine,loop(loop-rotate),\
-    simplifycfg,instcombine,loop(indvars,loop-deletion),gvn,correlated-propagation,instcombine,adce,simplifycfg,\
-    instcombine)";
+const PASSES: &str = "function(early-cse<memssa>,correlated-propagation,simplifycfg,\
+    instcombine<no-verify-fixpoint>,loop(loop-rotate),simplifycfg,instcombine<no-verify-fixpoint>,\
+    loop(indvars,loop-deletion),gvn,correlated-propagation,instcombine<no-verify-fixpoint>,adce,simplifycfg,\
+    instcombine<no-verify-fixpoint>)";
 
 struct Machine {
     machine: TargetMachine,

@@ -158,7 +158,7 @@ impl<'c> Emitter<'_, 'c> {
             }
             (Slots::Truths(x), Elem::F32) => {
                 let (one, zero) = (self.ir.f32(1.0), self.ir.f32(0.0));
-                let values = x.into_iter().map(|x| float(b.build_select(x, one, zero, "")?.into()));
+                let values = x.into_iter().map(|x| float(b.build_select(x, one, zero, "")?));
                 Slots::Floats(values.collect::<Done<_>>()?)
             }
             (x, to) => return fail(format!("a cast from {:?} to {to:?}", x.elem())),
@@ -228,8 +228,8 @@ impl<'c> Emitter<'_, 'c> {
         let two_23 = 8_388_608.0;
         let tiny = b.build_float_compare(FloatPredicate::OLT, x, c(f32::MIN_POSITIVE), "")?;
         let scaled = b.build_float_mul(x, c(two_23), "")?;
-        let normal = float(b.build_select(tiny, scaled, x, "")?.into())?;
-        let less = float(b.build_select(tiny, c(-23.0), c(0.0), "")?.into())?;
+        let normal = float(b.build_select(tiny, scaled, x, "")?)?;
+        let less = float(b.build_select(tiny, c(-23.0), c(0.0), "")?)?;
 
         let bits = ir.as_int(normal)?;
         let above = b.build_int_sub(bits, ir.i32(TWO_THIRDS), "")?;
@@ -252,8 +252,8 @@ impl<'c> Emitter<'_, 'c> {
         let zero = b.build_float_compare(FloatPredicate::OEQ, x, c(0.0), "")?;
         let beyond = b.build_float_compare(FloatPredicate::UEQ, x, c(f32::INFINITY), "")?;
         let other = b.build_select(zero, c(f32::NEG_INFINITY), c(f32::NAN), "")?;
-        let result = b.build_select(positive, finite, float(other.into())?, "")?;
-        float(b.build_select(beyond, x, float(result.into())?, "")?.into())
+        let result = b.build_select(positive, finite, float(other)?, "")?;
+        float(b.build_select(beyond, x, float(result)?, "")?)
     }
 
     /// The sine of `x` and `quarters` right angles: the nearest `f32` but for one in millions.
@@ -272,7 +272,7 @@ impl<'c> Emitter<'_, 'c> {
         // Angles below 1/2 are their own rest; the table begins with as many zeros as this one needs.
         let small = ir.compare(IntPredicate::ULT, exponent, ir.i32(126))?;
         let place = b.build_int_sub(exponent, ir.i32(127 - 31), "")?;
-        let place = int(b.build_select(small, ir.i32(0), place, "")?.into())?;
+        let place = int(b.build_select(small, ir.i32(0), place, "")?)?;
         let (word, shift) = (ir.shr(place, 5)?, b.build_and(place, ir.i32(31), "")?);
         let table = self.two_over_pi();
         let mut words = Vec::with_capacity(4);
@@ -297,8 +297,8 @@ impl<'c> Emitter<'_, 'c> {
         let step = std::f64::consts::FRAC_PI_2 / 2f64.powi(64);
         let rest = b.build_float_mul(rest, ir.f64(step), "")?;
         let own = b.build_float_ext(ir.as_float(magnitude)?, f64_type, "")?;
-        let r = float(b.build_select(small, own, rest, "")?.into())?;
-        let quadrant = int(b.build_select(small, ir.i32(0), quadrant, "")?.into())?;
+        let r = float(b.build_select(small, own, rest, "")?)?;
+        let quadrant = int(b.build_select(small, ir.i32(0), quadrant, "")?)?;
         let quadrant = b.build_int_add(quadrant, ir.i32(quarters), "")?;
 
         // The Taylor series, whose next terms are below 1e-11 of the result.
@@ -312,17 +312,15 @@ impl<'c> Emitter<'_, 'c> {
                     terms.push(if n / 2 % 2 == 1 { -1.0 / factorial } else { 1.0 / factorial });
                 }
             }
-            let mut sum = ir.f64(0.0);
-            for &term in terms.iter().rev() {
-                sum = self.real("llvm.fma", &[sum, square, ir.f64(term)])?;
-            }
-            Ok(sum)
+            let mut terms = terms.into_iter().rev().map(|term| ir.f64(term));
+            let last = terms.next().unwrap_or(ir.f64(0.0));
+            terms.try_fold(last, |sum, term| self.real("llvm.fma", &[sum, square, term]))
         };
         // r - r³/6 + …, of which the list begins with 1; and 1 - r²/2 + …, of which it begins with -1/2.
         let sine = b.build_float_mul(series(11)?, r, "")?;
         let cosine = self.real("llvm.fma", &[series(12)?, square, ir.f64(1.0)])?;
         let odd = ir.compare(IntPredicate::NE, b.build_and(quadrant, ir.i32(1), "")?, ir.i32(0))?;
-        let value = float(b.build_select(odd, cosine, sine, "")?.into())?;
+        let value = float(b.build_select(odd, cosine, sine, "")?)?;
         let value = ir.as_int(b.build_float_trunc(value, ir.ctx.f32_type(), "")?)?;
         // Two quarters turn the sign, and so does a negative angle, of a sine.
         let turned = ir.shl(b.build_and(quadrant, ir.i32(2), "")?, 30)?;
@@ -332,7 +330,7 @@ impl<'c> Emitter<'_, 'c> {
             value = b.build_xor(value, negative, "")?;
         }
         let finite = ir.compare(IntPredicate::ULT, exponent, ir.i32(255))?;
-        float(b.build_select(finite, ir.as_float(value)?, ir.f32(f32::NAN), "")?.into())
+        float(b.build_select(finite, ir.as_float(value)?, ir.f32(f32::NAN), "")?)
     }
 
     /// 64 zeros and 192 bits of 2/π behind them, in words, the most significant first.

@@ -60,17 +60,14 @@ impl<'c> Emitter<'_, 'c> {
         let index = self.ints(from.index)?;
         let (dtype, n) = (self.dtype(from.space)?, width(ty.cols, index.len())?);
         check(dtype, n, ty.elem)?;
-        let mask = mask.map(|mask| self.truths(mask)).transpose()?;
+        let mask = self.masks(mask, index.len())?;
         let mut values = Vec::with_capacity(ty.cols);
         for (i, &index) in index.iter().enumerate() {
             let pointer = self.address(from.space, index)?;
-            let piece = Piece { pointer, space: self.space(from.space)?, dtype, n };
+            let piece = Piece { pointer, space: space_of(from.space), dtype, n };
             let words = match &mask {
                 None => self.load_words(piece)?,
-                Some(mask) if mask.len() == 1 || mask.len() == self.ints(from.index)?.len() => {
-                    self.load_words_if(piece, slot(mask, i))?
-                }
-                Some(mask) => return fail(format!("{} masks for {} addresses", mask.len(), i)),
+                Some(mask) => self.load_words_if(piece, slot(mask, i))?,
             };
             values.extend(self.unpack(&words, dtype, n)?.values());
         }
@@ -82,13 +79,10 @@ impl<'c> Emitter<'_, 'c> {
         let (dtype, all, elem) = (self.dtype(to.space)?, value.values(), value.elem());
         let n = width(all.len(), index.len())?;
         check(dtype, n, elem)?;
-        let mask = mask.map(|mask| self.truths(mask)).transpose()?;
-        if let Some(mask) = mask.as_ref().filter(|mask| mask.len() != 1 && mask.len() != index.len()) {
-            return fail(format!("{} masks for {} addresses", mask.len(), index.len()));
-        }
+        let mask = self.masks(mask, index.len())?;
         for (i, (&index, value)) in index.iter().zip(all.chunks(n)).enumerate() {
             let pointer = self.address(to.space, index)?;
-            let piece = Piece { pointer, space: self.space(to.space)?, dtype, n };
+            let piece = Piece { pointer, space: space_of(to.space), dtype, n };
             let words = self.pack(&Slots::new(elem, value)?, dtype)?;
             match &mask {
                 None => self.store_words(piece, &words)?,
@@ -214,8 +208,14 @@ impl<'c> Emitter<'_, 'c> {
         }
     }
 
-    fn space(&self, space: Space) -> Done<u16> {
-        Ok(if matches!(space, Space::Buf(_)) { space::GLOBAL } else { space::SHARED })
+    /// The mask of `n` addresses.
+    fn masks(&self, mask: Option<Reg>, n: usize) -> Done<Option<Vec<I<'c>>>> {
+        match mask.map(|mask| self.truths(mask)).transpose()? {
+            Some(mask) if mask.len() != 1 && mask.len() != n => {
+                fail(format!("a mask of {} slots for {n} addresses", mask.len()))
+            }
+            mask => Ok(mask),
+        }
     }
 
     /// Where an element is.
@@ -276,9 +276,14 @@ impl<'c> Emitter<'_, 'c> {
     }
 }
 
+/// The address space of a memory.
+fn space_of(space: Space) -> u16 {
+    if matches!(space, Space::Buf(_)) { space::GLOBAL } else { space::SHARED }
+}
+
 /// How many elements each address stands for.
 fn width(slots: usize, addresses: usize) -> Done<usize> {
-    if addresses == 0 || slots % addresses != 0 {
+    if addresses == 0 || !slots.is_multiple_of(addresses) {
         return fail(format!("{slots} slots at {addresses} addresses"));
     }
     Ok(slots / addresses)

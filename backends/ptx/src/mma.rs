@@ -33,7 +33,7 @@ struct Operand<'c> {
 
 impl Operand<'_> {
     /// The upper half of the descriptor: the distance of groups of eight rows, and the swizzle.
-    const HIGH: u32 = GROUP / UNIT | SWIZZLE_128;
+    const HIGH: u32 = (GROUP / UNIT) | SWIZZLE_128;
 
     /// How far from the descriptor's address term `term` is, in its units.
     fn offset(&self, term: usize) -> usize {

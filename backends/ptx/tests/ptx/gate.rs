@@ -14,8 +14,6 @@ static SKIPPED: AtomicUsize = AtomicUsize::new(0);
 pub struct Assembled {
     /// Registers of a thread at the start.
     pub registers: usize,
-    /// Where the machine code is.
-    pub cubin: PathBuf,
 }
 
 /// `ptxas`: what `EVA_PTXAS` names, or the one in `PATH`.
@@ -32,13 +30,18 @@ pub fn pass(kernel: &Kernel) -> (Ptx, Option<Assembled>) {
     let options = Options { keep_llvm: true, ..Options::default() };
     let ptx = compile(kernel, &options).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
     assert!(ptx.text.contains(".version 8.6") && ptx.text.contains(".target sm_90a"), "{}", ptx.text);
-    if let Some(folder) = std::env::var_os("EVA_PTX_DUMP") {
-        let f = PathBuf::from(folder);
-        std::fs::write(f.join(format!("{}.ll", ptx.name)), ptx.llvm.as_deref().unwrap_or("")).unwrap();
-        std::fs::write(f.join(format!("{}.ptx", ptx.name)), &ptx.text).unwrap();
-    }
+    dump(&ptx);
     let assembled = assemble(&ptx);
     (ptx, assembled)
+}
+
+/// Writes the module, and the LLVM IR that it came from, to the folder that `EVA_PTX_DUMP` names: to look at, or to run
+/// where there is a GPU.
+fn dump(ptx: &Ptx) {
+    let Some(folder) = std::env::var_os("EVA_PTX_DUMP").map(PathBuf::from) else { return };
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join(format!("{}.ptx", ptx.name)), &ptx.text).unwrap();
+    std::fs::write(folder.join(format!("{}.ll", ptx.name)), ptx.llvm.as_deref().unwrap_or_default()).unwrap();
 }
 
 /// Panics where `ptxas` refuses, spills, uses local memory, or makes products wait for one another.
@@ -68,7 +71,7 @@ fn assemble(ptx: &Ptx) -> Option<Assembled> {
     assert!(!said.contains("lmem"), "local memory: {}", context());
     let registers = said.split("Used ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
     let registers = registers.unwrap_or_else(|| panic!("no registers: {}", context()));
-    Some(Assembled { registers, cubin })
+    Some(Assembled { registers })
 }
 
 /// How often a word is in the text.

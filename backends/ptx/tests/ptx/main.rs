@@ -2,8 +2,10 @@
 //! small ones, how it reads.
 
 mod arithmetic;
+mod attention;
 mod build;
 mod gate;
 mod memory;
 mod product;
+mod scaled;
 mod shared;
