@@ -124,14 +124,7 @@ pub fn bind_sizes(
     let mut sizes = given.clone();
     sizes.0.extend(module.dims.iter().filter_map(|(sym, n)| Some((sym.clone(), (*n)?))));
     let types: Vec<_> = params.iter().filter_map(|&p| f.tensor(p)).collect();
-    for (ty, shape) in types.iter().zip(shapes) {
-        for (dim, &n) in ty.shape.iter().zip(*shape) {
-            let mut terms = dim.terms();
-            if let (Some(([sym], 1)), None) = (terms.next(), terms.next()) {
-                sizes.0.entry(sym.clone()).or_insert(n as i64);
-            }
-        }
-    }
+    types.iter().zip(shapes).for_each(|(ty, shape)| ty.bind(shape, &mut sizes.0));
     for ((&param, ty), shape) in params.iter().zip(&types).zip(shapes) {
         let mut why = String::new();
         let fits = ty.rank() == shape.len()

@@ -1,7 +1,8 @@
 //! What the compiler knows of a tensor before it runs.
 
-use crate::dim::Dim;
+use crate::dim::{Dim, Sym};
 use smallvec::SmallVec;
+use std::collections::HashMap;
 use std::fmt;
 
 /// The type of a tensor's elements.
@@ -127,6 +128,15 @@ impl TensorType {
     /// The number of axes.
     pub fn rank(&self) -> usize {
         self.shape.len()
+    }
+
+    /// Gives the extents that are a name alone, and have no value yet, the value that a tensor's shape shows.
+    pub fn bind(&self, shape: &[usize], sizes: &mut HashMap<Sym, i64>) {
+        for (dim, &n) in self.shape.iter().zip(shape) {
+            if let Some(sym) = dim.as_sym() {
+                sizes.entry(sym.clone()).or_insert(n as i64);
+            }
+        }
     }
 
     /// The number of elements.

@@ -124,7 +124,7 @@ impl Session {
                 ty: param.ty.to_string(),
             };
             let weight = weights.get(&param.name).ok_or_else(missing)?;
-            bind(&param.ty, &weight.shape, &mut fixed);
+            param.ty.bind(&weight.shape, &mut fixed);
             check(&param.name, &param.ty, weight.dtype, &weight.shape, &fixed)?;
             if weight.bytes.len() != weight.shape.iter().product::<usize>() * weight.dtype.bytes() as usize {
                 return Err(Error::Internal(format!("`{}` has the wrong number of bytes", param.name)));
@@ -207,7 +207,7 @@ impl Session {
             let param = f.params.iter().find(|p| p.name == name && p.kind == ParamKind::Input);
             let param =
                 param.ok_or_else(|| Error::Unknown { name: name.into(), function: f.name.clone() })?;
-            bind(&param.ty, tensor.shape(), &mut env);
+            param.ty.bind(tensor.shape(), &mut env);
         }
         let mut params = Vec::with_capacity(f.params.len());
         for (param, weight) in f.params.iter().zip(&self.weights) {
@@ -290,16 +290,6 @@ impl Session {
 /// The extents whose values the module fixes.
 fn fixed(exe: &Executable) -> HashMap<Sym, i64> {
     exe.plan().dims.iter().filter_map(|(sym, n)| Some((sym.clone(), (*n)?))).collect()
-}
-
-/// Gives extents that are a name alone, and have no value yet, the value that a tensor's shape shows.
-fn bind(ty: &TensorType, shape: &[usize], env: &mut HashMap<Sym, i64>) {
-    for (dim, &n) in ty.shape.iter().zip(shape) {
-        let mut terms = dim.terms();
-        if let (Some(([sym], 1)), None) = (terms.next(), terms.next()) {
-            env.entry(sym.clone()).or_insert(n as i64);
-        }
-    }
 }
 
 /// Checks a tensor against a parameter's type.
