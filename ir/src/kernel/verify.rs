@@ -52,7 +52,7 @@
 //! 29. Products are by warpgroups: roles of a multiple of 4 warps. Shared operands are swizzled, of equal 16-bit types
 //!     or of 8-bit types; only 16-bit types are transposed. Terms come in multiples of 16 (8-bit types: 32), start at
 //!     a multiple of 16, and are inside the tile; columns are a multiple of 8 up to 256.
-//! 30. What is waited for with [`block::BlockInst::MmaWait`] is assigned in the same body and not used afterwards; at
+//! 30. What is waited for with [`BlockInst::MmaWait`] is assigned in the same body and not used afterwards; at
 //!     most 7 products are left unfinished.
 
 use super::block::BlockInst;

@@ -2,6 +2,7 @@
 
 mod block_pipe;
 mod block_product;
+mod block_random;
 mod block_stage;
 mod block_support;
 mod block_threads;
