@@ -104,7 +104,8 @@ impl BufView {
         let aligned = |dim: &Dim| dim.terms().all(|(_, n)| n * bytes % 16 == 0);
         let one = Dim::from(1);
         let real = |axis: &usize| self.shape[*axis] != one;
-        let mut steps = (0..self.shape.len()).filter(real).map(|axis| &self.strides[axis]).collect::<Vec<_>>();
+        let mut steps =
+            (0..self.shape.len()).filter(real).map(|axis| &self.strides[axis]).collect::<Vec<_>>();
         let near = steps.iter().position(|step| **step == one);
         near.map(|at| steps.remove(at));
         matches!(self.dtype, DType::Bf16 | DType::F16)
@@ -297,9 +298,8 @@ pub struct Schedule {
     pub product: [usize; 3],
     /// Attention: query rows and keys of one tile.
     pub attention: [usize; 2],
-    /// The same where bulk copies can bring all operands to tensor cores ([`BufView::is_bulk`]), if there are such:
-    /// products, then attention.
-    pub tensor: Option<([usize; 3], [usize; 2])>,
+    /// The same where bulk copies can bring all operands to tensor cores ([`BufView::is_bulk`]), if there are such.
+    pub tensor: Option<TensorSchedule>,
     /// The longest row that is held as one tile; longer ones go block by block.
     pub row: usize,
     /// The columns of one tile where any number does.
@@ -308,15 +308,28 @@ pub struct Schedule {
     pub sort: usize,
 }
 
+/// Tile sizes for tensor cores; see [`Schedule`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorSchedule {
+    /// Products: rows and columns of the result, and terms of the sum, of one tile.
+    pub product: [usize; 3],
+    /// Attention whose values are at most `narrow` wide: query rows and keys of one tile.
+    pub attention: [usize; 2],
+    /// Attention with wider values.
+    pub wide_attention: [usize; 2],
+    /// The most columns of a value of which two warpgroups can have a row each.
+    pub narrow: usize,
+}
+
 impl Schedule {
     /// The tile sizes of a product of these operands.
     pub fn product_of(&self, operands: &[&BufView]) -> [usize; 3] {
-        self.tensor_of(operands).map_or(self.product, |(product, _)| product)
+        self.tensor_of(operands).map_or(self.product, |tensor| tensor.product)
     }
 
     /// The tile sizes for tensor cores, if they are there and the operands are fit for them.
-    pub fn tensor_of(&self, operands: &[&BufView]) -> Option<([usize; 3], [usize; 2])> {
-        self.tensor.filter(|_| operands.iter().all(|view| view.is_bulk()))
+    pub fn tensor_of(&self, operands: &[&BufView]) -> Option<&TensorSchedule> {
+        self.tensor.as_ref().filter(|_| operands.iter().all(|view| view.is_bulk()))
     }
 }
 

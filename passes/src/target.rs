@@ -1,6 +1,6 @@
 //! What the compiler knows of the machine it compiles for: plain data.
 
-use eva_ir::lower::Schedule;
+use eva_ir::lower::{Schedule, TensorSchedule};
 
 /// A machine to compile for.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,7 +41,12 @@ impl Target {
         let schedule = Schedule {
             product: [64, 64, 16],
             attention: [16, 32],
-            tensor: Some(([128, 256, 64], [64, 64])),
+            tensor: Some(TensorSchedule {
+                product: [128, 256, 64],
+                attention: [128, 128],
+                wide_attention: [64, 64],
+                narrow: 256,
+            }),
             row: 16384,
             block: 1024,
             sort: 1024,

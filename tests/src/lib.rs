@@ -8,6 +8,7 @@ use eva_ir::testing::Sample;
 use eva_ir::types::DType;
 use eva_passes::interpret::{How, interpret};
 use eva_passes::plan::Plan;
+use eva_passes::target::Target;
 use eva_runtime::{CompileOptions, Executable, Session, Tensor, Weights};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -70,7 +71,8 @@ pub fn tolerance(dtype: DType) -> f64 {
     }
 }
 
-/// Checks evaluator = tile interpreter = lane interpreter = machine code for one function, on random arguments.
+/// Checks evaluator = tile interpreter = lane interpreter = machine code, and evaluator = tile interpreter = block
+/// interpreter with a GPU's tiles, for one function on random arguments.
 pub fn check_chain(
     module: &Module,
     func: Func,
@@ -109,6 +111,16 @@ pub fn check_args(module: &Module, func: Func, sizes: &Sizes, args: &[Array], bo
         let (have, _) = interpret(plan, func, sizes, args, &how).unwrap_or_else(|e| panic!("{phase:?}: {e}"));
         let limit = if coarse == DType::F32 { 1e-7 } else { tolerance(coarse) };
         compare(f, &format!("{phase:?}"), &have, &want, bounds, limit);
+    }
+    // What a GPU would run, in the interpreter.
+    let gpu = eva_passes::compile(module, &Target::cuda(), &eva_passes::Options::default())
+        .unwrap_or_else(|e| panic!("{e}"));
+    for phase in [Phase::Tile, Phase::Block] {
+        let how = How { phase, slack: 3, options: eva_ir::kernel::run::Options::default() };
+        let (have, _) =
+            interpret(&gpu, func, sizes, args, &how).unwrap_or_else(|e| panic!("GPU, {phase:?}: {e}"));
+        let limit = if coarse == DType::F32 { 1e-7 } else { tolerance(coarse) };
+        compare(f, &format!("GPU, {phase:?}"), &have, &want, bounds, limit);
     }
     let have = run_machine(Arc::new(executable), f, sizes, args);
     compare(f, "machine code", &have, &want, bounds, tolerance(coarse));

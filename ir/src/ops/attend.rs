@@ -177,13 +177,15 @@ impl OpDef for Attend {
         }
 
         let tensor = cx.schedule.tensor_of(&views.iter().collect::<Vec<_>>());
-        let [most_rows, most_keys] = tensor.map_or(cx.schedule.attention, |(_, attention)| attention);
+        let width = cx.fixed(extent(roles.value), "the width of a value")?;
+        let [most_rows, most_keys] = tensor.map_or(cx.schedule.attention, |tensor| {
+            if width <= tensor.narrow { tensor.attention } else { tensor.wide_attention }
+        });
         // Tensor cores have whole tiles only.
         let fit = |dim: &Dim, most: usize| {
             if tensor.is_some() { most } else { cx.size(dim).map_or(most, |n| n.clamp(1, most)) }
         };
         let (bm, bk) = (fit(&rows, most_rows), fit(extent(roles.key), most_keys));
-        let width = cx.fixed(extent(roles.value), "the width of a value")?;
 
         let mut at = vec![None; extents.len()];
         let mut coords = Vec::new();

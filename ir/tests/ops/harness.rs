@@ -101,7 +101,14 @@ impl<'a> Case<'a> {
 
     /// The kernel, and which storage each of its buffers is: operands first, then results.
     pub fn lower(&self) -> Result<(Kernel, Vec<usize>), LowerError> {
-        let schedule = Schedule { product: [3, 5, 4], attention: [3, 5], tensor: None, row: self.row, block: 7, sort: 10 };
+        let schedule = Schedule {
+            product: [3, 5, 4],
+            attention: [3, 5],
+            tensor: None,
+            row: self.row,
+            block: 7,
+            sort: 10,
+        };
         let k = Build::new("test");
         let bases = RefCell::new(Vec::new());
         let constant = |dim: &Dim| dim.eval(&|sym| self.fixed.get(sym.as_str()).copied());
