@@ -302,6 +302,36 @@ fn operands_stay_until_the_product_is_finished() {
     let early = ["b is still being read by a product or a bulk copy"];
     never(&overwritten(false, true), &[], &[], &early);
     never(&overwritten(true, false), &[], &[], &[early[0], "and no barrier is between"]);
+    always(&other_group_overwrites(true), &[], &[], Options::default());
+    never(&other_group_overwrites(false), &[], &[], &[early[0], "and no barrier is between"]);
+}
+
+/// Two warpgroups, each with a product of its own stage. The second one writes the stage of the first, long after the
+/// waits, but perhaps behind no barrier.
+fn other_group_overwrites(barrier: bool) -> Raw {
+    let mut k = Raw::blocks(8);
+    let tile = k.shared("b", DType::Bf16, [8, 64], 2, true);
+    let (thread, zero, long) = (k.thread(), k.int(0), k.int(100));
+    let (first, slots) = (k.with(Fn2::Mul, thread, 4), k.table([0, 1, 2, 3]));
+    let at = k.zip(Fn2::Add, first, slots);
+    let x = k.floats(1, 4, 2.0);
+    k.store(Space::Shared(tile), at, x, None);
+    k.block(BlockInst::FenceAsync);
+    k.barrier(0, 8);
+    let (acc, left, group) = (k.floats(1, 4, 0.0), k.floats(1, 8, 1.0), k.with(Fn2::Div, thread, 128));
+    let (a, b, keep) = (MmaLeft::Registers(left), operand(tile, group, false, 0), Keep::No);
+    let out = k.slots(Elem::F32, 4, |out| BlockInst::Mma { out, acc, keep, a, b, b_row: zero, n: 8, k: 16 });
+    k.mma_wait(0, out);
+    if barrier {
+        k.barrier(0, 8);
+    }
+    k.repeat(long, &[zero], |k, i, sum| vec![k.zip(Fn2::Add, sum[0], i)]);
+    let second = k.zip(Fn2::Lt, zero, group);
+    let at = k.with(Fn2::Sub, at, 512);
+    let y = k.floats(1, 4, 3.0);
+    let (body, ()) = k.body(|k| k.store(Space::Shared(tile), at, y, None));
+    k.push(Inst::If { cond: second, body });
+    k
 }
 
 /// Two products in flight, the second adding to the first where `chained`; one is left unfinished by the first wait.
