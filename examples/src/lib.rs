@@ -76,7 +76,7 @@ pub fn evaluate(
             }
             ParamKind::Weight => {
                 let w = &weights[name];
-                Array::new(&w.shape, numbers(w.dtype, &w.bytes))
+                Array::new(&w.shape, numbers(w.dtype, w.host().expect("the weights are on the CPU")))
             }
             ParamKind::State => {
                 let shape = &f.tensor(value).expect("parameters are tensors").shape;

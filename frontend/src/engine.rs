@@ -19,7 +19,7 @@ use eva_ir::types::DType;
 use eva_passes::Form;
 use eva_runtime::checkpoint::{Checkpoint, CheckpointError};
 use eva_runtime::sample::{SampleError, Sampler, Sampling};
-use eva_runtime::{CompileOptions, Executable, Session, States, Tensor, Weights, weights};
+use eva_runtime::{CompileOptions, Device, Executable, Session, States, Tensor, Weights, weights};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,6 +31,8 @@ pub struct LoadOptions {
     pub dtype: DType,
     /// The form of attention.
     pub form: Form,
+    /// What the model runs on.
+    pub device: Device,
     /// Threads; `EVA_THREADS` or the machine's processors if not given.
     pub threads: Option<usize>,
     /// The functions to prepare: `main` for generation, `forward` for the logits of every token.
@@ -48,6 +50,7 @@ impl Default for LoadOptions {
         Self {
             dtype: DType::F32,
             form: Form::Auto,
+            device: Device::Cpu,
             threads: None,
             entries: vec!["main".into()],
             taps: false,
@@ -131,7 +134,8 @@ impl Model {
         let started = Instant::now();
         progress.begin("compiling", 0);
         let module = module(&config, Some(&checkpoint), options)?;
-        let mut compile = CompileOptions { threads: options.threads, ..CompileOptions::default() };
+        let (threads, device) = (options.threads, options.device);
+        let mut compile = CompileOptions { threads, device, ..CompileOptions::default() };
         compile.passes.form = options.form;
         let executable = Arc::new(Executable::compile(&module, &compile)?);
         progress.end();
@@ -152,7 +156,7 @@ impl Model {
 
     /// Bytes of weights in memory.
     pub fn weight_bytes(&self) -> usize {
-        self.weights.values().map(|weight| weight.bytes.len()).sum()
+        self.weights.values().map(|weight| weight.bytes()).sum()
     }
 
     /// Checks token ids against the vocabulary.
@@ -248,7 +252,7 @@ fn expert_name(name: &str, i: usize) -> Option<String> {
     Some(format!("{layer}.mlp.experts.{i}.{weight}"))
 }
 
-/// Every weight that the entry points take, mapped or stacked.
+/// Every weight that the entry points take, mapped or stacked, where the executable runs.
 fn load_weights(
     config: &Config,
     executable: &Executable,
@@ -266,12 +270,15 @@ fn load_weights(
     progress.begin("loading", names.len());
     let mut all = Weights::new();
     for name in names {
-        let weight = match weights::mapped(checkpoint, &name) {
+        let weight = match weights::load(executable, checkpoint, &name)? {
             Some(weight) => Some(weight),
             None => {
                 let experts = config.experts.as_ref().map_or(0, |moe| moe.routed);
                 let parts: Option<Vec<String>> = (0..experts).map(|i| expert_name(&name, i)).collect();
-                parts.and_then(|parts| weights::stacked(checkpoint, &parts))
+                match parts {
+                    Some(parts) => weights::load_stacked(executable, checkpoint, &parts)?,
+                    None => None,
+                }
             }
         };
         let mixed = || {

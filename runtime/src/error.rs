@@ -9,6 +9,17 @@ pub enum Error {
     /// The backend refused.
     #[error(transparent)]
     Backend(#[from] eva_cranelift::Error),
+    /// The backend for GPUs refused.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Ptx(#[from] eva_ptx::Error),
+    /// The GPU.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] crate::cuda::CudaError),
+    /// A device that this program was built without.
+    #[error("this program was built without support for `{0}`; build it with the feature `cuda`")]
+    NoSuchDevice(crate::device::Device),
     /// There is no such function.
     #[error("the module has no function `{name}`; it has {have}")]
     NoFunction {

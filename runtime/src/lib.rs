@@ -1,21 +1,29 @@
-//! Running compiled modules on the CPU: tensors, checkpoints, threads, memory and calls.
+//! Running compiled modules, on the CPU or on an NVIDIA GPU: tensors, checkpoints, threads, memory and calls.
 //!
-//! An [`Executable`] is a module as machine code; a [`Session`] is one of its functions with weights, which
-//! it borrows from a mapped [`checkpoint`]; [`States`] are what a model keeps between calls. The activations of
-//! a call lie in one arena whose size is known before it runs.
+//! An [`Executable`] is a module as machine code of a [`Device`]; a [`Session`] is one of its functions with weights,
+//! which on the CPU it borrows from a mapped [`checkpoint`]; [`States`] are what a model keeps between calls. The
+//! activations of a call lie in one arena whose size is known before it runs.
 
+mod bind;
 pub mod checkpoint;
+mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod device;
 pub mod error;
 pub mod exec;
+mod memory;
 pub mod pool;
 pub mod sample;
 pub mod session;
+mod states;
 pub mod tensor;
 pub mod weights;
 
+pub use device::Device;
 pub use error::Error;
 pub use exec::{CompileOptions, CompileTimes, Executable};
-pub use session::{Session, States, Weight, Weights};
+pub use session::Session;
+pub use states::States;
 pub use tensor::Tensor;
+pub use weights::{Weight, Weights};

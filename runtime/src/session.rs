@@ -1,41 +1,19 @@
 //! [`Session`]: one function of an executable with its weights, ready to be called.
 
+use crate::bind::{Addresses, Bound, bind, state_elements};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::error::Error;
-use crate::exec::{Bound, Executable, state_elements};
+use crate::exec::{Code, Executable};
+use crate::states::{State, States};
 use crate::tensor::{Bytes, Tensor};
+use crate::weights::{Weight, Weights};
 use eva_ir::dim::{Dim, Sym};
 use eva_ir::graph::{Func, ParamKind};
 use eva_ir::types::{DType, TensorType};
 use eva_passes::plan::{CAPACITY, FuncPlan};
 use std::collections::HashMap;
-use std::ops::Deref;
 use std::sync::Arc;
-
-/// A weight in memory: a tensor of its own, or a part of a mapped file.
-pub struct Weight {
-    /// The elements' type.
-    pub dtype: DType,
-    /// The extent of each axis.
-    pub shape: Vec<usize>,
-    /// The elements, little-endian, in row-major order.
-    pub bytes: Arc<dyn Deref<Target = [u8]> + Send + Sync>,
-}
-
-impl From<Tensor> for Weight {
-    fn from(tensor: Tensor) -> Self {
-        struct Owned(Tensor);
-        impl Deref for Owned {
-            type Target = [u8];
-            fn deref(&self) -> &[u8] {
-                self.0.bytes()
-            }
-        }
-        Self { dtype: tensor.dtype(), shape: tensor.shape().to_vec(), bytes: Arc::new(Owned(tensor)) }
-    }
-}
-
-/// Tensors by the names of a function's weight parameters.
-pub type Weights = HashMap<String, Arc<Weight>>;
 
 /// A function with its weights.
 pub struct Session {
@@ -45,69 +23,40 @@ pub struct Session {
     weights: Vec<Option<Arc<Weight>>>,
     /// The extents that the module or a weight fixes.
     fixed: HashMap<Sym, i64>,
-    arena: Bytes,
+    /// The sizes of the last call, and what they decide.
     bound: Option<(Vec<(Sym, i64)>, Bound)>,
+    place: Place,
+    /// The results of the last call, until they are taken; none for states.
+    results: Vec<Option<Outcome>>,
 }
 
-/// Tensors kept between calls, by the names of a function's state parameters.
-pub struct States {
-    /// How many rows each sequence has room for.
-    pub capacity: usize,
-    /// How many sequences there are.
-    pub batch: usize,
-    tensors: HashMap<String, Tensor>,
+/// What a session has on its device.
+enum Place {
+    Cpu {
+        arena: Bytes,
+    },
+    #[cfg(feature = "cuda")]
+    Cuda(Box<cuda::Calls>),
 }
 
-impl States {
-    /// Bytes in all.
-    pub fn bytes(&self) -> usize {
-        self.tensors.values().map(|tensor| tensor.bytes().len()).sum()
-    }
+/// A result.
+enum Outcome {
+    Here(Tensor),
+    /// On the GPU, as the session keeps it.
+    #[cfg(feature = "cuda")]
+    There(DType, Vec<usize>),
+}
 
-    /// Fills the first rows of a state, `[batch, rows, …]`.
-    pub fn write(&mut self, name: &str, rows: &Tensor) -> Result<(), Error> {
-        let missing = || Error::Unknown { name: name.into(), function: "the states".into() };
-        let state = self.tensors.get_mut(name).ok_or_else(missing)?;
-        let (have, want) = (rows.shape(), state.shape().to_vec());
-        let fits = rows.dtype() == state.dtype()
-            && have.len() == want.len()
-            && have[0] == want[0]
-            && have[1] <= want[1]
-            && have[2..] == want[2..];
-        if !fits {
-            let have = format!("{}{have:?}", rows.dtype());
-            return Err(Error::Shape { name: name.into(), want: format!("{}{want:?}", state.dtype()), have });
-        }
-        let row = want[2..].iter().product::<usize>() * state.dtype().bytes() as usize;
-        let (from, to) = (have[1] * row, want[1] * row);
-        for batch in 0..want[0] {
-            state.bytes_mut()[batch * to..][..from].copy_from_slice(&rows.bytes()[batch * from..][..from]);
-        }
-        Ok(())
-    }
-
-    /// The first `n` rows of a state, `[batch, n, …]`.
-    pub fn read(&self, name: &str, n: usize) -> Option<Tensor> {
-        let state = self.tensors.get(name)?;
-        let mut shape = state.shape().to_vec();
-        let row = shape[2..].iter().product::<usize>() * state.dtype().bytes() as usize;
-        let from = std::mem::replace(&mut shape[1], n) * row;
-        let mut rows = Tensor::zeros(state.dtype(), &shape);
-        for batch in 0..shape[0] {
-            rows.bytes_mut()[batch * n * row..][..n * row]
-                .copy_from_slice(state.bytes().get(batch * from..)?.get(..n * row)?);
-        }
-        Some(rows)
-    }
-
-    /// One state: `[batch, capacity, …]`.
-    pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.get(name)
-    }
+/// An argument of a call.
+pub(crate) enum Arg<'a> {
+    /// Memory of the device: a weight or a state.
+    Kept(*mut u8),
+    /// An input's bytes, in the host's memory.
+    Input(&'a [u8]),
 }
 
 impl Session {
-    /// Checks that every weight is there and fits.
+    /// Checks that every weight is there and fits. Those that are not on the executable's device are copied there.
     pub fn new(exe: Arc<Executable>, name: &str, weights: &Weights) -> Result<Self, Error> {
         let func = exe.func(name)?;
         let f = exe.func_plan(func);
@@ -126,12 +75,21 @@ impl Session {
             let weight = weights.get(&param.name).ok_or_else(missing)?;
             param.ty.bind(&weight.shape, &mut fixed);
             check(&param.name, &param.ty, weight.dtype, &weight.shape, &fixed)?;
-            if weight.bytes.len() != weight.shape.iter().product::<usize>() * weight.dtype.bytes() as usize {
+            if weight.bytes() != weight.shape.iter().product::<usize>() * weight.dtype.bytes() as usize {
                 return Err(Error::Internal(format!("`{}` has the wrong number of bytes", param.name)));
             }
-            found.push(Some(weight.clone()));
+            let copied = match weight.is_on(&exe) {
+                true => Ok(weight.clone()),
+                false => weight.copy_to(&exe, &param.name).map(Arc::new),
+            };
+            found.push(Some(copied.map_err(|e| with_numbers(e, &found, 0))?));
         }
-        Ok(Self { exe, func, weights: found, fixed, arena: Bytes::zeroed(0), bound: None })
+        let place = match &exe.code {
+            Code::Cpu(_) => Place::Cpu { arena: Bytes::zeroed(0) },
+            #[cfg(feature = "cuda")]
+            Code::Cuda(_) => Place::Cuda(Box::new(cuda::Calls::new())),
+        };
+        Ok(Self { exe, func, weights: found, fixed, bound: None, place, results: Vec::new() })
     }
 
     /// The executable.
@@ -144,10 +102,21 @@ impl Session {
         self.exe.func_plan(self.func)
     }
 
+    /// Whether calls on a GPU become graphs, which start faster from the second call on. They do if not told otherwise.
+    pub fn use_graphs(&mut self, yes: bool) {
+        match &mut self.place {
+            Place::Cpu { .. } => {
+                let _ = yes;
+            }
+            #[cfg(feature = "cuda")]
+            Place::Cuda(calls) => calls.use_graphs = yes,
+        }
+    }
+
     /// Zeroed states for `batch` sequences with room for `capacity` tokens each.
     pub fn new_states(&self, batch: usize, capacity: usize) -> Result<States, Error> {
         let fixed = &self.fixed;
-        let mut tensors = HashMap::new();
+        let mut tensors: HashMap<String, State> = HashMap::new();
         for param in self.plan().params.iter().filter(|p| p.kind == ParamKind::State) {
             let mut shape = vec![batch, capacity];
             for dim in param.ty.shape.iter().skip(2) {
@@ -159,7 +128,11 @@ impl Session {
             if bytes.is_none_or(|n| n > isize::MAX as usize / 2) {
                 return Err(Error::TooLarge(format!("`{}` of {shape:?}", param.name)));
             }
-            tensors.insert(param.name.clone(), Tensor::zeros(param.ty.dtype, &shape));
+            let bytes = bytes.unwrap_or(0);
+            let memory = self.exe.zeroed(bytes, &format!("the cache `{}`", param.name));
+            let caches = || tensors.values().map(|state| state.memory.len()).sum();
+            let memory = memory.map_err(|e| with_numbers(e, &self.weights, caches()))?;
+            tensors.insert(param.name.clone(), State { dtype: param.ty.dtype, shape, memory });
         }
         Ok(States { capacity, batch, tensors })
     }
@@ -177,14 +150,14 @@ impl Session {
 
     /// Bytes of weights.
     pub fn weight_bytes(&self) -> usize {
-        self.weights.iter().flatten().map(|w| w.bytes.len()).sum()
+        bytes(&self.weights)
     }
 
     /// Bytes of arena that a call with these extents needs.
     pub fn arena_bytes(&self, sizes: &[(&str, usize)]) -> Result<usize, Error> {
         let mut sizes: HashMap<Sym, i64> = sizes.iter().map(|&(name, n)| (name.into(), n as i64)).collect();
         sizes.extend(self.fixed.clone());
-        Ok(self.exe.bind(self.func, &sizes)?.arena)
+        Ok(bind(self.exe.plan(), self.func, &sizes)?.arena)
     }
 
     /// Calls the function. Extents are found from the inputs' shapes and from `sizes`, which must give those that
@@ -196,6 +169,21 @@ impl Session {
         states: Option<&mut States>,
         sizes: &[(&str, usize)],
     ) -> Result<Vec<(String, Tensor)>, Error> {
+        self.start(inputs, states, sizes)?;
+        let exe = self.exe.clone();
+        let results = exe.func_plan(self.func).results.iter().filter(|result| result.state.is_none());
+        results.map(|result| Ok((result.name.clone(), self.take(&result.name)?))).collect()
+    }
+
+    /// Starts a call, as [`Session::run`] does, without waiting for it: on a GPU it is under way when this returns, and
+    /// calls, of any session, follow each other. (On the CPU it is done.) What was not taken of the call before is
+    /// gone.
+    pub fn start(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        states: Option<&mut States>,
+        sizes: &[(&str, usize)],
+    ) -> Result<(), Error> {
         let exe = self.exe.clone();
         let f = exe.func_plan(self.func);
         let mut env: HashMap<Sym, i64> = self.fixed.clone();
@@ -209,24 +197,97 @@ impl Session {
                 param.ok_or_else(|| Error::Unknown { name: name.into(), function: f.name.clone() })?;
             param.ty.bind(tensor.shape(), &mut env);
         }
-        let mut params = Vec::with_capacity(f.params.len());
+        let args = self.arguments(f, inputs, states.as_deref(), &env)?;
+        let mut shapes = Vec::with_capacity(f.results.len());
+        for result in &f.results {
+            let extent =
+                |dim: &Dim| dim.eval(&|sym| env.get(sym).copied()).and_then(|n| usize::try_from(n).ok());
+            let shape: Option<Vec<usize>> = result.ty.shape.iter().map(extent).collect();
+            let unknown = || Error::Internal(format!("`{}` has no known shape", result.name));
+            shapes.push(match result.state {
+                Some(_) => None,
+                None => Some((result.ty.dtype, shape.ok_or_else(unknown)?)),
+            });
+        }
+        let mut key: Vec<(Sym, i64)> = env.iter().map(|(sym, &n)| (sym.clone(), n)).collect();
+        key.sort();
+        if self.bound.as_ref().is_none_or(|(have, _)| *have != key) {
+            self.bound = Some((key, bind(exe.plan(), self.func, &env)?));
+        }
+        let (sizes, bound) = self.bound.as_ref().expect("it was made above, if it was not there");
+        self.results.clear();
+        match (&exe.code, &mut self.place) {
+            (Code::Cpu(code), Place::Cpu { arena }) => {
+                let _ = sizes;
+                if arena.len() < bound.arena {
+                    *arena = Bytes::zeroed(0);
+                    *arena = Bytes::zeroed(bound.arena);
+                }
+                let results =
+                    shapes.into_iter().map(|shape| shape.map(|(dtype, s)| Tensor::zeros(dtype, &s)));
+                let results: Vec<Option<Tensor>> = results.collect();
+                let address =
+                    |result: &Option<Tensor>| result.as_ref().map_or(std::ptr::null_mut(), Tensor::as_ptr);
+                let addresses: Vec<*mut u8> = results.iter().map(address).collect();
+                let params: Vec<*mut u8> = args.iter().map(Arg::address).collect();
+                let at = Addresses { params: &params, results: &addresses, arena: arena.as_ptr() };
+                // SAFETY: every buffer was checked against its type above and in `bind`; inputs are only read, states
+                // are borrowed mutably by this call, results and the arena are this session's own.
+                unsafe { exe.run(code, bound, at) }?;
+                self.results = results.into_iter().map(|result| result.map(Outcome::Here)).collect();
+            }
+            #[cfg(feature = "cuda")]
+            (Code::Cuda(code), Place::Cuda(calls)) => {
+                let size = |(dtype, shape): &(DType, Vec<usize>)| {
+                    shape.iter().fold(dtype.bytes() as usize, |n, &extent| n.saturating_mul(extent))
+                };
+                let results = shapes.iter().map(|shape| shape.as_ref().map(size)).collect();
+                let have = cuda::Need {
+                    weights: bytes(&self.weights),
+                    caches: states.as_ref().map_or(0, |states| states.bytes()),
+                    arena: bound.arena,
+                    ..cuda::Need::default()
+                };
+                let call = cuda::Call { exe: &exe, code, bound, sizes, args, results, have };
+                // SAFETY: as above.
+                unsafe { calls.start(&call) }?;
+                self.results = shapes
+                    .into_iter()
+                    .map(|shape| shape.map(|(dtype, s)| Outcome::There(dtype, s)))
+                    .collect();
+            }
+            #[cfg(feature = "cuda")]
+            _ => return Err(Error::Internal("a session has a place on another device".into())),
+        }
+        Ok(())
+    }
+
+    /// The arguments of a call, checked.
+    fn arguments<'a>(
+        &self,
+        f: &FuncPlan,
+        inputs: &[(&str, &'a Tensor)],
+        states: Option<&States>,
+        env: &HashMap<Sym, i64>,
+    ) -> Result<Vec<Arg<'a>>, Error> {
+        let mut args = Vec::with_capacity(f.params.len());
         for (param, weight) in f.params.iter().zip(&self.weights) {
             let missing = || Error::Missing {
                 name: param.name.clone(),
                 function: f.name.clone(),
                 ty: param.ty.to_string(),
             };
-            params.push(match param.kind {
-                ParamKind::Weight => weight.as_ref().ok_or_else(missing)?.bytes.as_ptr().cast_mut(),
+            args.push(match param.kind {
+                ParamKind::Weight => Arg::Kept(weight.as_ref().ok_or_else(missing)?.address()),
                 ParamKind::Input => {
                     let given = inputs.iter().find(|(name, _)| *name == param.name);
                     let (_, tensor) = given.ok_or_else(missing)?;
-                    check(&param.name, &param.ty, tensor.dtype(), tensor.shape(), &env)?;
-                    tensor.as_ptr()
+                    check(&param.name, &param.ty, tensor.dtype(), tensor.shape(), env)?;
+                    Arg::Input(tensor.bytes())
                 }
                 ParamKind::State => {
-                    let states = states.as_ref().ok_or_else(missing)?;
-                    let tensor = states.tensors.get(&param.name).ok_or_else(missing)?;
+                    let states = states.ok_or_else(missing)?;
+                    let state = states.tensors.get(&param.name).ok_or_else(missing)?;
                     let value = |dim: &Dim| {
                         let unknown = || Error::Internal(format!("the extent `{dim}` has no value"));
                         dim.eval(&|sym| env.get(sym).copied()).ok_or_else(unknown)
@@ -236,54 +297,82 @@ impl Session {
                         return Err(Error::Capacity { capacity: states.capacity, tokens: tokens as usize });
                     }
                     let elements = state_elements(&param.ty.shape, &value)?;
+                    let mismatch = |have: String| Error::Shape {
+                        name: param.name.clone(),
+                        want: param.ty.to_string(),
+                        have,
+                    };
                     if batch as usize != states.batch
-                        || elements as usize * tensor.dtype().bytes() as usize != tensor.bytes().len()
+                        || elements as usize * state.dtype.bytes() as usize != state.memory.len()
                     {
-                        return Err(Error::Shape {
-                            name: param.name.clone(),
-                            want: param.ty.to_string(),
-                            have: format!("a cache of {} sequences", states.batch),
-                        });
+                        return Err(mismatch(format!("a cache of {} sequences", states.batch)));
                     }
-                    tensor.as_ptr()
+                    if !state.memory.is_on(&self.exe) {
+                        return Err(mismatch(format!("a cache that is not on {}", self.exe.device())));
+                    }
+                    Arg::Kept(state.memory.address())
                 }
             });
         }
-        let bound = self.bound_for(&env)?;
-        if self.arena.len() < bound {
-            self.arena = Bytes::zeroed(0);
-            self.arena = Bytes::zeroed(bound);
-        }
-        let mut results = Vec::new();
-        let mut addresses = Vec::new();
-        for result in &f.results {
-            if result.state.is_some() {
-                addresses.push(std::ptr::null_mut());
-                continue;
-            }
-            let extent =
-                |dim: &Dim| dim.eval(&|sym| env.get(sym).copied()).and_then(|n| usize::try_from(n).ok());
-            let shape: Option<Vec<usize>> = result.ty.shape.iter().map(extent).collect();
-            let unknown = || Error::Internal(format!("`{}` has no known shape", result.name));
-            let tensor = Tensor::zeros(result.ty.dtype, &shape.ok_or_else(unknown)?);
-            addresses.push(tensor.as_ptr());
-            results.push((result.name.clone(), tensor));
-        }
-        let (_, bound) = self.bound.as_ref().expect("`bound_for` has made it");
-        // SAFETY: every buffer was checked against its type above and in `bind`; inputs are only read, states are
-        // borrowed mutably by this call, results and the arena are this session's own.
-        unsafe { exe.run(bound, &params, &addresses, self.arena.as_ptr()) };
-        Ok(results)
+        Ok(args)
     }
 
-    /// Makes sure that the launches fit these extents; the bytes of arena they need.
-    fn bound_for(&mut self, env: &HashMap<Sym, i64>) -> Result<usize, Error> {
-        let mut key: Vec<(Sym, i64)> = env.iter().map(|(sym, &n)| (sym.clone(), n)).collect();
-        key.sort();
-        if self.bound.as_ref().is_none_or(|(have, _)| *have != key) {
-            self.bound = Some((key, self.exe.bind(self.func, env)?));
+    /// A result of the last call, once it is there; each can be taken once.
+    pub fn take(&mut self, name: &str) -> Result<Tensor, Error> {
+        let f = self.exe.func_plan(self.func);
+        let at = f.results.iter().position(|result| result.name == name && result.state.is_none());
+        let unknown = || Error::Unknown { name: name.into(), function: format!("the results of {}", f.name) };
+        let outcome = at.and_then(|at| self.results.get_mut(at)?.take()).ok_or_else(unknown)?;
+        match outcome {
+            Outcome::Here(tensor) => Ok(tensor),
+            #[cfg(feature = "cuda")]
+            Outcome::There(dtype, shape) => {
+                let mut tensor = Tensor::zeros(dtype, &shape);
+                if let (Place::Cuda(calls), Some(at)) = (&self.place, at) {
+                    calls.read(at, tensor.bytes_mut())?;
+                }
+                Ok(tensor)
+            }
         }
-        Ok(self.bound.as_ref().map_or(0, |(_, bound)| bound.arena))
+    }
+
+    /// Waits until the calls started before are done; the error of one that failed.
+    pub fn wait(&self) -> Result<(), Error> {
+        match &self.exe.code {
+            Code::Cpu(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Code::Cuda(code) => Ok(code.gpu().synchronize()?),
+        }
+    }
+}
+
+impl Arg<'_> {
+    /// Where the CPU finds it. An input is only read.
+    fn address(&self) -> *mut u8 {
+        match self {
+            Arg::Kept(address) => *address,
+            Arg::Input(bytes) => bytes.as_ptr().cast_mut(),
+        }
+    }
+}
+
+/// Bytes of weights.
+fn bytes(weights: &[Option<Arc<Weight>>]) -> usize {
+    weights.iter().flatten().map(|weight| weight.bytes()).sum()
+}
+
+/// An error; one about memory with what else is there: weights, and bytes of caches.
+fn with_numbers(error: Error, weights: &[Option<Arc<Weight>>], caches: usize) -> Error {
+    match error {
+        #[cfg(feature = "cuda")]
+        Error::Cuda(e) => {
+            let have = cuda::Need { weights: bytes(weights), caches, ..cuda::Need::default() };
+            Error::Cuda(cuda::with_numbers(e, have))
+        }
+        error => {
+            let _ = (weights, caches);
+            error
+        }
     }
 }
 

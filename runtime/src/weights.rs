@@ -1,11 +1,121 @@
-//! From a checkpoint to the weights of a session: mapped where they lie, or gathered into one tensor.
+//! [`Weight`]: a tensor that a session is made with; and from a checkpoint to those: mapped where they lie, gathered
+//! into one tensor, or copied to a GPU.
 
 use crate::checkpoint::{Checkpoint, CheckpointDType};
-use crate::session::Weight;
+#[cfg(feature = "cuda")]
+use crate::cuda;
+use crate::error::Error;
+use crate::exec::{Code, Executable};
 use crate::tensor::Tensor;
 use eva_ir::types::DType;
+use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
+
+/// Bytes in the host's memory that live as long as this does.
+pub type HostBytes = Arc<dyn Deref<Target = [u8]> + Send + Sync>;
+
+/// A weight: a tensor of its own or a part of a mapped file, or in the memory of a GPU.
+pub struct Weight {
+    /// The elements' type.
+    pub dtype: DType,
+    /// The extent of each axis.
+    pub shape: Vec<usize>,
+    data: Data,
+}
+
+/// The elements of a weight, little-endian, in row-major order.
+enum Data {
+    Host(HostBytes),
+    #[cfg(feature = "cuda")]
+    Gpu(cuda::Buffer),
+}
+
+/// Tensors by the names of a function's weight parameters.
+pub type Weights = HashMap<String, Arc<Weight>>;
+
+impl From<Tensor> for Weight {
+    fn from(tensor: Tensor) -> Self {
+        struct Owned(Tensor);
+        impl Deref for Owned {
+            type Target = [u8];
+            fn deref(&self) -> &[u8] {
+                self.0.bytes()
+            }
+        }
+        let (dtype, shape) = (tensor.dtype(), tensor.shape().to_vec());
+        Self::new(dtype, shape, Arc::new(Owned(tensor)))
+    }
+}
+
+impl Weight {
+    /// A weight with these elements, little-endian, in row-major order. A session checks how many there are.
+    pub fn new(dtype: DType, shape: Vec<usize>, bytes: HostBytes) -> Self {
+        Self { dtype, shape, data: Data::Host(bytes) }
+    }
+
+    /// How many bytes its elements have.
+    pub fn bytes(&self) -> usize {
+        match &self.data {
+            Data::Host(bytes) => bytes.len(),
+            #[cfg(feature = "cuda")]
+            Data::Gpu(buffer) => buffer.bytes(),
+        }
+    }
+
+    /// Its elements, if they are in the host's memory.
+    pub fn host(&self) -> Option<&[u8]> {
+        match &self.data {
+            Data::Host(bytes) => Some(bytes),
+            #[cfg(feature = "cuda")]
+            Data::Gpu(_) => None,
+        }
+    }
+
+    /// Where the elements are, on the device that the weight is on.
+    pub(crate) fn address(&self) -> *mut u8 {
+        match &self.data {
+            Data::Host(bytes) => bytes.as_ptr().cast_mut(),
+            #[cfg(feature = "cuda")]
+            Data::Gpu(buffer) => cuda::address(buffer),
+        }
+    }
+
+    /// Whether kernels of `exe` can read it.
+    pub fn is_on(&self, exe: &Executable) -> bool {
+        match (&exe.code, &self.data) {
+            (Code::Cpu(_), Data::Host(_)) => true,
+            #[cfg(feature = "cuda")]
+            (Code::Cuda(code), Data::Gpu(buffer)) => Arc::ptr_eq(code.gpu(), buffer.gpu()),
+            #[cfg(feature = "cuda")]
+            _ => false,
+        }
+    }
+
+    /// A copy in the memory of the device that `exe` runs on; `name` is for the message if there is no room.
+    pub fn copy_to(&self, exe: &Executable, name: &str) -> Result<Self, Error> {
+        let (dtype, shape) = (self.dtype, self.shape.clone());
+        let data = match (&exe.code, &self.data) {
+            (Code::Cpu(_), Data::Host(bytes)) => {
+                let _ = name;
+                Data::Host(bytes.clone())
+            }
+            #[cfg(feature = "cuda")]
+            (Code::Cuda(code), Data::Host(bytes)) => {
+                let buffer = code.gpu().allocate(bytes.len(), &format!("the weight `{name}`"))?;
+                buffer.write(0, bytes)?;
+                Data::Gpu(buffer)
+            }
+            #[cfg(feature = "cuda")]
+            (_, Data::Gpu(from)) => {
+                let mut bytes = vec![0; from.bytes()];
+                from.read(0, &mut bytes)?;
+                return Weight::new(dtype, shape, Arc::new(bytes)).copy_to(exe, name);
+            }
+        };
+        Ok(Self { dtype, shape, data })
+    }
+}
 
 /// The compiler's name for an element type of a checkpoint; `None` for those that it has no name for.
 pub fn dtype(of: CheckpointDType) -> Option<DType> {
@@ -40,22 +150,62 @@ pub fn mapped(checkpoint: &Arc<Checkpoint>, name: &str) -> Option<Weight> {
     let tensor = checkpoint.get(name)?;
     let (dtype, shape) = (dtype(tensor.dtype)?, tensor.shape.to_vec());
     let bytes = Mapped { checkpoint: checkpoint.clone(), name: name.into() };
-    Some(Weight { dtype, shape, bytes: Arc::new(bytes) })
+    Some(Weight::new(dtype, shape, Arc::new(bytes)))
+}
+
+/// A tensor of a checkpoint where `exe` runs: mapped for the CPU, copied for a GPU, the mapped pages being given back.
+pub fn load(exe: &Executable, checkpoint: &Arc<Checkpoint>, name: &str) -> Result<Option<Weight>, Error> {
+    let Some(weight) = mapped(checkpoint, name) else { return Ok(None) };
+    if weight.is_on(exe) {
+        return Ok(Some(weight));
+    }
+    let copy = weight.copy_to(exe, name)?;
+    checkpoint.release(name);
+    Ok(Some(copy))
+}
+
+/// Tensors of a checkpoint stacked, where `exe` runs; see [`stacked`]. For a GPU each is copied to its place.
+pub fn load_stacked(
+    exe: &Executable,
+    checkpoint: &Checkpoint,
+    names: &[String],
+) -> Result<Option<Weight>, Error> {
+    match &exe.code {
+        Code::Cpu(_) => Ok(stacked(checkpoint, names)),
+        #[cfg(feature = "cuda")]
+        Code::Cuda(code) => {
+            let Some((dtype, shape, size)) = alike(checkpoint, names) else { return Ok(None) };
+            let what = format!("the weights `{}` and {} more", names[0], names.len() - 1);
+            let buffer = code.gpu().allocate(names.len() * size, &what)?;
+            for (i, name) in names.iter().enumerate() {
+                if let Some(tensor) = checkpoint.get(name) {
+                    buffer.write(i * size, tensor.bytes)?;
+                }
+                checkpoint.release(name);
+            }
+            Ok(Some(Weight { dtype, shape, data: Data::Gpu(buffer) }))
+        }
+    }
+}
+
+/// The type and shape of tensors stacked along a new first axis, and the bytes of one; `None` if one is missing or
+/// differs from the first.
+fn alike(checkpoint: &Checkpoint, names: &[String]) -> Option<(DType, Vec<usize>, usize)> {
+    let first = checkpoint.get(names.first()?)?;
+    let alike = names.iter().all(|name| {
+        checkpoint.get(name).is_some_and(|tensor| tensor.dtype == first.dtype && tensor.shape == first.shape)
+    });
+    let shape = [&[names.len()], first.shape].concat();
+    alike.then_some((dtype(first.dtype)?, shape, first.bytes.len()))
 }
 
 /// Tensors of one shape and type, one after the other along a new first axis. The mapped pages are given back as they
 /// are copied, so memory holds them once. `None` if a tensor is missing or differs from the first.
 pub fn stacked(checkpoint: &Checkpoint, names: &[String]) -> Option<Weight> {
-    let first = checkpoint.get(names.first()?)?;
-    let (dtype, shape) = (dtype(first.dtype)?, [&[names.len()], first.shape].concat());
+    let (dtype, shape, size) = alike(checkpoint, names)?;
     let mut all = Tensor::zeros(dtype, &shape);
-    let size = first.bytes.len();
     for (i, name) in names.iter().enumerate() {
-        let tensor = checkpoint.get(name)?;
-        if tensor.dtype != first.dtype || tensor.shape != first.shape {
-            return None;
-        }
-        all.bytes_mut()[i * size..][..size].copy_from_slice(tensor.bytes);
+        all.bytes_mut()[i * size..][..size].copy_from_slice(checkpoint.get(name)?.bytes);
         checkpoint.release(name);
     }
     Some(all.into())

@@ -187,12 +187,15 @@ fn trim(folder: &Path, limit: u64) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         // Others may remove a file meanwhile.
-        let Ok((modified, len)) = fs::metadata(&path).and_then(|about| Ok((about.modified()?, about.len()))) else {
+        let Ok((modified, len)) = fs::metadata(&path).and_then(|about| Ok((about.modified()?, about.len())))
+        else {
             continue;
         };
         match path.extension().and_then(|ending| ending.to_str()) {
             Some("cubin") => entries.push((modified, len, path)),
-            Some("part") if modified.elapsed().is_ok_and(|age| age > ABANDONED) => drop(fs::remove_file(&path)),
+            Some("part") if modified.elapsed().is_ok_and(|age| age > ABANDONED) => {
+                drop(fs::remove_file(&path))
+            }
             _ => {}
         }
     }
@@ -249,7 +252,8 @@ mod tests {
 
     #[test]
     fn keys_tell_lists_of_parts_apart() {
-        let keys = [Key::of(&[b"ab", b"c"]), Key::of(&[b"a", b"bc"]), Key::of(&[b"abc"]), Key::of(&[b"abc", b""])];
+        let keys =
+            [Key::of(&[b"ab", b"c"]), Key::of(&[b"a", b"bc"]), Key::of(&[b"abc"]), Key::of(&[b"abc", b""])];
         for (i, a) in keys.iter().enumerate() {
             assert!(keys[i + 1..].iter().all(|b| a != b), "{i}");
         }
@@ -278,9 +282,13 @@ mod tests {
         };
         let longer = [&whole[..], b"x"].concat();
         let cut = |n: usize| whole[..n].to_vec();
-        let damaged = [cut(0), cut(7), cut(HEADER), cut(whole.len() - 1), longer]
-            .into_iter()
-            .chain([changed(0), changed(9), changed(20), changed(HEADER), changed(whole.len() - 1)]);
+        let damaged = [cut(0), cut(7), cut(HEADER), cut(whole.len() - 1), longer].into_iter().chain([
+            changed(0),
+            changed(9),
+            changed(20),
+            changed(HEADER),
+            changed(whole.len() - 1),
+        ]);
         for (i, bytes) in damaged.enumerate() {
             fs::write(&path, bytes).unwrap();
             assert!(!get(&cache, 3), "number {i} was noticed");
@@ -321,7 +329,8 @@ mod tests {
         fs::write(dir.path().join("README"), vec![0; 5000]).unwrap();
         for (name, age) in [("gone.part", 4000), ("busy.part", 5)] {
             let file = File::create(dir.path().join(name)).unwrap();
-            file.set_times(FileTimes::new().set_modified(SystemTime::now() - Duration::from_secs(age))).unwrap();
+            file.set_times(FileTimes::new().set_modified(SystemTime::now() - Duration::from_secs(age)))
+                .unwrap();
         }
         // The oldest is used, so the next oldest are the ones to go.
         assert!(get(&cache, 0));

@@ -128,7 +128,9 @@ fn advice(code: u32) -> &'static str {
         2 => "the GPU's memory is full; other programs that use it may be stopped",
         3 | 4 => "the driver is shutting down or was not started",
         34 => "a stub of libcuda was loaded instead of the driver's: take its folder out of LD_LIBRARY_PATH",
-        36 | 803 => "parts of the driver have different versions: restart the machine after an update of the driver",
+        36 | 803 => {
+            "parts of the driver have different versions: restart the machine after an update of the driver"
+        }
         46 => "another program has the GPU for itself (exclusive mode)",
         100 => "the driver sees no GPU: `nvidia-smi` should list one; CUDA_VISIBLE_DEVICES may hide it",
         101 => "there is no GPU of this number",
@@ -142,7 +144,9 @@ fn advice(code: u32) -> &'static str {
         }
         701 => "a kernel needs more registers or shared memory than a block can have; please report it",
         702 => "a kernel took longer than this GPU allows: it may be driving a display",
-        719 => "a kernel stopped: this is a mistake of eva's; please report it (EVA_CUDA_SYNC=1 names the kernel)",
+        719 => {
+            "a kernel stopped: this is a mistake of eva's; please report it (EVA_CUDA_SYNC=1 names the kernel)"
+        }
         801 => "the driver or the GPU cannot do this",
         802 => "the machine's GPUs are not ready: its fabric manager may not be running",
         804 => "this GPU does not work with the driver's compatibility package: install the driver itself",

@@ -47,7 +47,8 @@ impl Drop for Buffer {
 
 /// A pool of a GPU's memory that gives nothing back to the driver before it must.
 pub(super) fn pool(device: sys::CUdevice) -> Result<sys::CUmemoryPool, CudaError> {
-    let location = sys::CUmemLocation { type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: device };
+    let location =
+        sys::CUmemLocation { type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: device };
     let properties = sys::CUmemPoolProps {
         allocType: sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
         handleTypes: sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
@@ -94,7 +95,9 @@ impl Gpu {
                 let need = Need { what: what.into(), bytes, free, total, ..Need::default() };
                 Err(CudaError::OutOfMemory(Box::new(need)))
             }
-            result => Err(CudaError::driver(format!("cuMemAllocFromPoolAsync ({bytes} bytes for {what})"), result)),
+            result => {
+                Err(CudaError::driver(format!("cuMemAllocFromPoolAsync ({bytes} bytes for {what})"), result))
+            }
         }
     }
 

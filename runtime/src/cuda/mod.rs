@@ -5,13 +5,23 @@
 //!
 //! Nothing here is loaded before a GPU is asked for, and a machine without one gives an error.
 
+pub mod bench;
 pub mod cache;
+mod calls;
+mod code;
 mod device;
 mod error;
+mod graph;
+mod launch;
 mod memory;
+mod module;
 mod staging;
 mod tensor_map;
 
+pub(crate) use calls::{Call, Calls, address, with_numbers};
+pub use code::{CacheFolder, CudaOptions};
+pub(crate) use code::{Code, CudaTimes};
 pub use device::{Event, Gpu, Properties, list};
 pub use error::{CudaError, Need, OLDEST_DRIVER};
 pub use memory::Buffer;
+pub use module::Loaded;

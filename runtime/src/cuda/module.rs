@@ -4,24 +4,10 @@ use super::cache::{Cache, Key};
 use super::device::Gpu;
 use super::error::{CudaError, driver};
 use cudarc::driver::sys::{self, CUfunction_attribute as Attribute, CUjit_option as Jit, CUresult};
+use eva_ptx::Ptx;
 use std::ffi::{CStr, CString, c_void};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// A kernel as a backend hands it over.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
-    /// The name, for people.
-    pub name: String,
-    /// The PTX, with one entry point.
-    pub ptx: String,
-    /// The name of the entry point.
-    pub entry: String,
-    /// Threads of a block.
-    pub threads: usize,
-    /// Bytes of shared memory of a block.
-    pub shared: usize,
-}
 
 /// A kernel that can be launched.
 pub struct Loaded {
@@ -65,25 +51,25 @@ const OPTIONS: &str = "O4";
 
 impl Loaded {
     /// Makes a kernel ready: assembles it, unless `cache` has that, and loads it.
-    pub fn new(gpu: &Arc<Gpu>, source: &Source, cache: &Cache) -> Result<(Self, LoadTimes), CudaError> {
+    pub fn new(gpu: &Arc<Gpu>, ptx: &Ptx, cache: &Cache) -> Result<(Self, LoadTimes), CudaError> {
         gpu.bind()?;
         let (driver, chip) = (gpu.properties.driver, gpu.properties.capability);
         let machine = format!("driver {}.{} chip {}.{}", driver.0, driver.1, chip.0, chip.1);
-        let key = Key::of(&[source.ptx.as_bytes(), machine.as_bytes(), OPTIONS.as_bytes()]);
+        let key = Key::of(&[ptx.text.as_bytes(), machine.as_bytes(), OPTIONS.as_bytes()]);
         let started = Instant::now();
         let mut assembled = Duration::ZERO;
         let mut assemble_timed = || {
             let started = Instant::now();
-            let code = assemble(source);
+            let code = assemble(ptx);
             assembled += started.elapsed();
             code
         };
         let (code, cached) = cache.get_or_make(key, &mut assemble_timed)?;
-        let kernel = match Self::load(gpu, source, &code) {
+        let kernel = match Self::load(gpu, ptx, &code) {
             // Whole, and yet of no use to this driver: it is made anew.
             Err(_) if cached => {
                 cache.forget(key);
-                Self::load(gpu, source, &cache.get_or_make(key, &mut assemble_timed)?.0)?
+                Self::load(gpu, ptx, &cache.get_or_make(key, &mut assemble_timed)?.0)?
             }
             kernel => kernel?,
         };
@@ -92,22 +78,19 @@ impl Loaded {
     }
 
     /// Loads machine code.
-    fn load(gpu: &Arc<Gpu>, source: &Source, code: &[u8]) -> Result<Self, CudaError> {
-        let refused = |name: &str, log: String| CudaError::Kernel {
-            kernel: source.name.clone(),
-            name: name.into(),
-            log,
-        };
+    fn load(gpu: &Arc<Gpu>, ptx: &Ptx, code: &[u8]) -> Result<Self, CudaError> {
+        let refused =
+            |name: &str, log: String| CudaError::Kernel { kernel: ptx.name.clone(), name: name.into(), log };
         let too_much = |what: &str, n: usize| refused("it is too large", format!("a block has {n} {what}"));
-        let threads = u32::try_from(source.threads).map_err(|_| too_much("threads", source.threads))?;
-        if source.shared > gpu.properties.shared {
-            return Err(too_much("bytes of shared memory", source.shared));
+        let threads = u32::try_from(ptx.threads).map_err(|_| too_much("threads", ptx.threads))?;
+        if ptx.shared_bytes > gpu.properties.shared {
+            return Err(too_much("bytes of shared memory", ptx.shared_bytes));
         }
-        let entry = CString::new(source.entry.as_str()).map_err(|e| refused("its name", e.to_string()))?;
+        let entry = CString::new(ptx.entry.as_str()).map_err(|e| refused("its name", e.to_string()))?;
         let mut kernel = Self {
-            name: source.name.clone(),
+            name: ptx.name.clone(),
             threads,
-            shared: source.shared as u32,
+            shared: ptx.shared_bytes as u32,
             resident: 0,
             registers: 0,
             spilled: 0,
@@ -141,14 +124,15 @@ impl Loaded {
             driver!(cuOccupancyMaxActiveBlocksPerMultiprocessor(
                 &mut resident,
                 kernel.function,
-                source.threads as i32,
-                source.shared
+                ptx.threads as i32,
+                ptx.shared_bytes
             ))?;
         }
         kernel.resident = usize::try_from(resident).unwrap_or(0);
         if kernel.resident == 0 {
             let Self { registers, threads, shared, .. } = &kernel;
-            let log = format!("{threads} threads with {registers} registers each, {shared} bytes of shared memory");
+            let log =
+                format!("{threads} threads with {registers} registers each, {shared} bytes of shared memory");
             return Err(refused("a multiprocessor has no room for a block of it", log));
         }
         Ok(kernel)
@@ -168,7 +152,7 @@ impl Drop for Loaded {
 const LOG: usize = 16 << 10;
 
 /// From PTX to machine code, by the driver. The GPU is the calling thread's.
-fn assemble(source: &Source) -> Result<Vec<u8>, CudaError> {
+fn assemble(ptx: &Ptx) -> Result<Vec<u8>, CudaError> {
     let (mut info, mut error) = (vec![0u8; LOG], vec![0u8; LOG]);
     // Numbers are passed as pointers of that value.
     let number = |n: usize| n as *mut c_void;
@@ -180,26 +164,31 @@ fn assemble(source: &Source) -> Result<Vec<u8>, CudaError> {
         (Jit::CU_JIT_ERROR_LOG_BUFFER, error.as_mut_ptr().cast()),
         (Jit::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES, number(LOG)),
     ];
-    let (mut names, mut values): (Vec<Jit>, Vec<*mut c_void>) = options.iter_mut().map(|&mut pair| pair).unzip();
+    let (mut names, mut values): (Vec<Jit>, Vec<*mut c_void>) =
+        options.iter_mut().map(|&mut pair| pair).unzip();
     let text = |log: &[u8]| {
-        let text = CStr::from_bytes_until_nul(log).map_or_else(|_| String::from_utf8_lossy(log), CStr::to_string_lossy);
+        let text = CStr::from_bytes_until_nul(log)
+            .map_or_else(|_| String::from_utf8_lossy(log), CStr::to_string_lossy);
         text.trim().to_string()
     };
     let refused = |result: CUresult, error: &[u8]| CudaError::Kernel {
-        kernel: source.name.clone(),
+        kernel: ptx.name.clone(),
         name: format!("{result:?}"),
         log: text(error),
     };
-    let ptx = CString::new(source.ptx.as_str()).map_err(|_| refused(CUresult::CUDA_ERROR_INVALID_PTX, b"a zero byte"))?;
+    let text_of = CString::new(ptx.text.as_str())
+        .map_err(|_| refused(CUresult::CUDA_ERROR_INVALID_PTX, b"a zero byte"))?;
     let mut link = std::ptr::null_mut();
     // SAFETY: both lists have as many entries, and live, as the logs do, until the linker is destroyed below.
-    unsafe { driver!(cuLinkCreate_v2(names.len() as u32, names.as_mut_ptr(), values.as_mut_ptr(), &mut link)) }?;
+    unsafe {
+        driver!(cuLinkCreate_v2(names.len() as u32, names.as_mut_ptr(), values.as_mut_ptr(), &mut link))
+    }?;
     let (mut image, mut size) = (std::ptr::null_mut(), 0);
     // SAFETY: the PTX ends with a zero byte, which its size counts; the image belongs to the linker and is copied
     // before that is destroyed.
     let code = unsafe {
         let kind = sys::CUjitInputType::CU_JIT_INPUT_PTX;
-        let (data, bytes) = (ptx.as_ptr().cast_mut().cast(), ptx.as_bytes_with_nul().len());
+        let (data, bytes) = (text_of.as_ptr().cast_mut().cast(), text_of.as_bytes_with_nul().len());
         let (none, nothing) = (std::ptr::null_mut(), std::ptr::null_mut());
         let mut result = sys::cuLinkAddData_v2(link, kind, data, bytes, c"kernel".as_ptr(), 0, none, nothing);
         if result == CUresult::CUDA_SUCCESS {
@@ -213,7 +202,7 @@ fn assemble(source: &Source) -> Result<Vec<u8>, CudaError> {
         code
     };
     let code = code.map_err(|result| refused(result, &error))?;
-    report(&source.name, &text(&info));
+    report(&ptx.name, &text(&info));
     Ok(code)
 }
 

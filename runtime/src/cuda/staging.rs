@@ -44,8 +44,9 @@ impl Slot {
         // SAFETY: both are written; they are given back in `free`, which alone does so.
         unsafe {
             driver!(cuEventCreate(&mut event, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32))?;
-            driver!(cuMemHostAlloc(&mut memory, SLOT, sys::CU_MEMHOSTALLOC_PORTABLE))
-                .inspect_err(|_| { let _ = sys::cuEventDestroy_v2(event); })?;
+            driver!(cuMemHostAlloc(&mut memory, SLOT, sys::CU_MEMHOSTALLOC_PORTABLE)).inspect_err(|_| {
+                let _ = sys::cuEventDestroy_v2(event);
+            })?;
         }
         Ok(Self { memory: memory.cast(), event, left: false })
     }

@@ -45,7 +45,9 @@ impl TensorMap {
         let [rows, columns] = map.axes;
         let rank = buf.shape.len();
         if !(2..=5).contains(&rank) || rows >= rank || columns >= rank || rows == columns {
-            return Err(format!("axes {rows} and {columns} of {rank}: the copy engine takes two of up to 5 axes"));
+            return Err(format!(
+                "axes {rows} and {columns} of {rank}: the copy engine takes two of up to 5 axes"
+            ));
         }
         if map.rows == 0 || map.rows > LARGEST_BOX {
             return Err(format!("boxes of {} rows: the copy engine takes 1 to {LARGEST_BOX}", map.rows));
@@ -86,7 +88,7 @@ impl TensorMap {
             }
             out.strides.push(stride as u64);
         }
-        if out.address % 16 != 0 {
+        if !out.address.is_multiple_of(16) {
             return Err(format!("the address {:#x}: the copy engine takes multiples of 16", out.address));
         }
         Ok(Some(out))
@@ -101,13 +103,7 @@ impl TensorMap {
         boxes[0] = columns;
         let row = (0..rank).rev().filter(|&axis| axis != map.axes[1]).position(|axis| axis == map.axes[0]);
         boxes[1 + row.unwrap_or(0)] = map.rows as u32;
-        Self {
-            dtype: buf.dtype,
-            address: zeros,
-            extents: vec![1; rank],
-            strides: vec![16; rank - 1],
-            boxes,
-        }
+        Self { dtype: buf.dtype, address: zeros, extents: vec![1; rank], strides: vec![16; rank - 1], boxes }
     }
 
     /// The map as the copy engine reads it: swizzled by 128 bytes, zero outside.

@@ -1,0 +1,77 @@
+//! [`Memory`]: bytes where the kernels of a device reach them.
+
+#[cfg(feature = "cuda")]
+use crate::cuda::{Buffer, address};
+use crate::error::Error;
+use crate::exec::{Code, Executable};
+use crate::tensor::Bytes;
+
+/// Bytes where the kernels of a device reach them.
+pub(crate) enum Memory {
+    /// In the host's memory.
+    Host(Bytes),
+    /// In a GPU's.
+    #[cfg(feature = "cuda")]
+    Gpu(Buffer),
+}
+
+impl Memory {
+    /// The address on the device.
+    pub(crate) fn address(&self) -> *mut u8 {
+        match self {
+            Memory::Host(bytes) => bytes.as_ptr(),
+            #[cfg(feature = "cuda")]
+            Memory::Gpu(buffer) => address(buffer),
+        }
+    }
+
+    /// Whether kernels of `exe` reach it.
+    pub(crate) fn is_on(&self, exe: &Executable) -> bool {
+        match (&exe.code, self) {
+            (Code::Cpu(_), Memory::Host(_)) => true,
+            #[cfg(feature = "cuda")]
+            (Code::Cuda(code), Memory::Gpu(buffer)) => std::sync::Arc::ptr_eq(code.gpu(), buffer.gpu()),
+            #[cfg(feature = "cuda")]
+            _ => false,
+        }
+    }
+
+    /// How many bytes there are.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Memory::Host(bytes) => bytes.len(),
+            #[cfg(feature = "cuda")]
+            Memory::Gpu(buffer) => buffer.bytes(),
+        }
+    }
+
+    /// Copies `bytes` to the bytes from `offset` on.
+    pub(crate) fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Error> {
+        match self {
+            Memory::Host(memory) => {
+                let part = memory.get_mut(offset..).and_then(|rest| rest.get_mut(..bytes.len()));
+                part.ok_or_else(outside)?.copy_from_slice(bytes);
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            Memory::Gpu(buffer) => Ok(buffer.write(offset, bytes)?),
+        }
+    }
+
+    /// Copies the bytes from `offset` on to `out`, after everything that was started on the device.
+    pub(crate) fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), Error> {
+        match self {
+            Memory::Host(memory) => {
+                let part = memory.get(offset..).and_then(|rest| rest.get(..out.len()));
+                out.copy_from_slice(part.ok_or_else(outside)?);
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            Memory::Gpu(buffer) => Ok(buffer.read(offset, out)?),
+        }
+    }
+}
+
+fn outside() -> Error {
+    Error::Internal("a copy reaches beyond its memory".into())
+}

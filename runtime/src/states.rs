@@ -1,0 +1,121 @@
+//! [`States`]: what a function keeps between calls.
+
+use crate::error::Error;
+use crate::memory::Memory;
+use crate::tensor::Tensor;
+use eva_ir::types::DType;
+use std::collections::HashMap;
+
+/// Tensors kept between calls, by the names of a function's state parameters, on the device that the function runs on.
+pub struct States {
+    /// How many rows each sequence has room for.
+    pub capacity: usize,
+    /// How many sequences there are.
+    pub batch: usize,
+    pub(crate) tensors: HashMap<String, State>,
+}
+
+/// One of them: `[batch, capacity, …]`.
+pub(crate) struct State {
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+    pub memory: Memory,
+}
+
+impl State {
+    /// The bytes of a row.
+    fn row(&self) -> usize {
+        self.shape[2..].iter().product::<usize>() * self.dtype.bytes() as usize
+    }
+}
+
+impl States {
+    /// Bytes in all.
+    pub fn bytes(&self) -> usize {
+        self.tensors.values().map(|state| state.memory.len()).sum()
+    }
+
+    /// Fills the first rows of a state, `[batch, rows, …]`.
+    pub fn write(&mut self, name: &str, rows: &Tensor) -> Result<(), Error> {
+        let missing = || Error::Unknown { name: name.into(), function: "the states".into() };
+        let state = self.tensors.get_mut(name).ok_or_else(missing)?;
+        let (have, want) = (rows.shape(), &state.shape);
+        let fits = rows.dtype() == state.dtype
+            && have.len() == want.len()
+            && have[0] == want[0]
+            && have[1] <= want[1]
+            && have[2..] == want[2..];
+        if !fits {
+            let have = format!("{}{have:?}", rows.dtype());
+            return Err(Error::Shape { name: name.into(), want: format!("{}{want:?}", state.dtype), have });
+        }
+        let (from, to) = (have[1] * state.row(), want[1] * state.row());
+        for batch in 0..have[0] {
+            state.memory.write(batch * to, &rows.bytes()[batch * from..][..from])?;
+        }
+        Ok(())
+    }
+
+    /// The first `n` rows of a state, `[batch, n, …]`.
+    pub fn read(&self, name: &str, n: usize) -> Result<Tensor, Error> {
+        let missing = || Error::Unknown { name: name.into(), function: "the states".into() };
+        let state = self.tensors.get(name).ok_or_else(missing)?;
+        if n > self.capacity {
+            return Err(Error::Capacity { capacity: self.capacity, tokens: n });
+        }
+        let mut shape = state.shape.clone();
+        shape[1] = n;
+        let mut rows = Tensor::zeros(state.dtype, &shape);
+        let (from, to) = (state.shape[1] * state.row(), n * state.row());
+        for batch in 0..shape[0] {
+            state.memory.read(batch * from, &mut rows.bytes_mut()[batch * to..][..to])?;
+        }
+        Ok(rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Bytes;
+
+    /// Two sequences with room for five rows of three.
+    fn states() -> States {
+        let shape = vec![2, 5, 3];
+        let memory = Memory::Host(Bytes::zeroed(2 * 5 * 3 * 4));
+        let state = State { dtype: DType::F32, shape, memory };
+        States { capacity: 5, batch: 2, tensors: HashMap::from([("c".to_string(), state)]) }
+    }
+
+    #[test]
+    fn rows_are_read_as_they_were_written() {
+        let mut states = states();
+        let rows: Vec<f32> = (1..=2 * 4 * 3).map(|i| i as f32).collect();
+        states.write("c", &Tensor::from_f32(&[2, 4, 3], &rows)).unwrap();
+        assert_eq!(states.read("c", 4).unwrap().to_f32(), rows);
+        let two = states.read("c", 2).unwrap();
+        assert_eq!((two.shape(), two.to_f32()), (&[2, 2, 3][..], [&rows[..6], &rows[12..18]].concat()));
+        let all = states.read("c", 5).unwrap().to_f32();
+        assert_eq!((&all[..12], &all[12..15], &all[15..27]), (&rows[..12], &[0.0; 3][..], &rows[12..]));
+        assert_eq!(states.bytes(), 120);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let mut states = states();
+        for shape in [[3, 4, 3], [2, 6, 3], [2, 4, 2]] {
+            let rows = Tensor::zeros(DType::F32, &shape);
+            assert!(matches!(states.write("c", &rows), Err(Error::Shape { .. })), "{shape:?}");
+        }
+        assert!(matches!(
+            states.write("c", &Tensor::zeros(DType::F16, &[2, 4, 3])),
+            Err(Error::Shape { .. })
+        ));
+        assert!(matches!(
+            states.write("d", &Tensor::zeros(DType::F32, &[2, 4, 3])),
+            Err(Error::Unknown { .. })
+        ));
+        assert!(matches!(states.read("c", 6), Err(Error::Capacity { capacity: 5, tokens: 6 })));
+        assert!(matches!(states.read("d", 1), Err(Error::Unknown { .. })));
+    }
+}
