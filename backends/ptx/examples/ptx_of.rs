@@ -22,7 +22,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             std::fs::write(path("ptx"), &ptx.text)?;
             std::fs::write(path("ll"), ptx.llvm.unwrap_or_default())?;
             let (name, ms) = (&ptx.name, started.elapsed().as_millis());
-            println!("{stem}-{i} {name}: {} threads, {} bytes shared, {ms} ms", ptx.threads, ptx.shared_bytes);
+            println!(
+                "{stem}-{i} {name}: {} threads, {} bytes shared, {ms} ms",
+                ptx.threads, ptx.shared_bytes
+            );
         }
     }
     Ok(())

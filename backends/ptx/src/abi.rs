@@ -3,7 +3,7 @@
 use crate::emit::Emitter;
 use crate::entry_name;
 use crate::ir::{Done, Fault, I, Ir, V, attribute, fail, int, space};
-use crate::layout::Layout;
+use crate::layout::{Layout, SWIZZLE_ALIGN};
 use crate::team::Team;
 use eva_ir::dim::{Dim, Sym};
 use eva_ir::kernel::block::{BlockInst, Launch};
@@ -91,12 +91,14 @@ pub(crate) fn module<'c>(kernel: &Kernel, ctx: &'c Context, machine: &TargetMach
         f.add_attribute(at, attribute(ctx, "align", MAP.1));
         f.add_attribute(at, ctx.create_string_attribute("nvvm.grid_constant", ""));
     }
-    let shared = module.add_global(
-        ctx.i8_type().array_type(0),
-        Some(AddressSpace::from(space::SHARED)),
-        "eva_shared_memory",
-    );
-    shared.set_alignment(1024);
+    let shared_space = AddressSpace::from(space::SHARED);
+    let shared = if block.shared.is_empty() && block.pipes.is_empty() {
+        ctx.ptr_type(shared_space).const_null()
+    } else {
+        let all = module.add_global(ctx.i8_type().array_type(0), Some(shared_space), "eva_shared_memory");
+        all.set_alignment(SWIZZLE_ALIGN as u32);
+        all.as_pointer_value()
+    };
 
     let ir = Ir { ctx, module, b: ctx.create_builder(), f };
     ir.b.position_at_end(ir.block("entry"));
@@ -115,9 +117,12 @@ pub(crate) fn module<'c>(kernel: &Kernel, ctx: &'c Context, machine: &TargetMach
             f.get_nth_param((bufs + i) as u32).ok_or_else(|| Fault::Llvm("a parameter is missing".into()))?;
         let value = int(value)?;
         // What callers promise, so that arithmetic can be done in 32 bits where that is enough.
-        let small = ir.compare(IntPredicate::ULT, value, ir.i64(1 << 31))?;
-        ir.run("llvm.assume", &[small.into()])?;
+        assume(&ir, IntPredicate::ULT, value, ir.i64(1 << 31))?;
         values.insert(sym, value);
+    }
+    for axis in kernel.grid.iter().filter(|axis| axis.extent.as_const().is_none()) {
+        // There are programs.
+        assume(&ir, IntPredicate::SGE, polynomial(&ir, &axis.extent, &values)?, ir.i64(1))?;
     }
     let maps = (0..maps).map(|i| match f.get_nth_param((f.count_params() as usize - maps + i) as u32) {
         Some(V::PointerValue(pointer)) => Ok(pointer),
@@ -127,7 +132,7 @@ pub(crate) fn module<'c>(kernel: &Kernel, ctx: &'c Context, machine: &TargetMach
         bufs: buf_params,
         syms: values,
         maps: maps.collect::<Done<_>>()?,
-        shared: shared.as_pointer_value(),
+        shared,
         layout: Layout::new(block),
         registers: registers_at_start(threads, per_multiprocessor),
     };
@@ -138,6 +143,11 @@ pub(crate) fn module<'c>(kernel: &Kernel, ctx: &'c Context, machine: &TargetMach
     let mut emitter = Emitter::new(kernel, block, ir, entry, team);
     emitter.kernel_body()?;
     Ok(emitter.finish())
+}
+
+/// Tells LLVM what holds anyway.
+fn assume<'c>(ir: &Ir<'c>, how: IntPredicate, x: I<'c>, y: I<'c>) -> Done {
+    ir.run("llvm.assume", &[ir.compare(how, x, y)?.into()])
 }
 
 /// How many registers `ptxas` lets a thread have, so that `blocks` blocks fit.

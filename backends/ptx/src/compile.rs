@@ -63,7 +63,7 @@ pub fn compile_all(kernels: &[Kernel], options: &Options, threads: usize) -> Res
 /// longer known to be of memory that does not change.
 const PASSES: &str = "function(early-cse<memssa>,correlated-propagation,simplifycfg,\
     instcombine<no-verify-fixpoint>,loop(loop-rotate),simplifycfg,instcombine<no-verify-fixpoint>,\
-    loop(indvars,loop-deletion),gvn,correlated-propagation,instcombine<no-verify-fixpoint>,adce,simplifycfg,\
+    loop(indvars,loop-deletion),early-cse,correlated-propagation,instcombine<no-verify-fixpoint>,adce,simplifycfg,\
     instcombine<no-verify-fixpoint>)";
 
 struct Machine {

@@ -317,6 +317,11 @@ impl<'k, 'c> Emitter<'k, 'c> {
         let more = self.ir.compare(IntPredicate::SLT, count, trips)?;
         b.build_conditional_branch(more, work, exit)?;
         b.position_at_end(work);
+        if body.iter().any(|inst| matches!(inst, Inst::Block(BlockInst::Mma { .. }))) {
+            // Products under way from trip to trip: `ptxas` unrolls short loops, and then finds that it must wait for
+            // each of them.
+            self.ir.asm(Effect::Memory, ".pragma \"nounroll\";", &[], &[], &[])?;
+        }
 
         let mut args = Vec::with_capacity(carried.len());
         for (slots, phis) in init.iter().zip(&phis) {

@@ -6,7 +6,7 @@ use eva_ir::kernel::block::{Block, PipeData};
 /// Bytes of a panel's row.
 pub(crate) const PANEL: usize = 128;
 /// The swizzle repeats after this many bytes, and depends on addresses: swizzled tiles are aligned to it.
-const SWIZZLE_ALIGN: usize = 1024;
+pub(crate) const SWIZZLE_ALIGN: usize = 1024;
 /// The alignment of tiles that are not swizzled: the widest load.
 const PLAIN_ALIGN: usize = 16;
 /// Bytes of a barrier of a pipe.

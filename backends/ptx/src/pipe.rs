@@ -113,12 +113,14 @@ impl<'c> Emitter<'_, 'c> {
     pub(crate) fn release(&self, pipe: Pipe, turn: Reg, when: Option<Reg>) -> Done {
         const ARRIVE: &str = "@$1 mbarrier.arrive.shared::cta.b64 _, [$0];";
         let (turn, data) = (self.int(turn)?, &self.block.pipes[pipe]);
-        // What the other threads loaded must have arrived; products read on their own.
-        let loads = |inst: &BlockInst| match inst {
-            BlockInst::Load { from, .. } => data.tiles.iter().any(|&tile| from.space == Space::Shared(tile)),
+        // What the warp's other threads do with the stage by themselves must be done; products are waited for.
+        let touches = |inst: &BlockInst| match inst {
+            BlockInst::Load { from: mem, .. } | BlockInst::Store { to: mem, .. } => {
+                data.tiles.iter().any(|&tile| mem.space == Space::Shared(tile))
+            }
             _ => false,
         };
-        if has(&self.kernel.body, &loads) {
+        if has(&self.kernel.body, &touches) {
             self.warp_barrier()?;
         }
         let empty = self.barrier_address(pipe, self.stage(turn, data.stages)?, Tells::Empty)?;
