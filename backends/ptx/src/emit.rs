@@ -1,7 +1,7 @@
 //! The program: an arm for every instruction.
 
 use crate::abi::{Entry, polynomial};
-use crate::ir::{Done, F, I, Ir, V, fail};
+use crate::ir::{Done, Effect, F, I, Ir, V, fail};
 use crate::team::Team;
 use eva_ir::entity::Entity;
 use eva_ir::kernel::block::{Block, BlockInst};
@@ -320,7 +320,7 @@ impl<'k, 'c> Emitter<'k, 'c> {
         if body.iter().any(|inst| matches!(inst, Inst::Block(BlockInst::Mma { .. }))) {
             // Products under way from trip to trip: `ptxas` unrolls short loops, and then finds that it must wait for
             // each of them.
-            self.ir.asm(Effect::Memory, ".pragma \"nounroll\";", &[], &[], &[])?;
+            self.ir.asm(Effect::Some, ".pragma \"nounroll\";", &[], &[], &[])?;
         }
 
         let mut args = Vec::with_capacity(carried.len());
