@@ -207,6 +207,28 @@ fn threads_of_a_warp_need_barriers_too() {
 }
 
 #[test]
+fn who_read_last_does_not_speak_for_others() {
+    for barrier in [true, false] {
+        let mut k = Raw::blocks(1);
+        let tile = Space::Shared(k.shared("s", DType::I64, [1, 32], 1, false));
+        let (thread, zero) = (k.thread(), k.int(0));
+        k.store(tile, thread, thread, None);
+        k.barrier(0, 1);
+        k.load(tile, zero, 1, None);
+        if barrier {
+            k.barrier(0, 1);
+        }
+        let last = k.with(Fn2::Eq, thread, 31);
+        k.store(tile, zero, thread, Some(last));
+        if barrier {
+            always(&k, &[], &[], Options::default());
+        } else {
+            never(&k, &[], &[], &["element 0 of s is touched by warp 0 too, and no barrier is between"]);
+        }
+    }
+}
+
+#[test]
 fn shared_memory_has_borders() {
     let mut k = Raw::blocks(1);
     let tile = Space::Shared(k.shared("s", DType::F32, [3, 5], 2, false));
