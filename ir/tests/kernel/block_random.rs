@@ -25,24 +25,17 @@ impl Random {
     }
 }
 
-/// The bodies in `body`, itself included.
-fn bodies<'k>(
-    body: &'k mut Vec<Inst>,
-    to: usize,
-    count: &mut usize,
-    f: &mut Option<Box<dyn FnOnce(&mut Vec<Inst>) + 'k>>,
-) {
-    if *count == to
-        && let Some(f) = f.take()
-    {
+/// Calls `f` with body number `to` of `body` and those in it, and counts them.
+fn nth_body(body: &mut Vec<Inst>, to: usize, count: &mut usize, f: &mut dyn FnMut(&mut Vec<Inst>)) {
+    if *count == to {
         f(body);
     }
     *count += 1;
     for inst in body {
         match inst {
-            Inst::For { body, .. } | Inst::If { body, .. } => bodies(body, to, count, f),
+            Inst::For { body, .. } | Inst::If { body, .. } => nth_body(body, to, count, f),
             Inst::Block(BlockInst::Roles { roles }) => {
-                roles.iter_mut().for_each(|role| bodies(&mut role.body, to, count, f));
+                roles.iter_mut().for_each(|role| nth_body(&mut role.body, to, count, f));
             }
             _ => {}
         }
@@ -153,9 +146,8 @@ fn mistakes_are_refused_or_faults_or_make_no_race() {
                 misshape(&mut k, &mut random);
                 continue;
             }
-            let (to, regs, own) = (random.below(6), k.0.regs.len(), random.below(1 << 20) as u64);
-            let change = Box::new(move |body: &mut Vec<Inst>| misplace(body, regs, &mut Random(own)));
-            bodies(&mut k.0.body, to, &mut 0, &mut Some(change));
+            let (to, regs) = (random.below(6), k.0.regs.len());
+            nth_body(&mut k.0.body, to, &mut 0, &mut |body| misplace(body, regs, &mut random));
         }
         let text = k.0.to_string();
         assert!(text.ends_with('}'));
