@@ -319,6 +319,18 @@ pub struct TensorSchedule {
     pub wide_attention: [usize; 2],
     /// The most columns of a value of which two warpgroups can have a row each.
     pub narrow: usize,
+    /// Kernels for products with few rows, the fewest first; they are chosen at launch.
+    pub few: Vec<FewRows>,
+}
+
+/// How a product of few rows (tokens) with many columns (weights) is cut: the columns become the rows of tiles, so that
+/// no tile is mostly empty and many programs share the weights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FewRows {
+    /// The most rows that it is for.
+    pub most: i64,
+    /// Columns and rows of the result, and terms of the sum, of one tile.
+    pub product: [usize; 3],
 }
 
 impl Schedule {
@@ -349,6 +361,10 @@ pub struct Cx<'k> {
     pub write: &'k dyn Fn(usize) -> Buf,
     /// Applies what is fused behind the op to a tile of part `.0` of its result, and stores it.
     pub emit: &'k EmitFn<'k>,
+    /// Which of the kernels for few rows this is, if it is one.
+    pub few: Option<&'k FewRows>,
+    /// Says how many rows the op has, for each so many of which it has work: it is then lowered for few rows too.
+    pub by_rows: &'k dyn Fn(&Dim, i64),
     /// Asks that emitted requests see these groups of neighbouring axes of part 0 as one; see [`BufView::merge`].
     pub merge_out: &'k dyn Fn(&[usize]) -> bool,
 }

@@ -139,7 +139,9 @@ impl Machine<'_> {
         }
         for step in &f.steps {
             match step {
-                Step::Launch { kernel, bases: used, name } => {
+                Step::Launch { when: Some(when), .. }
+                    if !when.holds(&|dim| self.size(dim).ok().map(|n| n as i64)).unwrap_or(false) => {}
+                Step::Launch { kernel, bases: used, name, .. } => {
                     let kernel = match self.how.phase {
                         Phase::Tile => &plan.tiles[*kernel],
                         Phase::Lane | Phase::Block => &plan.kernels[*kernel],

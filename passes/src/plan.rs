@@ -113,6 +113,8 @@ pub enum Step {
         bases: Vec<usize>,
         /// What the result is called, for people.
         name: String,
+        /// For which extents; others have another launch that computes the same.
+        when: Option<When>,
     },
     /// Runs another function.
     Call {
@@ -125,6 +127,24 @@ pub enum Step {
         /// What the call is named, for people.
         name: String,
     },
+}
+
+/// A condition on an extent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct When {
+    /// The extent.
+    pub extent: Dim,
+    /// It is more than this.
+    pub above: i64,
+    /// It is at most this.
+    pub most: i64,
+}
+
+impl When {
+    /// Whether it holds for known sizes; `None` if the extent is not known.
+    pub fn holds(&self, size_of: &dyn Fn(&Dim) -> Option<i64>) -> Option<bool> {
+        size_of(&self.extent).map(|n| self.above < n && n <= self.most)
+    }
 }
 
 /// Where each buffer of a function lies in its part of the arena, for known sizes.

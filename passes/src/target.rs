@@ -1,6 +1,6 @@
 //! What the compiler knows of the machine it compiles for: plain data.
 
-use eva_ir::lower::{Schedule, TensorSchedule};
+use eva_ir::lower::{FewRows, Schedule, TensorSchedule};
 
 /// A machine to compile for.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +46,11 @@ impl Target {
                 attention: [128, 128],
                 wide_attention: [64, 64],
                 narrow: 256,
+                few: vec![
+                    FewRows { most: 16, product: [64, 16, 128] },
+                    FewRows { most: 64, product: [64, 64, 128] },
+                    FewRows { most: 512, product: [128, 128, 64] },
+                ],
             }),
             row: 16384,
             block: 1024,

@@ -3,7 +3,7 @@
 use super::einsum::{extents, same_dtype};
 use crate::attr::{Axis, Spec};
 use crate::eval::{Array, Sizes};
-use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
+use crate::lower::{Coord, Cx, FewRows, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{DType, Shape, TensorType, Type};
 
@@ -93,7 +93,14 @@ impl OpDef for Grouped {
         let [x, w, offsets] = args else { unreachable!("operands were counted") };
         let Axes { columns, summed_in_w } = self.axes();
         let (x, w) = (x.memory()?, w.memory()?);
-        let [bm, bn, bk] = cx.schedule.product_of(&[x, w]);
+        if let (Some(_), Some(experts)) = (cx.schedule.tensor_of(&[x, w]), cx.size(&w.shape[0])) {
+            (cx.by_rows)(&x.shape[0], experts as i64);
+        }
+        // With few rows of each expert, the columns are the rows of tiles.
+        let (bm, bn, bk) = match cx.few {
+            Some(FewRows { product: [columns, rows, terms], .. }) => (*rows, *columns, *terms),
+            None => cx.schedule.product_of(&[x, w]).into(),
+        };
         let bn = cx.size(&w.shape[columns]).map_or(bn, |n| n.clamp(1, bn));
         let bk = cx.size(&x.shape[1]).map_or(bk, |n| n.clamp(1, bk));
 
@@ -105,7 +112,7 @@ impl OpDef for Grouped {
         let mut result = Ok(());
         cx.k.repeat((end - base).div_ceil(bm as i64), |i| {
             let row = base + i * bm as i64;
-            let zero = cx.k.full([bm, bn], 0.0);
+            let zero = cx.k.full(if cx.few.is_some() { [bn, bm] } else { [bm, bn] }, 0.0);
             let [sum] = cx.k.fold(blocks, [zero], |k, [acc]| {
                 let k = Coord::Cols(k * bk as i64);
                 let limits = vec![(0, end)];
@@ -114,10 +121,18 @@ impl OpDef for Grouped {
                 coords[columns] = Coord::Rows(first);
                 coords[summed_in_w] = k;
                 let columns = Request { coords, rows: bn, cols: bk, limits: Vec::new() };
-                [acc.add_dot(cx.load(x, &rows), cx.load(w, &columns))]
+                let (x, w) = (cx.load(x, &rows), cx.load(w, &columns));
+                [if cx.few.is_some() { acc.add_dot(w, x) } else { acc.add_dot(x, w) }]
             });
-            let coords = vec![Coord::Rows(row), Coord::Cols(first)];
-            result = cx.emit(&Request { coords, rows: bm, cols: bn, limits: vec![(0, end)] }, sum);
+            let limits = vec![(0, end)];
+            let at = if cx.few.is_some() {
+                let coords = vec![Coord::Cols(row), Coord::Rows(first)];
+                Request { coords, rows: bn, cols: bm, limits }
+            } else {
+                let coords = vec![Coord::Rows(row), Coord::Cols(first)];
+                Request { coords, rows: bm, cols: bn, limits }
+            };
+            result = cx.emit(&at, sum);
         });
         result
     }

@@ -140,6 +140,8 @@ impl<'a> Case<'a> {
                 read: &read,
                 write: &write,
                 emit: &emit,
+                few: None,
+                by_rows: &|_, _| {},
                 merge_out: &|_| false,
             };
             let view = |(i, ty): (usize, &TensorType)| {

@@ -1,11 +1,12 @@
 //! Writing one kernel: views of the operands, loops by the op that owns them, a chain behind.
 
 use super::{FnLower, buf_data};
+use crate::plan::When;
 use eva_ir::dim::Dim;
 use eva_ir::graph::{Def, Value};
 use eva_ir::kernel::build::{Build, Tile};
-use eva_ir::kernel::{Access, Buf, Elem};
-use eva_ir::lower::{BufView, Cx, LowerError, Request, TileFn, View};
+use eva_ir::kernel::{Access, Buf, Elem, Kernel};
+use eva_ir::lower::{BufView, Cx, FewRows, LowerError, Request, TileFn, View};
 use eva_ir::types::TensorType;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -33,7 +34,45 @@ impl FnLower<'_> {
         } else {
             (0..self.f.values[last].ty.parts().len()).map(|part| self.new_home(last, part)).collect()
         };
-        let name = format!("{}.{}", self.f.name, self.f.values[last].name);
+        // Where the op has kernels for few rows, they follow; each is launched for the extents that it is for.
+        let counted = RefCell::new(None);
+        let (whole, bases) = self.written(root, chain, &homes, None, &|rows, each| {
+            *counted.borrow_mut() = Some((rows.clone(), each));
+        })?;
+        let mut above = None;
+        if let Some((rows, each)) = counted.into_inner() {
+            let few = self.target.schedule.tensor.iter().flat_map(|tensor| &tensor.few);
+            for few in few {
+                let (kernel, bases) = self.written(root, chain, &homes, Some(few), &|_, _| {})?;
+                let most = few.most.saturating_mul(each);
+                let when = When { extent: rows.clone(), above: above.unwrap_or(i64::MIN), most };
+                self.launch(kernel, bases, Some(when));
+                above = Some(most);
+            }
+            let when = above.map(|above| When { extent: rows, above, most: i64::MAX });
+            self.launch(whole, bases, when);
+        } else {
+            self.launch(whole, bases, None);
+        }
+        self.homes.insert(last, homes);
+        Ok(())
+    }
+
+    /// One kernel of `root` with `chain` behind it, and the bases of its buffers.
+    fn written(
+        &self,
+        root: Value,
+        chain: &[Value],
+        homes: &[BufView],
+        few: Option<&FewRows>,
+        by_rows: &dyn Fn(&Dim, i64),
+    ) -> Result<(Kernel, Vec<usize>), LowerError> {
+        let last = chain.last().copied().unwrap_or(root);
+        let Def::Op(op, args) = &self.f.values[root].def else { unreachable!("a root is an op") };
+        let mut name = format!("{}.{}", self.f.name, self.f.values[last].name);
+        if let Some(few) = few {
+            name += &format!(".{}", few.most);
+        }
         let k = Build::new(&name);
         let bases = RefCell::new(Vec::new());
         {
@@ -63,15 +102,15 @@ impl FnLower<'_> {
                 read: &read,
                 write: &write,
                 emit: &emit,
+                few,
+                by_rows,
                 merge_out: &merge_out,
             };
             let views: Vec<View<'_>> =
                 args.iter().map(|&arg| env.view(arg, false)).collect::<Result<_, _>>()?;
             op.kernel(&cx, &views)?;
         }
-        self.homes.insert(last, homes);
-        self.launch(k.finish(), bases.into_inner());
-        Ok(())
+        Ok((k.finish(), bases.into_inner()))
     }
 
     /// Writes the kernel of a value that no op with loops computes: one program for a row.
@@ -91,7 +130,7 @@ impl FnLower<'_> {
             env.store(&home, &at, tile);
         }
         self.homes.insert(value, vec![home]);
-        self.launch(k.finish(), bases.into_inner());
+        self.launch(k.finish(), bases.into_inner(), None);
         Ok(())
     }
 
@@ -109,7 +148,7 @@ impl FnLower<'_> {
             let at = row_request(&cx, &to.shape, false)?;
             env.store(to, &at, cx.load(from, &at));
         }
-        self.launch(k.finish(), bases.into_inner());
+        self.launch(k.finish(), bases.into_inner(), None);
         Ok(())
     }
 
@@ -161,6 +200,8 @@ impl<'k> Env<'k> {
             read: self.read,
             write: &|_| unreachable!("only an op with loops of its own writes"),
             emit: &|_, _, _| Err(LowerError::new("only an op with loops of its own hands over tiles")),
+            few: None,
+            by_rows: &|_, _| {},
             merge_out: &|_| false,
         }
     }

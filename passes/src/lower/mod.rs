@@ -9,7 +9,7 @@ pub mod fuse;
 mod kernel;
 
 use crate::Error;
-use crate::plan::{Base, CAPACITY, FuncPlan, KernelId, ParamPlan, Plan, ResultPlan, Step, Temp};
+use crate::plan::{Base, CAPACITY, FuncPlan, KernelId, ParamPlan, Plan, ResultPlan, Step, Temp, When};
 use crate::target::Target;
 use eva_ir::dim::{Dim, Sym};
 use eva_ir::entity::{Arena, Entity};
@@ -358,10 +358,10 @@ impl<'a> FnLower<'a> {
     }
 
     /// Adds a finished kernel and the step that runs it.
-    fn launch(&mut self, kernel: Kernel, bases: Vec<usize>) {
+    fn launch(&mut self, kernel: Kernel, bases: Vec<usize>, when: Option<When>) {
         let name = kernel.name.clone();
         let kernel = self.tiles.push(kernel);
-        self.steps.push(Step::Launch { kernel, bases, name });
+        self.steps.push(Step::Launch { kernel, bases, name, when });
     }
 }
 

@@ -186,8 +186,8 @@ impl Products {
         });
         // A sum that is not made of whole steps must end where the buffer does, so that zeros follow.
         let whole = ty.cols.is_multiple_of(16) || data.shape[col].as_const() == Some(ty.cols as i64);
-        // Only rows of the left side may have an end of their own: their results are not stored.
-        let limits = place.limits.iter().all(|(axis, _)| side == 0 && *axis == row);
+        // Only what is not summed may have an end of its own: results beyond it are not stored.
+        let limits = place.limits.iter().all(|(axis, _)| *axis == row);
         let fits = data.dtype == self.dtype
             && data.shape.len() <= 5
             && aligned(&data.offset)
