@@ -27,3 +27,31 @@ pub use session::Session;
 pub use states::States;
 pub use tensor::Tensor;
 pub use weights::{Weight, Weights};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_may_go_to_other_threads() {
+        fn moves<T: Send>() {}
+        fn shared<T: Send + Sync>() {}
+        moves::<Session>();
+        moves::<States>();
+        shared::<Executable>();
+        shared::<Weights>();
+        shared::<Error>();
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_gpu_needs_a_feature() {
+        let options = CompileOptions { device: Device::Cuda(1), ..CompileOptions::default() };
+        let error =
+            Executable::compile(&eva_ir::graph::Module::default(), &options).err().expect("there is no GPU");
+        assert_eq!(
+            error.to_string(),
+            "this program was built without support for `cuda:1`; build it with the feature `cuda`"
+        );
+    }
+}
