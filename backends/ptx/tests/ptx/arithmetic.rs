@@ -3,13 +3,14 @@
 use crate::build::Build;
 use crate::gate::{count, pass};
 use eva_ir::dim::Dim;
-use eva_ir::kernel::{Access, Elem, Fn1, Fn2, Kernel, Reg, Space};
+use eva_ir::kernel::{Access, Elem, Fn1, Fn2, GridAxis, Kernel, Reg, Space};
 use eva_ir::types::DType;
 
 /// `out[i] = f(x[i], y[i])` for the threads of five warps, three slots each; `write` is `f`.
-fn pointwise(name: &str, dtype: DType, write: impl FnOnce(&mut Build, Reg, Reg) -> Reg) -> Kernel {
+pub fn pointwise(name: &str, dtype: DType, write: impl FnOnce(&mut Build, Reg, Reg) -> Reg) -> Kernel {
     let mut b = Build::new(name, 5);
     let n = [Dim::sym("n")];
+    b.kernel.grid = vec![GridAxis { extent: n[0].clone(), tile: 480 }];
     let x = b.buf("x", dtype, Access::Read, &n);
     let y = b.buf("y", dtype, Access::Read, &n);
     let (thread, number) = (b.thread(), b.number());

@@ -4,17 +4,17 @@ use crate::build::Build;
 use crate::gate::{count, pass};
 use eva_ir::dim::Dim;
 use eva_ir::kernel::block::{BlockInst, Keep, MmaLeft, MmaTile};
-use eva_ir::kernel::{Access, Fn1, Fn2, Kernel, Reg, Space};
+use eva_ir::kernel::{Access, Fn1, Fn2, GridAxis, Kernel, Reg, Space};
 use eva_ir::types::DType;
 
 /// Queries of a block.
 const QUERIES: usize = 128;
 /// Columns of queries and keys.
-const WIDTH: usize = 192;
+pub const WIDTH: usize = 192;
 /// Columns of values.
-const VALUES: usize = 128;
+pub const VALUES: usize = 128;
 /// Keys of a step.
-const KEYS: usize = 96;
+pub const KEYS: usize = 96;
 
 /// The fold of each row's slots, over the quad of threads that has the row: two slots, for rows 8 apart.
 fn rows(b: &mut Build, f: Fn2, x: Reg) -> Reg {
@@ -39,7 +39,7 @@ fn spread(b: &mut Build, x: Reg, slots: usize) -> Reg {
     b.pick(x, &(0..slots as u16).map(|slot| slot / 2 % 2).collect::<Vec<_>>())
 }
 
-fn attention(name: &str, dtype: DType) -> Kernel {
+pub fn attention(name: &str, dtype: DType) -> Kernel {
     const STAGES: usize = 2;
     let mut b = Build::new(name, 12);
     let t = Dim::sym("t") * Dim::from(KEYS as i64);
@@ -54,6 +54,7 @@ fn attention(name: &str, dtype: DType) -> Kernel {
     let q_pipe = b.pipe(&[q_tile], 1, 8);
     let (k_pipe, v_pipe) = (b.pipe(&[k_tile], STAGES, 8), b.pipe(&[v_tile], STAGES, 8));
     let maps = [(q, q_tile), (k, k_tile), (values, v_tile)].map(|(buf, tile)| b.tiling(buf, tile));
+    b.kernel.grid = vec![GridAxis { extent: Dim::sym("s"), tile: QUERIES as i64 }];
     let (trips, number) = (b.extent(&Dim::sym("t")), b.number());
     let first = b.by(Fn2::Mul, number, QUERIES as i64);
     let zero = b.int(0);

@@ -1,10 +1,13 @@
-//! PTX of kernels written by hand: that LLVM takes the module, that `ptxas` assembles it without a complaint, and, of
-//! small ones, how it reads.
+//! PTX of kernels written by hand: that LLVM takes the module, that `ptxas` assembles it without a complaint, that it does
+//! what the kernel means, and, of small ones, how it reads.
 
+mod agree;
 mod arithmetic;
 mod attention;
 mod build;
+mod emulate;
 mod gate;
+mod meaning;
 mod memory;
 mod product;
 mod scaled;

@@ -3,13 +3,14 @@
 use crate::build::Build;
 use crate::gate::{count, pass};
 use eva_ir::dim::Dim;
-use eva_ir::kernel::{Access, Fn2, Kernel, Space};
+use eva_ir::kernel::{Access, Fn2, GridAxis, Kernel, Space};
 use eva_ir::types::DType;
 
 /// Copies a tensor of `from` to one of `to`, `v` elements at once, three times a thread.
-fn copy(name: &str, from: DType, to: DType, v: usize, masked: bool) -> Kernel {
+pub fn copy(name: &str, from: DType, to: DType, v: usize, masked: bool) -> Kernel {
     let mut b = Build::new(name, 3);
     let n = [Dim::sym("n")];
+    b.kernel.grid = vec![GridAxis { extent: n[0].clone(), tile: 288 * v as i64 }];
     let x = b.buf("x", from, Access::Read, &n);
     let out = b.buf("out", to, Access::Write, &n);
     let (thread, number) = (b.thread(), b.number());
@@ -67,10 +68,11 @@ fn types_are_converted_on_the_way() {
     }
 }
 
-#[test]
-fn a_row_is_summed_in_a_loop_and_stored_by_one_thread() {
+/// The sums of rows, whose length is a multiple of 4: in a loop, and stored by one thread.
+pub fn row_sums() -> Kernel {
     let mut b = Build::new("sum", 1);
     let shape = [Dim::sym("rows"), Dim::sym("cols")];
+    b.kernel.grid = vec![GridAxis { extent: shape[0].clone(), tile: 1 }];
     let x = b.buf("x", DType::F32, Access::Read, &shape);
     let out = b.buf("out", DType::F32, Access::Write, &shape[..1]);
     let (row, cols) = (b.number(), b.extent(&shape[1]));
@@ -88,6 +90,11 @@ fn a_row_is_summed_in_a_loop_and_stored_by_one_thread() {
     let thread = b.thread();
     let leader = b.by(Fn2::Eq, thread, 0);
     b.guard(leader, |b| b.store(Space::Buf(out), row, sum, None));
-    let (ptx, _) = pass(&b.finish());
+    b.finish()
+}
+
+#[test]
+fn a_loop_loads_four_numbers_at_once() {
+    let (ptx, _) = pass(&row_sums());
     assert_eq!(count(&ptx.text, "ld.global.nc.v4.b32"), 1, "{}", ptx.text);
 }

@@ -28,7 +28,7 @@ fn slots_of(b: &mut Build, n: usize) -> (Reg, Reg) {
 }
 
 /// `c = a · bᵀ`, one producer and two consumers, of which each has 64 rows and keeps one product under way.
-fn gemm(name: &str, dtype: DType, copy_out: bool) -> Kernel {
+pub fn gemm(name: &str, dtype: DType, copy_out: bool) -> Kernel {
     let [rows, cols, _] = TILE;
     let terms = TILE[2] * 2 / dtype.bytes() as usize;
     let mut b = Build::new(name, 12);
@@ -124,8 +124,7 @@ fn gemm(name: &str, dtype: DType, copy_out: bool) -> Kernel {
 
             match (c_tile, c_map) {
                 (Some(tile), Some(map)) => {
-                    let start = b.by(Fn2::Rem, thread, 128);
-                    let leader = b.by(Fn2::Eq, start, 0);
+                    let leader = b.by(Fn2::Eq, thread, 0);
                     for part in 0..cols / 64 {
                         b.inst(BlockInst::CopyOutWait { pending: 0 });
                         b.barrier(1, 8);
@@ -137,15 +136,17 @@ fn gemm(name: &str, dtype: DType, copy_out: bool) -> Kernel {
                         b.store(Space::Shared(tile), at, part_sums, None);
                         b.inst(BlockInst::FenceAsync);
                         b.barrier(1, 8);
-                        let first = b.zip(Fn2::Add, row, a_row);
                         let col = b.by(Fn2::Add, col, 64 * part as i64);
-                        b.inst(BlockInst::CopyOut {
-                            map,
-                            tile,
-                            turn: group,
-                            at: vec![first, col],
-                            when: leader,
-                        });
+                        for half in 0..2 {
+                            let (turn, first) = (b.int(half), b.by(Fn2::Add, row, 64 * half));
+                            b.inst(BlockInst::CopyOut {
+                                map,
+                                tile,
+                                turn,
+                                at: vec![first, col],
+                                when: leader,
+                            });
+                        }
                     }
                 }
                 _ => {
@@ -192,8 +193,8 @@ fn a_product_of_matrices_runs_at_full_speed() {
 fn results_leave_by_the_copy_engine() {
     let (ptx, _) = pass(&gemm("gemm_copy_out", DType::Bf16, true));
     let has = |word| count(&ptx.text, word);
-    assert_eq!(has("cp.async.bulk.tensor.2d.global.shared::cta"), 4, "{}", ptx.text);
+    assert_eq!(has("cp.async.bulk.tensor.2d.global.shared::cta"), 8, "{}", ptx.text);
     assert_eq!(has("fence.proxy.async.shared::cta"), 4, "{}", ptx.text);
-    assert_eq!(has("cp.async.bulk.commit_group"), 4, "{}", ptx.text);
+    assert_eq!(has("cp.async.bulk.commit_group"), 8, "{}", ptx.text);
     assert_eq!(has("cp.async.bulk.wait_group.read \t0"), 5, "{}", ptx.text);
 }

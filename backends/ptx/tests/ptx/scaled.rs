@@ -9,7 +9,7 @@ use eva_ir::types::DType;
 
 /// `c = Σ over blocks of (scale of the row of a) · (scale of the rows of b) · (a · bᵀ)`, in tiles of 128 × 256, where
 /// `b` comes in two halves of 128 rows, each with a scale of its own.
-fn gemm(left: DType, right: DType) -> Kernel {
+pub fn gemm(left: DType, right: DType) -> Kernel {
     const STAGES: usize = 4;
     let mut b = Build::new(&format!("scaled_{left}_{right}"), 12);
     b.block().launch = Launch::Each { per_block: 1 };

@@ -1,0 +1,62 @@
+//! That a kernel's PTX does what the kernel means: the emulator against the interpreter.
+
+use crate::emulate;
+use crate::gate::pass;
+use eva_ir::dim::Sym;
+use eva_ir::kernel::Kernel;
+use eva_ir::kernel::block::Launch;
+use eva_ir::kernel::run::{Options, Storage, run};
+
+/// Runs the kernel and its PTX on these buffers, one storage each, and asks for results that differ by `tolerance` of
+/// the larger at most. Gives what the PTX made.
+pub fn agree(kernel: &Kernel, sizes: &[(&str, i64)], storages: Vec<Storage>, tolerance: f64) -> Vec<Storage> {
+    const BLOCKS: u64 = 3;
+    let (ptx, _) = pass(kernel);
+    let value = |sym: &Sym| sizes.iter().find(|(name, _)| *name == sym.as_str()).map(|&(_, value)| value);
+    let binding: Vec<usize> = (0..storages.len()).collect();
+    let programs: u64 = kernel
+        .grid
+        .iter()
+        .map(|axis| {
+            axis.extent
+                .eval(&value)
+                .expect("every extent has a value")
+                .unsigned_abs()
+                .div_ceil(axis.tile as u64)
+        })
+        .product();
+    let launched = match kernel.block.as_ref().map(|block| block.launch) {
+        Some(Launch::Each { per_block }) => programs.div_ceil(per_block as u64),
+        _ => programs.min(BLOCKS),
+    };
+    let mut expected = storages.clone();
+    let options = Options { f32: true, blocks: BLOCKS, ..Options::default() };
+    run(kernel, &value, &mut expected, &binding, options).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+    let mut got = storages;
+    emulate::run(kernel, &ptx, &value, &mut got, &binding, launched);
+    for ((expected, got), (_, buf)) in expected.iter().zip(&got).zip(kernel.bufs.iter()) {
+        for (i, (&x, &y)) in expected.data.iter().zip(&got.data).enumerate() {
+            let same = x == y || x.is_nan() && y.is_nan();
+            let near = (x - y).abs() <= tolerance * x.abs().max(y.abs());
+            assert!(
+                same || near,
+                "{}: `{}`[{i}] is {x}, but the PTX says {y}\n{}",
+                kernel.name,
+                buf.name,
+                ptx.text
+            );
+        }
+    }
+    got
+}
+
+/// Numbers that look random, from -1 to 1; the same for the same seed.
+pub fn random(seed: u64, n: usize) -> impl Iterator<Item = f64> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..n).map(move |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    })
+}
