@@ -46,6 +46,14 @@ pub enum Error {
         /// The function.
         function: String,
     },
+    /// A result that the last call did not have, or that was taken.
+    #[error("the last call of @{function} has no result `{name}`, or it was taken")]
+    NoResult {
+        /// The name asked for.
+        name: String,
+        /// The function.
+        function: String,
+    },
     /// A tensor that does not fit.
     #[error("`{name}` is {want}, but it was given {have}")]
     Shape {

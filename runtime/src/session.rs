@@ -171,8 +171,9 @@ impl Session {
     ) -> Result<Vec<(String, Tensor)>, Error> {
         self.start(inputs, states, sizes)?;
         let exe = self.exe.clone();
-        let results = exe.func_plan(self.func).results.iter().filter(|result| result.state.is_none());
-        results.map(|result| Ok((result.name.clone(), self.take(&result.name)?))).collect()
+        let results = exe.func_plan(self.func).results.iter().enumerate();
+        let results = results.filter(|(_, result)| result.state.is_none());
+        results.map(|(at, result)| Ok((result.name.clone(), self.take_at(at, &result.name)?))).collect()
     }
 
     /// Starts a call, as [`Session::run`] does, without waiting for it: on a GPU it is under way when this returns, and
@@ -319,16 +320,23 @@ impl Session {
 
     /// A result of the last call, once it is there; each can be taken once.
     pub fn take(&mut self, name: &str) -> Result<Tensor, Error> {
-        let f = self.exe.func_plan(self.func);
-        let at = f.results.iter().position(|result| result.name == name && result.state.is_none());
-        let unknown = || Error::Unknown { name: name.into(), function: format!("the results of {}", f.name) };
-        let outcome = at.and_then(|at| self.results.get_mut(at)?.take()).ok_or_else(unknown)?;
+        let results = self.exe.func_plan(self.func).results.iter().zip(&self.results);
+        let at = results.enumerate().find(|(_, (result, left))| result.name == name && left.is_some());
+        let at = at.map_or(usize::MAX, |(at, _)| at);
+        self.take_at(at, name)
+    }
+
+    /// The result of this number.
+    fn take_at(&mut self, at: usize, name: &str) -> Result<Tensor, Error> {
+        let function = || self.exe.func_plan(self.func).name.clone();
+        let left = self.results.get_mut(at).and_then(Option::take);
+        let outcome = left.ok_or_else(|| Error::NoResult { name: name.into(), function: function() })?;
         match outcome {
             Outcome::Here(tensor) => Ok(tensor),
             #[cfg(feature = "cuda")]
             Outcome::There(dtype, shape) => {
                 let mut tensor = Tensor::zeros(dtype, &shape);
-                if let (Place::Cuda(calls), Some(at)) = (&self.place, at) {
+                if let Place::Cuda(calls) = &self.place {
                     calls.read(at, tensor.bytes_mut())?;
                 }
                 Ok(tensor)
