@@ -5,8 +5,8 @@ use crate::plan::{Base, CAPACITY, Plan, Step};
 use eva_ir::dim::{Dim, Sym};
 use eva_ir::eval::{Array, Sizes};
 use eva_ir::graph::{Func, ParamKind};
-use eva_ir::kernel::Phase;
-use eva_ir::kernel::run::{Options, Storage, run};
+use eva_ir::kernel::run::{Options, Stats, Storage, run};
+use eva_ir::kernel::{Kernel, Phase};
 use eva_ir::types::TensorType;
 use std::collections::HashMap;
 
@@ -48,9 +48,31 @@ pub fn interpret(
     args: &[Array],
     how: &How,
 ) -> Result<(Vec<Array>, Traffic), String> {
+    let mut run = |kernel: &Kernel, sizes: &Extents, storages: &mut [Storage], binding: &[usize]| {
+        run(kernel, sizes, storages, binding, how.options).map_err(|e| e.to_string())
+    };
+    interpret_with(plan, func, sizes, args, how, &mut run)
+}
+
+/// Values of extents.
+pub type Extents<'a> = dyn Fn(&Sym) -> Option<i64> + 'a;
+
+/// Runs a kernel as [`run`] does: given extents, storages, and the number of each buffer's storage.
+pub type Runner<'a> = dyn FnMut(&Kernel, &Extents, &mut [Storage], &[usize]) -> Result<Stats, String> + 'a;
+
+/// Like [`interpret`], each kernel being run by `runner`.
+pub fn interpret_with(
+    plan: &Plan,
+    func: Func,
+    sizes: &Sizes,
+    args: &[Array],
+    how: &How,
+    runner: &mut Runner,
+) -> Result<(Vec<Array>, Traffic), String> {
     let mut env = sizes.0.clone();
     env.extend(plan.dims.iter().filter_map(|(sym, n)| Some((sym.clone(), (*n)?))));
-    let mut machine = Machine { plan, env, how, storages: Vec::new(), traffic: Traffic::default() };
+    let (storages, traffic) = (Vec::new(), Traffic::default());
+    let mut machine = Machine { plan, env, how, runner, storages, traffic };
     let f = &plan.funcs[func];
     let tokens =
         f.params.iter().zip(args).filter(|(p, _)| p.kind == ParamKind::State).map(|(_, a)| a.shape[1]);
@@ -99,15 +121,16 @@ fn resize_rows(array: &Array, n: usize) -> Array {
     Array::from_fn(&shape, |index| if index[1] < old { array.at(index) } else { f64::NAN })
 }
 
-struct Machine<'a> {
+struct Machine<'a, 'r> {
     plan: &'a Plan,
     env: HashMap<Sym, i64>,
     how: &'a How,
+    runner: &'a mut Runner<'r>,
     storages: Vec<Storage>,
     traffic: Traffic,
 }
 
-impl Machine<'_> {
+impl Machine<'_, '_> {
     fn storage(&mut self, storage: Storage) -> usize {
         self.storages.push(storage);
         self.storages.len() - 1
@@ -155,7 +178,7 @@ impl Machine<'_> {
                     let binding: Vec<usize> = used.iter().map(|&base| bases[base]).collect();
                     let env = &self.env;
                     let sizes = |sym: &Sym| env.get(sym).copied();
-                    let stats = run(kernel, &sizes, &mut self.storages, &binding, self.how.options)
+                    let stats = (self.runner)(kernel, &sizes, &mut self.storages, &binding)
                         .map_err(|e| format!("kernel `{name}`: {e}\n{kernel}"))?;
                     let by_name = |counts: &[u64]| {
                         kernel.bufs.iter().zip(counts).map(|((_, buf), &n)| (buf.name.clone(), n)).collect()
