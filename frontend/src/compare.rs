@@ -167,7 +167,7 @@ fn forward(
     let labels =
         recorded.get("labels").map(Ids::of).transpose()?.filter(|l| (l.batch, l.len) == (ids.batch, ids.len));
     if let (Some(labels), Some((_, logits))) = (&labels, computed.get("logits")) {
-        let loss = cross_entropy(logits, labels, ids.len, 1, model.config.vocab)?;
+        let loss = cross_entropy(logits, labels, ids.len, 1, model)?;
         computed.insert("loss".into(), (vec![], vec![loss]));
     }
     if !load.mtp || ids.len < 2 {
@@ -188,20 +188,22 @@ fn forward(
     let results = session.run(&inputs, Some(&mut cache), &[("t", n)])?;
     computed.extend(results.into_iter().map(|(name, t)| (name, (t.shape().to_vec(), t.to_f64()))));
     if let (Some(labels), Some((_, logits))) = (&labels, computed.get("mtp.logits")) {
-        let loss = cross_entropy(logits, labels, n, 2, model.config.vocab)?;
+        let loss = cross_entropy(logits, labels, n, 2, model)?;
         computed.insert("mtp.loss".into(), (vec![], vec![loss]));
     }
     Ok(())
 }
 
-/// The mean cross-entropy of `n` positions a sequence, position `i` against the label at `i + shift`, by machine code.
+/// The mean cross-entropy of `n` positions a sequence, position `i` against the label at `i + shift`, by machine code
+/// where the model runs.
 fn cross_entropy(
     logits: &[f64],
     labels: &Ids,
     n: usize,
     shift: usize,
-    vocab: usize,
+    model: &Model,
 ) -> Result<f64, EngineError> {
+    let vocab = model.config.vocab;
     let p = Program::new();
     let (rows, w) = (p.dim("n"), p.dim_fixed("w", vocab as i64));
     p.function("loss", |f| {
@@ -209,7 +211,8 @@ fn cross_entropy(
         logits.cross_entropy(&f.input("labels", I64, [&rows])).named("loss")
     });
     let module = p.finish().map_err(EngineError::Module)?;
-    let executable = Arc::new(Executable::compile(&module, &CompileOptions::default())?);
+    let options = CompileOptions { device: model.executable().device(), ..CompileOptions::default() };
+    let executable = Arc::new(Executable::compile(&module, &options)?);
     let mut session = Session::new(executable, "loss", &Weights::new())?;
     let label = |b: usize, i: usize| labels.row(b).get(i + shift).copied().unwrap_or(-100);
     let labels: Vec<i64> = (0..labels.batch).flat_map(|b| (0..n).map(move |i| label(b, i))).collect();

@@ -175,7 +175,7 @@ fn threads_come_from_the_environment() {
     command.args(["-v", "generate", dir.to_str().unwrap(), "--tokens", "3", "--max-new-tokens", "1"]);
     let ran = finish(command, "");
     assert_eq!(ran.code, Some(0), "{}", ran.err);
-    assert!(ran.err.contains("threads       2\n"), "{}", ran.err);
+    assert!(ran.err.contains("runs on       cpu, 2 threads\n"), "{}", ran.err);
 }
 
 #[test]

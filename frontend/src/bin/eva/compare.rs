@@ -1,12 +1,11 @@
 //! `eva compare`: a compiled model against outputs that other software recorded.
 
-use super::ui::emit;
+use super::ui::{FormArg, TypeArg, count, device, emit};
 use anyhow::Context;
-use clap::{Args as ClapArgs, ValueEnum};
+use clap::Args as ClapArgs;
 use eva::compare::{CompareOptions, RECORDED, Row, compare};
 use eva::engine::{LoadOptions, Progress};
-use eva::prelude::DType;
-use eva_passes::Form;
+use eva_runtime::Device;
 use std::path::PathBuf;
 
 /// Arguments of `eva compare`.
@@ -22,54 +21,29 @@ pub struct Args {
     /// Only tensors whose name starts so, taken without it
     #[arg(long, default_value = "")]
     prefix: String,
-    /// Where to run
-    #[arg(long, value_enum, default_value_t = Target::Cpu)]
-    target: Target,
+    /// What to run on: cpu, cuda (the first GPU) or cuda:N
+    #[arg(long, value_name = "TARGET", default_value = "cpu", value_parser = device)]
+    target: Device,
     /// Type of activations and caches; limits are wider for bf16
-    #[arg(long, value_enum, default_value_t = Type::F32)]
-    dtype: Type,
+    #[arg(long, value_enum, default_value_t = TypeArg::F32)]
+    dtype: TypeArg,
     /// Form of attention
     #[arg(long, value_enum, default_value_t = FormArg::Auto)]
     form: FormArg,
-    /// Threads [default: EVA_THREADS, or the processors]
-    #[arg(long)]
+    /// Threads that compile and, on the CPU, run kernels [default: EVA_THREADS, or the processors]
+    #[arg(long, value_name = "N", value_parser = count)]
     threads: Option<usize>,
     /// Print rows as JSON
     #[arg(long)]
     json: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Target {
-    Cpu,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Type {
-    F32,
-    Bf16,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum FormArg {
-    Absorbed,
-    Expanded,
-    Auto,
-}
-
 /// Compares and prints a table; whether every row passed.
 pub fn run(args: &Args, progress: &dyn Progress) -> anyhow::Result<bool> {
-    let Target::Cpu = args.target;
     let load = LoadOptions {
-        dtype: match args.dtype {
-            Type::F32 => DType::F32,
-            Type::Bf16 => DType::Bf16,
-        },
-        form: match args.form {
-            FormArg::Absorbed => Form::Absorbed,
-            FormArg::Expanded => Form::Expanded,
-            FormArg::Auto => Form::Auto,
-        },
+        dtype: args.dtype.into(),
+        form: args.form.into(),
+        device: args.target,
         threads: args.threads,
         ..LoadOptions::default()
     };

@@ -1,11 +1,12 @@
 //! `eva generate`: tokens from a model.
 
-use super::ui::{Bars, FormArg, TypeArg, Usage, bytes, count, emit, say};
+use super::ui::{Bars, FormArg, TypeArg, Usage, bytes, count, device, emit, say};
 use anyhow::bail;
 use clap::{ArgGroup, Args as ClapArgs};
 use eva::engine::{LoadOptions, Model, check_prompt};
 use eva::model::config::Config;
 use eva::tokenizer::Tokenizer;
+use eva_runtime::Device;
 use eva_runtime::sample::{Sampler, Sampling};
 use serde_json::json;
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ Examples:
   eva generate MODEL_DIR --prompt 'Once upon a time' --max-new-tokens 64
   eva generate MODEL_DIR --prompt 'To be' --max-new-tokens 64 --temperature 0.7 --seed 1
   eva generate MODEL_DIR --tokens 17,4,250 --max-new-tokens 8
+  eva generate MODEL_DIR --prompt 'Once upon a time' --max-new-tokens 64 --target cuda --dtype bf16
 
 With --tokens the ids of the new tokens are printed, separated by commas, on one line. Generation \
 ends early after a token that ends a text (`eos_token_id` of config.json).")]
@@ -45,13 +47,16 @@ pub struct Args {
     /// Where the random numbers of sampling start
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// What to run on: cpu, cuda (the first GPU) or cuda:N
+    #[arg(long, value_name = "TARGET", default_value = "cpu", value_parser = device)]
+    target: Device,
     /// Type of activations and of the cache
     #[arg(long, value_enum, default_value_t = TypeArg::F32)]
     dtype: TypeArg,
     /// Form of attention
     #[arg(long, value_enum, default_value_t = FormArg::Auto)]
     form: FormArg,
-    /// Threads [default: EVA_THREADS, or the processors]
+    /// Threads that compile and, on the CPU, run kernels [default: EVA_THREADS, or the processors]
     #[arg(long, value_name = "N", value_parser = count)]
     threads: Option<usize>,
     /// Go on after a token that ends a text
@@ -105,6 +110,7 @@ pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
     let options = LoadOptions {
         dtype: args.dtype.into(),
         form: args.form.into(),
+        device: args.target,
         threads: args.threads,
         ..LoadOptions::default()
     };
@@ -145,6 +151,7 @@ pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
             "tokens": tokens,
             "text": tokenizer.is_some().then_some(&text),
             "finish": if ended { "eos" } else { "length" },
+            "target": args.target.to_string(),
             "compilations": model.compilations,
             "compile_seconds": model.compile_time.as_secs_f64(),
             "load_seconds": load_time.as_secs_f64(),
@@ -175,11 +182,16 @@ pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
             )
         };
         let times = executable.times;
+        let runs_on = match executable.device() {
+            Device::Cpu if executable.threads() == 1 => "cpu, one thread".to_string(),
+            Device::Cpu => format!("cpu, {} threads", executable.threads()),
+            device => device.to_string(),
+        };
         say(&format!(
             "compilations  {} (one serves every length)\n\
              compile time  {:.3} s (passes {:.3} s, machine code {:.3} s)\n\
              kernels       {} ({} of machine code)\n\
-             threads       {}\n\
+             runs on       {}\n\
              weights       {}\n\
              cache         {} bytes per token, {} for {capacity} tokens\n\
              arena         {} for prefill, {} for decoding\n\
@@ -190,7 +202,7 @@ pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
             times.codegen.as_secs_f64(),
             executable.plan().kernels.len(),
             bytes(executable.code_bytes()),
-            executable.threads(),
+            runs_on,
             bytes(model.weight_bytes()),
             generator.cache_bytes_per_token(),
             bytes(generator.cache_bytes()),

@@ -5,6 +5,7 @@ use eva::engine::{EngineError, Progress};
 use eva::prelude::{DType, Diags};
 use eva::report;
 use eva_passes::Form;
+use eva_runtime::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
@@ -190,6 +191,18 @@ impl From<FormArg> for Form {
         }
     }
 }
+
+/// What to run on, on the command line; only what this build can run on.
+pub fn device(text: &str) -> Result<Device, String> {
+    match text.parse().map_err(|error| format!("{error}"))? {
+        Device::Cuda(_) if !cfg!(feature = "cuda") => Err(NO_CUDA.into()),
+        device => Ok(device),
+    }
+}
+
+/// What there is to say where GPUs were left out.
+pub const NO_CUDA: &str = "this eva was built without CUDA; build it with `cargo build --release -p eva-compiler \
+    --features cuda`, which needs LLVM 22 (LLVM_SYS_221_PREFIX names its folder)";
 
 /// A count on the command line: a whole number from 1.
 pub fn count(text: &str) -> Result<usize, String> {
