@@ -5,35 +5,20 @@ use crate::gate::pass;
 use eva_ir::dim::Sym;
 use eva_ir::kernel::Kernel;
 use eva_ir::kernel::block::Launch;
-use eva_ir::kernel::run::{Options, Storage, run};
+use eva_ir::kernel::run::{Options, Stats, Storage, run};
+use eva_ptx::Ptx;
+
+/// Blocks of a persistent launch.
+const BLOCKS: u64 = 3;
 
 /// Runs the kernel and its PTX on these buffers, one storage each, and asks for results that differ by `tolerance` of
 /// the larger at most. Gives what the PTX made.
 pub fn agree(kernel: &Kernel, sizes: &[(&str, i64)], storages: Vec<Storage>, tolerance: f64) -> Vec<Storage> {
-    const BLOCKS: u64 = 3;
     let (ptx, _) = pass(kernel);
     let value = |sym: &Sym| sizes.iter().find(|(name, _)| *name == sym.as_str()).map(|&(_, value)| value);
     let binding: Vec<usize> = (0..storages.len()).collect();
-    let programs: u64 = kernel
-        .grid
-        .iter()
-        .map(|axis| {
-            axis.extent
-                .eval(&value)
-                .expect("every extent has a value")
-                .unsigned_abs()
-                .div_ceil(axis.tile as u64)
-        })
-        .product();
-    let launched = match kernel.block.as_ref().map(|block| block.launch) {
-        Some(Launch::Each { per_block }) => programs.div_ceil(per_block as u64),
-        _ => programs.min(BLOCKS),
-    };
-    let mut expected = storages.clone();
-    let options = Options { f32: true, blocks: BLOCKS, ..Options::default() };
-    run(kernel, &value, &mut expected, &binding, options).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
-    let mut got = storages;
-    emulate::run(kernel, &ptx, &value, &mut got, &binding, launched);
+    let (mut expected, mut got) = (storages.clone(), storages);
+    both(kernel, &ptx, &value, &mut expected, &mut got, &binding);
     for ((expected, got), (_, buf)) in expected.iter().zip(&got).zip(kernel.bufs.iter()) {
         for (i, (&x, &y)) in expected.data.iter().zip(&got.data).enumerate() {
             let same = x == y || x.is_nan() && y.is_nan();
@@ -48,6 +33,25 @@ pub fn agree(kernel: &Kernel, sizes: &[(&str, i64)], storages: Vec<Storage>, tol
         }
     }
     got
+}
+
+/// Runs the kernel on `expected`, and its PTX on `got`.
+pub fn both(
+    kernel: &Kernel,
+    ptx: &Ptx,
+    sizes: &dyn Fn(&Sym) -> Option<i64>,
+    expected: &mut [Storage],
+    got: &mut [Storage],
+    binding: &[usize],
+) -> Stats {
+    let options = Options { f32: true, blocks: BLOCKS, ..Options::default() };
+    let stats = run(kernel, sizes, expected, binding, options).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+    let launched = match kernel.block.as_ref().map(|block| block.launch) {
+        Some(Launch::Each { per_block }) => stats.programs.div_ceil(per_block as u64),
+        _ => stats.programs.min(BLOCKS),
+    };
+    emulate::run(kernel, ptx, sizes, got, binding, launched);
+    stats
 }
 
 /// Numbers that look random, from -1 to 1; the same for the same seed.

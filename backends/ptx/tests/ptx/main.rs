@@ -9,6 +9,7 @@ mod emulate;
 mod gate;
 mod meaning;
 mod memory;
+mod modules;
 mod product;
 mod scaled;
 mod shared;

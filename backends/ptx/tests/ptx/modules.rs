@@ -1,0 +1,134 @@
+//! Whole modules, as the passes make kernels of them: each kernel's PTX does what the kernel means.
+
+use crate::agree::{both, random};
+use crate::gate::assembles;
+use eva_ir::dim::Sym;
+use eva_ir::eval::{Array, Sizes};
+use eva_ir::graph::{Func, Module};
+use eva_ir::kernel::run::{Storage, round};
+use eva_ir::kernel::{Access, Kernel, Phase};
+use eva_ir::testing::{Options as Wanted, random_module};
+use eva_ir::types::DType;
+use eva_passes::interpret::{Extents, How, interpret_with};
+use eva_passes::target::Target;
+use eva_ptx::Ptx;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// How far apart two results may be: of the larger, and of the largest number of the buffer.
+fn limits(dtype: DType) -> (f64, f64) {
+    match dtype {
+        DType::I64 | DType::I32 => (0.0, 0.0),
+        DType::F64 | DType::F32 => (2e-5, 1e-6),
+        // A unit in the last place, where the last bits of an `f32` decide a tie.
+        DType::Bf16 => (1.0 / 128.0, 1e-6),
+        DType::F16 => (1.0 / 1024.0, 1e-6),
+        DType::F8E4M3 => (1.0 / 8.0, 1e-2),
+        DType::F8E5M2 => (1.0 / 4.0, 1e-2),
+    }
+}
+
+/// Runs a function's plan for a GPU, and each kernel's PTX beside it on the same numbers. Gives why there is no plan.
+fn check(module: &Module, func: Func, sizes: &Sizes, args: &[Array]) -> Result<(), String> {
+    let plan = eva_passes::compile(module, &Target::cuda(), &eva_passes::Options::default())
+        .map_err(|e| e.to_string())?;
+    let how = How { phase: Phase::Block, slack: 3, options: Default::default() };
+    let mut made: HashMap<String, Ptx> = HashMap::new();
+    let mut runner = |kernel: &Kernel, sizes: &Extents, storages: &mut [Storage], binding: &[usize]| {
+        let ptx = made.entry(kernel.to_string()).or_insert_with(|| assembles(kernel).0);
+        let mut got = storages.to_vec();
+        let stats = both(kernel, ptx, sizes, storages, &mut got, binding);
+        for (&storage, (_, buf)) in
+            binding.iter().zip(kernel.bufs.iter()).filter(|(_, (_, b))| b.access == Access::Write)
+        {
+            let (expected, got) = (&storages[storage].data, &got[storage].data);
+            let (relative, of_largest) = limits(buf.dtype);
+            let largest = expected.iter().filter(|x| x.is_finite()).fold(0.0f64, |m, x| m.max(x.abs()));
+            for (i, (&x, &y)) in expected.iter().zip(got).enumerate() {
+                let same = x == y || x.is_nan() && y.is_nan();
+                let near = (x - y).abs() <= relative * x.abs().max(y.abs()) + of_largest * largest;
+                assert!(
+                    same || near,
+                    "`{}`[{i}] is {x}, but the PTX says {y}\n{kernel}\n{}",
+                    buf.name,
+                    ptx.text
+                );
+            }
+        }
+        Ok(stats)
+    };
+    interpret_with(&plan, func, sizes, args, &how, &mut runner).unwrap_or_else(|e| panic!("{e}"));
+    Ok(())
+}
+
+/// What follows `// name:` on the lines that start so.
+fn said<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
+    let start = format!("// {name}:");
+    text.lines().filter_map(|line| line.strip_prefix(start.as_str())).map(str::trim).collect()
+}
+
+/// Runs every function of a case with all the sizes that it names.
+fn case(path: &Path) {
+    let text = std::fs::read_to_string(path).unwrap();
+    let module = eva_ir::text::parse(&text).unwrap_or_else(|diags| panic!("{}:\n{diags}", path.display()));
+    let ints: HashMap<&str, Vec<f64>> = said(&text, "ints")
+        .into_iter()
+        .map(|line| {
+            let (name, numbers) = line.split_once('=').expect("`name = numbers`");
+            (name.trim(), numbers.split_whitespace().map(|n| n.parse().expect("an integer")).collect())
+        })
+        .collect();
+    for line in said(&text, "sizes") {
+        let given = line.split_whitespace().map(|pair| {
+            let (name, n) = pair.split_once('=').expect("`name=n`");
+            (Sym::from(name), n.parse().expect("an integer"))
+        });
+        let fixed = module.dims.iter().filter_map(|(sym, n)| Some((sym.clone(), (*n)?)));
+        let sizes = Sizes(given.chain(fixed).collect());
+        for (func, f) in module.funcs.iter() {
+            println!("{} @{} with {line}", path.display(), f.name);
+            let args: Vec<Array> = f
+                .params()
+                .enumerate()
+                .map(|(i, (value, _))| {
+                    let ty = f.tensor(value).expect("parameters are tensors");
+                    let shape: Vec<usize> = ty.shape.iter().map(|dim| sizes.of(dim)).collect();
+                    let n = shape.iter().product();
+                    let data: Vec<f64> = match ints.get(f.values[value].name.as_str()) {
+                        Some(given) if ty.dtype.is_int() => (0..n).map(|i| given[i % given.len()]).collect(),
+                        _ if ty.dtype.is_int() => vec![0.0; n],
+                        _ => random(i as u64 + 1, n).map(|x| round(x, ty.dtype)).collect(),
+                    };
+                    Array::new(&shape, data)
+                })
+                .collect();
+            check(&module, func, &sizes, &args).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        }
+    }
+}
+
+#[test]
+fn kernels_of_cases_mean_the_same_as_ptx() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/cases/run");
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(paths.len() >= 4, "there are cases");
+    paths.iter().for_each(|path| case(path));
+}
+
+#[test]
+fn kernels_of_random_modules_mean_the_same_as_ptx() {
+    let mut ran = 0;
+    for seed in 0..24 {
+        let wanted = Wanted { ops: 4 + seed as usize % 9, narrow: seed % 2 == 1, calls: seed % 3 == 0 };
+        let sample = random_module(seed, wanted);
+        println!("seed {seed}");
+        match check(&sample.module, sample.func, &sample.sizes, &sample.args(seed)) {
+            Ok(()) => ran += 1,
+            // There is no f64 on a GPU.
+            Err(why) => assert!(why.contains("f64"), "seed {seed}: {why}"),
+        }
+    }
+    assert!(ran >= 15, "{ran} modules ran");
+}
