@@ -321,6 +321,17 @@ pub struct TensorSchedule {
     pub narrow: usize,
     /// Kernels for products with few rows, the fewest first; they are chosen at launch.
     pub few: Vec<FewRows>,
+    /// How the keys of few queries are divided, the fewest queries first; chosen at launch.
+    pub parts: Vec<KeyParts>,
+}
+
+/// How attention of few queries is cut: the keys are divided too, so that there are programs for all of the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyParts {
+    /// The most queries (of all heads) that it is for.
+    pub most: i64,
+    /// Parts of the keys.
+    pub parts: usize,
 }
 
 /// How a product of few rows (tokens) with many columns (weights) is cut: the columns become the rows of tiles, so that
@@ -365,6 +376,11 @@ pub struct Cx<'k> {
     pub few: Option<&'k FewRows>,
     /// Says how many rows the op has, for each so many of which it has work: it is then lowered for few rows too.
     pub by_rows: &'k dyn Fn(&Dim, i64),
+    /// Into how many parts the op divides what it sums over, if it does: it emits, for each part, what it would
+    /// for the whole, and what joins them, with the part as a first axis of each.
+    pub parts: Option<usize>,
+    /// Says how many queries attention has: it is then lowered for few of them too, in parts.
+    pub by_parts: &'k dyn Fn(&Dim),
     /// Asks that emitted requests see these groups of neighbouring axes of part 0 as one; see [`BufView::merge`].
     pub merge_out: &'k dyn Fn(&[usize]) -> bool,
 }

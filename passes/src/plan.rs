@@ -100,6 +100,8 @@ pub struct Temp {
     pub first: usize,
     /// The last step that uses it.
     pub last: usize,
+    /// For which extents it is used at all.
+    pub when: Option<When>,
 }
 
 /// One thing to do.
@@ -166,7 +168,8 @@ impl FuncPlan {
         let mut temps = Vec::new();
         for (base, temp) in self.bases.iter().enumerate() {
             if let Base::Temp(temp) = temp {
-                let bytes = usize::try_from(size_of(&temp.bytes)?).ok()?;
+                let used = temp.when.as_ref().is_none_or(|when| when.holds(size_of) != Some(false));
+                let bytes = if used { usize::try_from(size_of(&temp.bytes)?).ok()? } else { 0 };
                 temps.push((base, bytes.checked_next_multiple_of(ALIGNMENT)?, temp));
             }
         }

@@ -1,6 +1,6 @@
 //! What the compiler knows of the machine it compiles for: plain data.
 
-use eva_ir::lower::{FewRows, Schedule, TensorSchedule};
+use eva_ir::lower::{FewRows, KeyParts, Schedule, TensorSchedule};
 
 /// A machine to compile for.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,6 +50,11 @@ impl Target {
                     FewRows { most: 16, product: [64, 16, 128] },
                     FewRows { most: 64, product: [64, 64, 128] },
                     FewRows { most: 512, product: [128, 128, 64] },
+                ],
+                parts: vec![
+                    KeyParts { most: 128, parts: 32 },
+                    KeyParts { most: 512, parts: 16 },
+                    KeyParts { most: 2560, parts: 4 },
                 ],
             }),
             row: 16384,

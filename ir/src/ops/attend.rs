@@ -187,8 +187,13 @@ impl OpDef for Attend {
         };
         let (bm, bk) = (fit(&rows, most_rows), fit(extent(roles.key), most_keys));
 
+        if tensor.is_some() && out.last() == Some(&roles.value) {
+            (cx.by_parts)(&Dim::product(self.spec.out.iter().filter(|&&a| a != roles.value).map(|&a| extent(a))));
+        }
+
         let mut at = vec![None; extents.len()];
-        let mut coords = Vec::new();
+        let part = cx.parts.map(|parts| cx.program(&Dim::from(parts as i64)));
+        let mut coords: Vec<Coord<'k>> = part.into_iter().map(Coord::At).collect();
         for &axis in &out {
             let coord = if axis == roles.query {
                 Coord::Rows(cx.program_tile(&rows, bm))
@@ -212,6 +217,16 @@ impl OpDef for Attend {
         let last_row = (first_row + (bm as i64 - 1)).min(cx.extent(&rows) - 1i64);
         let keys = (last_row / per_token + start + 1i64).min(cx.extent(extent(roles.key)));
 
+        // The blocks of keys, or those of this program's part of them.
+        let blocks = keys.div_ceil(bk as i64);
+        let (first_block, blocks) = match (part, cx.parts) {
+            (Some(part), Some(parts)) => {
+                let each = blocks.div_ceil(parts as i64);
+                (part * each, (blocks - part * each).min(each).max(cx.k.int(0)))
+            }
+            _ => (cx.k.int(0), blocks),
+        };
+
         // Of each operand, the part that a tile of rows or a block of keys needs.
         let part = |operand: usize, rows: (Axis, usize), first: Tile<'k>, whole: Option<(Axis, usize)>| {
             let coord = |&axis: &Axis| match whole {
@@ -231,8 +246,8 @@ impl OpDef for Attend {
         let values = specs.len() - 1;
 
         let init = [cx.k.full([bm, 1], -1e30), cx.k.full([bm, 1], 0.0), cx.k.full([bm, width], 0.0)];
-        let [_, total, sum] = cx.k.fold(keys.div_ceil(bk as i64), init, |i, [top, total, sum]| {
-            let first = i * bk as i64;
+        let [top, total, sum] = cx.k.fold(blocks, init, |i, [top, total, sum]| {
+            let first = (first_block + i) * bk as i64;
             let zero = cx.k.full([bm, bk], 0.0);
             let scores = queries.iter().enumerate().fold(zero, |scores, (i, &(inner, n, q))| {
                 scores.add_dot(q, part(2 * i + 1, (roles.key, bk), first, Some((inner, n))))
@@ -252,8 +267,39 @@ impl OpDef for Attend {
             let v = cx.load(&views[values], &Request { coords, rows: width, cols: bk, limits: Vec::new() });
             [new_top, total * decay + weights.sum_along(1), (sum * decay).add_dot(weights, v)]
         });
-        cx.emit(&Request { coords, rows: bm, cols: width, limits: Vec::new() }, sum * total.recip())
+        let at = Request { coords, rows: bm, cols: width, limits: Vec::new() };
+        if cx.parts.is_none() {
+            return cx.emit(&at, sum * total.recip());
+        }
+        // A part without keys has nothing to say.
+        cx.emit(&at, sum * total.max(cx.k.float(1e-30)).recip())?;
+        let leading = at.coords[..at.coords.len() - 1].to_vec();
+        (cx.emit)(1, &Request { coords: leading, rows: bm, cols: 1, limits: Vec::new() }, top + total.log())
     }
+}
+
+/// Joins the parts of an attention: `values[parts, …, v]`, each an average over its keys, and `sums[parts, …]`, the
+/// logarithms of what their weights add up to.
+pub fn join_parts<'k>(cx: &Cx<'k>, values: &BufView, sums: &BufView) -> Result<(), LowerError> {
+    let (rank, zero) = (values.shape.len(), cx.k.int(0));
+    let parts = cx.fixed(&values.shape[0], "the number of parts")?;
+    let width = cx.fixed(&values.shape[rank - 1], "the width of a value")?;
+    let index = cx.programs(&values.shape[1..rank - 1]);
+    let here = |first: Coord<'k>, last: Option<Coord<'k>>| {
+        let coords = [first].into_iter().chain(index.iter().map(|&i| Coord::At(i))).chain(last).collect();
+        let (rows, cols) = match (first, last) {
+            (Coord::Cols(_), _) => (1, parts),
+            (_, Some(_)) => (parts, width),
+            _ => (parts, 1),
+        };
+        Request { coords, rows, cols, limits: Vec::new() }
+    };
+    let row = cx.load(sums, &here(Coord::Cols(zero), None));
+    let most = row.max_along(1);
+    let scale = (row - most).exp().sum_along(1).recip();
+    let weights = (cx.load(sums, &here(Coord::Rows(zero), None)) - most).exp() * scale;
+    let values = cx.load(values, &here(Coord::Rows(zero), Some(Coord::Cols(zero))));
+    cx.emit(&Request::row(&index, zero, width), (values * weights).sum_along(0))
 }
 
 /// The operands with `head` made part of the queries' axis; `None` if a key has it or it does not follow the tokens.

@@ -141,6 +141,8 @@ impl<'a> Case<'a> {
                 write: &write,
                 emit: &emit,
                 few: None,
+                parts: None,
+                by_parts: &|_| {},
                 by_rows: &|_, _| {},
                 merge_out: &|_| false,
             };

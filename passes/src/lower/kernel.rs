@@ -1,118 +1,28 @@
 //! Writing one kernel: views of the operands, loops by the op that owns them, a chain behind.
 
 use super::{FnLower, buf_data};
-use crate::plan::When;
 use eva_ir::dim::Dim;
 use eva_ir::graph::{Def, Value};
 use eva_ir::kernel::build::{Build, Tile};
-use eva_ir::kernel::{Access, Buf, Elem, Kernel};
-use eva_ir::lower::{BufView, Cx, FewRows, LowerError, Request, TileFn, View};
+use eva_ir::kernel::{Access, Buf, Elem};
+use eva_ir::lower::{BufView, Cx, LowerError, Request, TileFn, View};
 use eva_ir::types::TensorType;
 use std::cell::RefCell;
 use std::rc::Rc;
 
 /// The kernel being written.
-struct Env<'k> {
-    low: &'k FnLower<'k>,
-    k: &'k Build,
+pub(super) struct Env<'k> {
+    pub low: &'k FnLower<'k>,
+    pub k: &'k Build,
     /// The base of each of the kernel's buffers.
-    bases: &'k RefCell<Vec<usize>>,
-    read: &'k dyn Fn(&BufView) -> Buf,
-    constant: &'k dyn Fn(&Dim) -> Option<i64>,
+    pub bases: &'k RefCell<Vec<usize>>,
+    pub read: &'k dyn Fn(&BufView) -> Buf,
+    pub constant: &'k dyn Fn(&Dim) -> Option<i64>,
     /// How the result's axes are made fewer, once the op that owns the loops has asked for it.
-    groups: &'k RefCell<Option<Vec<usize>>>,
+    pub groups: &'k RefCell<Option<Vec<usize>>>,
 }
 
 impl FnLower<'_> {
-    /// Writes the kernel of `root`, which owns its loops, with `chain` behind it.
-    pub(super) fn kernel(&mut self, root: Value, chain: &[Value]) -> Result<(), LowerError> {
-        let last = chain.last().copied().unwrap_or(root);
-        let Def::Op(op, args) = &self.f.values[root].def else { unreachable!("a root is an op") };
-        let in_place = matches!(op, eva_ir::ops::Op::CacheWrite(_));
-        let homes: Vec<BufView> = if in_place {
-            vec![self.home(args[0])]
-        } else {
-            (0..self.f.values[last].ty.parts().len()).map(|part| self.new_home(last, part)).collect()
-        };
-        // Where the op has kernels for few rows, they follow; each is launched for the extents that it is for.
-        let counted = RefCell::new(None);
-        let (whole, bases) = self.written(root, chain, &homes, None, &|rows, each| {
-            *counted.borrow_mut() = Some((rows.clone(), each));
-        })?;
-        let mut above = None;
-        if let Some((rows, each)) = counted.into_inner() {
-            let few = self.target.schedule.tensor.iter().flat_map(|tensor| &tensor.few);
-            for few in few {
-                let (kernel, bases) = self.written(root, chain, &homes, Some(few), &|_, _| {})?;
-                let most = few.most.saturating_mul(each);
-                let when = When { extent: rows.clone(), above: above.unwrap_or(i64::MIN), most };
-                self.launch(kernel, bases, Some(when));
-                above = Some(most);
-            }
-            let when = above.map(|above| When { extent: rows, above, most: i64::MAX });
-            self.launch(whole, bases, when);
-        } else {
-            self.launch(whole, bases, None);
-        }
-        self.homes.insert(last, homes);
-        Ok(())
-    }
-
-    /// One kernel of `root` with `chain` behind it, and the bases of its buffers.
-    fn written(
-        &self,
-        root: Value,
-        chain: &[Value],
-        homes: &[BufView],
-        few: Option<&FewRows>,
-        by_rows: &dyn Fn(&Dim, i64),
-    ) -> Result<(Kernel, Vec<usize>), LowerError> {
-        let last = chain.last().copied().unwrap_or(root);
-        let Def::Op(op, args) = &self.f.values[root].def else { unreachable!("a root is an op") };
-        let mut name = format!("{}.{}", self.f.name, self.f.values[last].name);
-        if let Some(few) = few {
-            name += &format!(".{}", few.most);
-        }
-        let k = Build::new(&name);
-        let bases = RefCell::new(Vec::new());
-        {
-            let low = &*self;
-            let groups = RefCell::new(None);
-            let read = |view: &BufView| add_buf(&k, &bases, view, Access::Read);
-            let write = |part: usize| add_buf(&k, &bases, &homes[part], Access::Write);
-            let constant = |dim: &Dim| low.module.constant(dim);
-            let env = Env { low, k: &k, bases: &bases, read: &read, constant: &constant, groups: &groups };
-            let emit = |part: usize, at: &Request<'_>, tile: Tile<'_>| {
-                env.finish(root, chain, &homes[part], at, tile)
-            };
-            let merge_out = |wanted: &[usize]| {
-                let fits = homes.len() == 1
-                    && homes[0].merge(wanted).is_some()
-                    && env.chain_merges(root, chain, wanted);
-                if fits {
-                    *groups.borrow_mut() = Some(wanted.to_vec());
-                }
-                fits
-            };
-            let cx = Cx {
-                k: &k,
-                schedule: &low.target.schedule,
-                out: low.f.values[root].ty.parts().iter().map(|ty| low.fixed_type(ty)).collect(),
-                constant: &constant,
-                read: &read,
-                write: &write,
-                emit: &emit,
-                few,
-                by_rows,
-                merge_out: &merge_out,
-            };
-            let views: Vec<View<'_>> =
-                args.iter().map(|&arg| env.view(arg, false)).collect::<Result<_, _>>()?;
-            op.kernel(&cx, &views)?;
-        }
-        Ok((k.finish(), bases.into_inner()))
-    }
-
     /// Writes the kernel of a value that no op with loops computes: one program for a row.
     pub(super) fn rows(&mut self, value: Value) -> Result<(), LowerError> {
         let home = self.new_home(value, 0);
@@ -179,7 +89,7 @@ fn row_request<'k>(cx: &Cx<'k>, shape: &[Dim], whole: bool) -> Result<Request<'k
     Ok(Request::row(&index, first, cols))
 }
 
-fn add_buf(k: &Build, bases: &RefCell<Vec<usize>>, view: &BufView, access: Access) -> Buf {
+pub(super) fn add_buf(k: &Build, bases: &RefCell<Vec<usize>>, view: &BufView, access: Access) -> Buf {
     let buf = k.buf(buf_data(view, access));
     let index = eva_ir::entity::Entity::index(buf);
     let mut bases = bases.borrow_mut();
@@ -202,12 +112,14 @@ impl<'k> Env<'k> {
             emit: &|_, _, _| Err(LowerError::new("only an op with loops of its own hands over tiles")),
             few: None,
             by_rows: &|_, _| {},
+            parts: None,
+            by_parts: &|_| {},
             merge_out: &|_| false,
         }
     }
 
     /// An operand: a tensor in memory, or computed here.
-    fn view(&self, value: Value, merged: bool) -> Result<View<'k>, LowerError> {
+    pub(super) fn view(&self, value: Value, merged: bool) -> Result<View<'k>, LowerError> {
         let low = self.low;
         let fixed = low.fixed_type(low.tensor(value));
         let Some(homes) = low.homes.get(&value) else {
@@ -240,7 +152,7 @@ impl<'k> Env<'k> {
     }
 
     /// Applies the chain behind `root` to a tile of it, and stores what comes out.
-    fn finish(
+    pub(super) fn finish(
         &self,
         root: Value,
         chain: &[Value],
@@ -278,7 +190,7 @@ impl<'k> Env<'k> {
         Ok(())
     }
 
-    fn store(&self, home: &BufView, at: &Request<'k>, tile: Tile<'k>) {
+    pub(super) fn store(&self, home: &BufView, at: &Request<'k>, tile: Tile<'k>) {
         let buf = add_buf(self.k, self.bases, home, Access::Write);
         let index: Vec<Tile<'k>> = at.coords.iter().map(|c| c.start()).collect();
         let elem = if home.dtype.is_int() { Elem::I64 } else { Elem::F32 };
@@ -286,7 +198,7 @@ impl<'k> Env<'k> {
     }
 
     /// Whether every other operand of the chain can be seen with the result's axes made fewer.
-    fn chain_merges(&self, root: Value, chain: &[Value], groups: &[usize]) -> bool {
+    pub(super) fn chain_merges(&self, root: Value, chain: &[Value], groups: &[usize]) -> bool {
         let mut before = root;
         chain.iter().all(|&value| {
             let others = self.low.f.values[value].def.args().iter().filter(|&&arg| arg != before);

@@ -7,6 +7,7 @@
 
 pub mod fuse;
 mod kernel;
+mod variants;
 
 use crate::Error;
 use crate::plan::{Base, CAPACITY, FuncPlan, KernelId, ParamPlan, Plan, ResultPlan, Step, Temp, When};
@@ -286,8 +287,13 @@ impl<'a> FnLower<'a> {
     }
 
     fn temp(&mut self, name: &str, ty: &TensorType) -> usize {
+        self.temp_when(name, ty, None)
+    }
+
+    /// [`Self::temp`] that is used for some extents only.
+    fn temp_when(&mut self, name: &str, ty: &TensorType, when: Option<When>) -> usize {
         let bytes = ty.shape.iter().fold(Dim::from(ty.dtype.bytes()), |bytes, dim| bytes * self.fix(dim));
-        self.bases.push(Base::Temp(Temp { name: name.into(), bytes, first: usize::MAX, last: 0 }));
+        self.bases.push(Base::Temp(Temp { name: name.into(), bytes, first: usize::MAX, last: 0, when }));
         self.bases.len() - 1
     }
 

@@ -1,0 +1,199 @@
+//! The kernels of an op that owns its loops: one for all extents, and others that pay for some of them.
+
+use super::FnLower;
+use super::kernel::{Env, add_buf};
+use crate::plan::When;
+use eva_ir::dim::Dim;
+use eva_ir::graph::{Def, Value};
+use eva_ir::kernel::build::{Build, Tile};
+use eva_ir::kernel::{Access, Kernel};
+use eva_ir::lower::{BufView, Cx, FewRows, LowerError, Request, View};
+use eva_ir::ops::{Op, attend};
+use eva_ir::types::{DType, TensorType};
+use std::cell::RefCell;
+
+/// Which kernel of an op.
+#[derive(Clone, Copy)]
+enum Variant<'a> {
+    /// The one that does for all extents.
+    Whole,
+    /// One for few rows.
+    Few(&'a FewRows),
+    /// One that divides what is summed into parts, which another kernel joins.
+    Parts(usize),
+}
+
+/// What an op has said of itself while its first kernel was written.
+#[derive(Default)]
+struct Said {
+    /// How many rows it has, for each so many.
+    rows: Option<(Dim, i64)>,
+    /// How many queries.
+    queries: Option<Dim>,
+}
+
+/// A kernel and the bases of its buffers.
+type Written = (Kernel, Vec<usize>);
+
+impl FnLower<'_> {
+    /// Writes the kernels of `root`, which owns its loops, with `chain` behind it.
+    pub(super) fn kernel(&mut self, root: Value, chain: &[Value]) -> Result<(), LowerError> {
+        let last = chain.last().copied().unwrap_or(root);
+        let Def::Op(op, args) = &self.f.values[root].def else { unreachable!("a root is an op") };
+        let homes: Vec<BufView> = if matches!(op, Op::CacheWrite(_)) {
+            vec![self.home(args[0])]
+        } else {
+            (0..self.f.values[last].ty.parts().len()).map(|part| self.new_home(last, part)).collect()
+        };
+        let said = RefCell::default();
+        let (whole, bases) = self.written(root, chain, &homes, Variant::Whole, &said)?;
+        let said: Said = said.into_inner();
+        let tensor = self.target.schedule.tensor.clone();
+        let mut above = None;
+        let between = |extent: &Dim, above: Option<i64>, most: i64| {
+            Some(When { extent: extent.clone(), above: above.unwrap_or(i64::MIN), most })
+        };
+        let mut extent = None;
+        if let (Some((rows, each)), Some(tensor)) = (&said.rows, &tensor) {
+            for few in &tensor.few {
+                let (kernel, bases) =
+                    self.written(root, chain, &homes, Variant::Few(few), &RefCell::default())?;
+                let most = few.most.saturating_mul(*each);
+                self.launch(kernel, bases, between(rows, above, most));
+                above = Some(most);
+            }
+            extent = Some(rows);
+        } else if let (Some(queries), Some(tensor)) = (&said.queries, &tensor) {
+            for parts in &tensor.parts {
+                let when = between(queries, above, parts.most);
+                self.in_parts(root, chain, &homes, parts.parts, when)?;
+                above = Some(parts.most);
+            }
+            extent = Some(queries);
+        }
+        let when = extent.filter(|_| above.is_some()).and_then(|extent| between(extent, above, i64::MAX));
+        self.launch(whole, bases, when);
+        self.homes.insert(last, homes);
+        Ok(())
+    }
+
+    /// Attention with its keys in parts, and the kernel that joins them.
+    fn in_parts(
+        &mut self,
+        root: Value,
+        chain: &[Value],
+        homes: &[BufView],
+        parts: usize,
+        when: Option<When>,
+    ) -> Result<(), LowerError> {
+        let shape = self.fixed_type(self.tensor(root)).shape;
+        let name = format!("{}.parts", self.f.values[root].name);
+        let mut found = Vec::new();
+        for rank in [shape.len(), shape.len() - 1] {
+            let shape = [Dim::from(parts as i64)].into_iter().chain(shape[..rank].iter().cloned());
+            let ty = TensorType::new(DType::F32, shape);
+            let base = self.temp_when(&name, &ty, when.clone());
+            found.push(self.row_major(base, &name, &ty));
+        }
+        let said = RefCell::default();
+        let (kernel, bases) = self.written(root, &[], &found, Variant::Parts(parts), &said)?;
+        self.launch(kernel, bases, when.clone());
+        let (kernel, bases) = self.with_cx(root, chain, homes, Variant::Whole, &said, &|cx, _| {
+            attend::join_parts(cx, &found[0], &found[1])
+        })?;
+        self.launch(kernel, bases, when);
+        Ok(())
+    }
+
+    /// One kernel of `root` with `chain` behind it.
+    fn written(
+        &self,
+        root: Value,
+        chain: &[Value],
+        homes: &[BufView],
+        variant: Variant<'_>,
+        said: &RefCell<Said>,
+    ) -> Result<Written, LowerError> {
+        let Def::Op(op, args) = &self.f.values[root].def else { unreachable!("a root is an op") };
+        self.with_cx(root, chain, homes, variant, said, &|cx, env| {
+            let views: Vec<View<'_>> =
+                args.iter().map(|&arg| env.view(arg, false)).collect::<Result<_, _>>()?;
+            op.kernel(cx, &views)
+        })
+    }
+
+    /// A kernel that `write` writes, whose result is `root`'s.
+    fn with_cx(
+        &self,
+        root: Value,
+        chain: &[Value],
+        homes: &[BufView],
+        variant: Variant<'_>,
+        said: &RefCell<Said>,
+        write: &dyn for<'k> Fn(&Cx<'k>, &Env<'k>) -> Result<(), LowerError>,
+    ) -> Result<Written, LowerError> {
+        let last = chain.last().copied().unwrap_or(root);
+        let mut name = format!("{}.{}", self.f.name, self.f.values[last].name);
+        match variant {
+            Variant::Whole => {}
+            Variant::Few(few) => name += &format!(".{}", few.most),
+            Variant::Parts(parts) => name += &format!(".in{parts}"),
+        }
+        let k = Build::new(&name);
+        let bases = RefCell::new(Vec::new());
+        {
+            let groups = RefCell::new(None);
+            let read = |view: &BufView| add_buf(&k, &bases, view, Access::Read);
+            let into = |part: usize| add_buf(&k, &bases, &homes[part], Access::Write);
+            let constant = |dim: &Dim| self.module.constant(dim);
+            let env =
+                Env { low: self, k: &k, bases: &bases, read: &read, constant: &constant, groups: &groups };
+            let in_parts = matches!(variant, Variant::Parts(_));
+            let emit = |part: usize, at: &Request<'_>, tile: Tile<'_>| {
+                if !in_parts {
+                    return env.finish(root, chain, &homes[part], at, tile);
+                }
+                let view = part_view(&homes[part], groups.borrow().as_deref(), part)
+                    .ok_or_else(|| LowerError::new("axes cannot be made fewer"))?;
+                env.store(&view, at, tile);
+                Ok(())
+            };
+            let merge_out = |wanted: &[usize]| {
+                let fits = if in_parts {
+                    (0..homes.len()).all(|part| part_view(&homes[part], Some(wanted), part).is_some())
+                } else {
+                    homes.len() == 1
+                        && homes[0].merge(wanted).is_some()
+                        && env.chain_merges(root, chain, wanted)
+                };
+                if fits {
+                    *groups.borrow_mut() = Some(wanted.to_vec());
+                }
+                fits
+            };
+            let cx = Cx {
+                k: &k,
+                schedule: &self.target.schedule,
+                out: self.f.values[root].ty.parts().iter().map(|ty| self.fixed_type(ty)).collect(),
+                constant: &constant,
+                read: &read,
+                write: &into,
+                emit: &emit,
+                few: if let Variant::Few(few) = variant { Some(few) } else { None },
+                by_rows: &|rows, each| said.borrow_mut().rows = Some((rows.clone(), each)),
+                parts: if let Variant::Parts(parts) = variant { Some(parts) } else { None },
+                by_parts: &|queries| said.borrow_mut().queries = Some(queries.clone()),
+                merge_out: &merge_out,
+            };
+            write(&cx, &env)?;
+        }
+        Ok((k.finish(), bases.into_inner()))
+    }
+}
+
+/// The parts' values (0), or their sums (1), with the result's groups of axes behind that of the parts.
+fn part_view(home: &BufView, groups: Option<&[usize]>, part: usize) -> Option<BufView> {
+    let Some(groups) = groups else { return Some(home.clone()) };
+    let own = if part == 0 { groups } else { &groups[..groups.len() - 1] };
+    home.merge(&[&[1], own].concat())
+}

@@ -1,0 +1,81 @@
+//! What tensor cores do: products and attention of narrow types, in all kernels that a GPU may choose from.
+
+use eva_ir::graph::Func;
+use eva_ir::kernel::{Access, Kernel};
+use eva_passes::target::Target;
+use eva_tests::check_chain;
+use std::collections::HashMap;
+
+/// Checks the first function of a module for several sets of sizes.
+fn check(text: &str, ints: &[(&'static str, Vec<i64>)], sizes: &[&[(&str, i64)]]) {
+    let module = eva_ir::text::parse(text).unwrap_or_else(|e| panic!("{e}"));
+    let ints: HashMap<&str, Vec<i64>> = ints.iter().cloned().collect();
+    let plan = eva_passes::compile(&module, &Target::cuda(), &eva_passes::Options::default());
+    let plan = plan.unwrap_or_else(|e| panic!("{e}"));
+    assert!(plan.kernels.iter().all(|(_, kernel)| joins(kernel) || kernel.to_string().contains(" = mma ")));
+    let func: Func = module.funcs.iter().next().expect("there is a function").0;
+    for (seed, sizes) in sizes.iter().enumerate() {
+        check_chain(&module, func, sizes, &ints, seed as u64 + 3);
+    }
+}
+
+/// Whether a kernel only joins the parts of an attention.
+fn joins(kernel: &Kernel) -> bool {
+    kernel.bufs.iter().any(|(_, buf)| buf.name.ends_with(".parts") && buf.access == Access::Read)
+}
+
+#[test]
+fn products_of_few_and_many_rows() {
+    let text = "dim s dim m = 200 dim n = 72
+fn @f(%x: bf16[s, m], weight %w: bf16[n, m]) -> bf16[s, n] {
+  %y = einsum \"sm,nm->sn\" %x, %w : bf16[s, n]
+  %z = silu %y : bf16[s, n]
+  return %z
+}";
+    check(text, &[], &[&[("s", 1)], &[("s", 19)], &[("s", 65)], &[("s", 600)]]);
+}
+
+#[test]
+fn products_whose_columns_are_neighbours() {
+    let text = "dim s dim h = 3 dim n = 64 dim c = 40
+fn @f(%x: f16[s, h, n], weight %w: f16[h, n, c]) -> f16[s, h, c] {
+  %y = einsum \"shn,hnc->shc\" %x, %w : f16[s, h, c]
+  return %y
+}";
+    check(text, &[], &[&[("s", 3)], &[("s", 150)]]);
+}
+
+#[test]
+fn rows_of_experts() {
+    let text = "dim g dim e = 3 dim m = 136 dim f = 72
+fn @f(%x: bf16[g, m], weight %w: bf16[e, f, m], %offsets: i32[e + 1]) -> bf16[g, f] {
+  %y = grouped \"gm,efm->gf\" %x, %w, %offsets : bf16[g, f]
+  return %y
+}";
+    check(text, &[("offsets", vec![0, 3, 3, 20])], &[&[("g", 20)]]);
+    check(text, &[("offsets", vec![0, 1, 70, 131])], &[&[("g", 131)]]);
+}
+
+#[test]
+fn attention_over_a_latent_cache() {
+    // 9 heads: 9 queries in 32 parts, 360 in 16, 621 in 4; and all keys at once.
+    let text = "dim b dim s dim t dim h = 9 dim c = 264 dim p = 16
+fn @f(%q: bf16[b, s, h, c], %r: bf16[b, s, h, p], %start: i32[b], %kv: bf16[b, t, c], %k: bf16[b, t, p]) -> bf16[b, s, h, c] {
+  %o = attend \"bshc,btc,bshp,btp,btd->bshd\" %q, %kv, %r, %k, %kv, %start {scale = 0.09} : bf16[b, s, h, c]
+  return %o
+}";
+    check(text, &[("start", vec![69])], &[&[("b", 1), ("s", 1), ("t", 70)]]);
+    check(text, &[("start", vec![3, 130])], &[&[("b", 2), ("s", 20), ("t", 150)]]);
+    check(text, &[("start", vec![0, 11, 7])], &[&[("b", 3), ("s", 23), ("t", 34)]]);
+}
+
+#[test]
+fn attention_of_heads_of_their_own() {
+    let text = "dim b dim s dim t dim h = 2 dim n = 72 dim v = 40
+fn @f(%q: bf16[b, s, h, n], %k: bf16[b, t, h, n], %v: bf16[b, t, h, v], %start: i32[b]) -> bf16[b, s, h, v] {
+  %o = attend \"bshn,bthn,bthv->bshv\" %q, %k, %v, %start {scale = 0.11} : bf16[b, s, h, v]
+  return %o
+}";
+    check(text, &[("start", vec![0])], &[&[("b", 1), ("s", 140), ("t", 140)]]);
+    check(text, &[("start", vec![5, 200])], &[&[("b", 2), ("s", 3), ("t", 203)]]);
+}
