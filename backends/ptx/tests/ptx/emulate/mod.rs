@@ -47,7 +47,7 @@ struct Thread {
 
 /// A block.
 struct Block<'a> {
-    program: &'a Program,
+    program: &'a Program<'a>,
     memory: &'a mut Memory,
     maps: &'a [TensorMap],
     params: &'a [u64],
@@ -162,7 +162,7 @@ impl Block<'_> {
     fn together(&mut self, first: usize, place: usize) {
         let program = self.program;
         let inst = &program.insts[place];
-        let op: Vec<&str> = inst.op.iter().map(String::as_str).collect();
+        let op = &inst.op;
         match op[0] {
             "shfl" => {
                 let source: Vec<u64> =
@@ -195,8 +195,7 @@ impl Block<'_> {
             self.threads[t].next += 1;
             return true;
         }
-        let op: Vec<&str> = inst.op.iter().map(String::as_str).collect();
-        match op[..] {
+        match inst.op[..] {
             ["ret"] => self.threads[t].state = State::Ended,
             ["bra", ..] => {
                 let Arg::Name(label) = &inst.args[0] else { panic!("{}", inst.line) };
@@ -215,7 +214,7 @@ impl Block<'_> {
                 return ended;
             }
             _ => {
-                self.plain(t, inst, &op);
+                self.plain(t, inst, &inst.op);
                 self.threads[t].next += 1;
             }
         }

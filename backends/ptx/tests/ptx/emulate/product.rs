@@ -50,7 +50,7 @@ impl Block<'_> {
         let shape = inst.op[4].strip_prefix("m64n").and_then(|rest| rest.split_once('k'));
         let (n, k) = shape.unwrap_or_else(|| panic!("{}", inst.line));
         let (n, k): (usize, usize) = (n.parse().unwrap(), k.parse().unwrap());
-        let types = [dtype(&inst.op[6]), dtype(&inst.op[7])];
+        let types = [dtype(inst.op[6]), dtype(inst.op[7])];
         assert_eq!(k, 32 / types[0].bytes() as usize);
         let number = |block: &Self, i: usize| inst.args.get(i).map_or(0, |arg| block.value(first, arg));
         let in_registers = matches!(inst.args[1], Arg::Vector(_));

@@ -22,19 +22,19 @@ pub enum Arg {
 
 /// An instruction.
 #[derive(Clone, Debug)]
-pub struct Inst {
+pub struct Inst<'t> {
     /// The predicate that it depends on, and what that must be.
     pub guard: Option<(usize, bool)>,
     /// Its name, taken apart at dots.
-    pub op: Vec<String>,
+    pub op: Vec<&'t str>,
     pub args: Vec<Arg>,
     /// The line, for messages.
-    pub line: String,
+    pub line: &'t str,
 }
 
 /// An entry point.
-pub struct Program {
-    pub insts: Vec<Inst>,
+pub struct Program<'t> {
+    pub insts: Vec<Inst<'t>>,
     /// The instruction that a label is before.
     pub labels: HashMap<String, usize>,
     pub registers: usize,
@@ -50,9 +50,9 @@ struct Reader {
     count: usize,
 }
 
-impl Program {
+impl<'t> Program<'t> {
     /// Reads the module's one entry point.
-    pub fn new(text: &str) -> Self {
+    pub fn new(text: &'t str) -> Self {
         let (head, rest) = text.split_once(".entry").expect("a module has an entry point");
         let (_, body) = rest.split_once("\n{\n").expect("an entry point has a body");
         let (body, _) = body.rsplit_once('}').expect("a body ends");
@@ -120,7 +120,7 @@ impl Reader {
         Some(*self.registers.entry(name).or_insert(next))
     }
 
-    fn inst(&mut self, line: &str) -> Inst {
+    fn inst<'t>(&mut self, line: &'t str) -> Inst<'t> {
         let statement = line.trim_end_matches(';').trim();
         let (guard, statement) = match statement.strip_prefix('@') {
             None => (None, statement),
@@ -134,8 +134,7 @@ impl Reader {
         };
         let (op, args) = statement.split_once(char::is_whitespace).unwrap_or((statement, ""));
         let args = split(args).into_iter().map(|arg| self.arg(arg)).collect();
-        let op = op.split('.').map(str::to_owned).collect();
-        Inst { guard, op, args, line: line.to_owned() }
+        Inst { guard, op: op.split('.').collect(), args, line }
     }
 
     fn arg(&mut self, text: &str) -> Arg {
