@@ -50,6 +50,14 @@ pub(crate) fn module<'c>(kernel: &Kernel, ctx: &'c Context, machine: &TargetMach
         _ => return fail("it is not in the block phase"),
     };
     verify(kernel).map_err(|errors| Fault::Kernel(errors.join("; ")))?;
+    let layout = Layout::new(block);
+    if layout.bytes != block.shared_bytes() {
+        return Err(Fault::Llvm(format!(
+            "{} bytes of shared memory, not {}",
+            layout.bytes,
+            block.shared_bytes()
+        )));
+    }
     let threads = 32 * block.warps;
     let module = ctx.create_module(&entry_name(kernel));
     module.set_triple(&machine.get_triple());
@@ -133,7 +141,7 @@ pub(crate) fn module<'c>(kernel: &Kernel, ctx: &'c Context, machine: &TargetMach
         syms: values,
         maps: maps.collect::<Done<_>>()?,
         shared,
-        layout: Layout::new(block),
+        layout,
         registers: registers_at_start(threads, per_multiprocessor),
     };
     let by_warps = has(&kernel.body, &|inst| {

@@ -14,15 +14,26 @@ const BLOCKS: u64 = 3;
 /// Runs the kernel and its PTX on these buffers, one storage each, and asks for results that differ by `tolerance` of
 /// the larger at most. Gives what the PTX made.
 pub fn agree(kernel: &Kernel, sizes: &[(&str, i64)], storages: Vec<Storage>, tolerance: f64) -> Vec<Storage> {
+    agree_within(kernel, sizes, storages, [tolerance, 0.0])
+}
+
+/// Also takes results that differ by `limits[1]` of the largest number of their buffer: sums in which little is left.
+pub fn agree_within(
+    kernel: &Kernel,
+    sizes: &[(&str, i64)],
+    storages: Vec<Storage>,
+    limits: [f64; 2],
+) -> Vec<Storage> {
     let (ptx, _) = pass(kernel);
     let value = |sym: &Sym| sizes.iter().find(|(name, _)| *name == sym.as_str()).map(|&(_, value)| value);
     let binding: Vec<usize> = (0..storages.len()).collect();
     let (mut expected, mut got) = (storages.clone(), storages);
     both(kernel, &ptx, &value, &mut expected, &mut got, &binding);
     for ((expected, got), (_, buf)) in expected.iter().zip(&got).zip(kernel.bufs.iter()) {
+        let largest = expected.data.iter().filter(|x| x.is_finite()).fold(0.0f64, |m, x| m.max(x.abs()));
         for (i, (&x, &y)) in expected.data.iter().zip(&got.data).enumerate() {
             let same = x == y || x.is_nan() && y.is_nan();
-            let near = (x - y).abs() <= tolerance * x.abs().max(y.abs());
+            let near = (x - y).abs() <= limits[0] * x.abs().max(y.abs()) + limits[1] * largest;
             assert!(
                 same || near,
                 "{}: `{}`[{i}] is {x}, but the PTX says {y}\n{}",

@@ -101,9 +101,9 @@ impl Block<'_> {
         let number = inst.args.last().map(|arg| if arg == place { 0 } else { self.value(t, arg) });
         let number = number.expect("there are operands");
         if op[1] == "init" {
-            self.memory.aligned(at, 8, &inst.line);
+            self.memory.aligned(at, 8, inst.line);
             // It is in shared memory, and nothing else is there.
-            assert_eq!(self.memory.read(at, 8, &inst.line), u64::MAX, "{}", inst.line);
+            assert_eq!(self.memory.read(at, 8, inst.line), u64::MAX, "{}", inst.line);
             self.barriers.insert(at, Barrier { arrivals: number, pending: number, bytes: 0, odd: false });
             return;
         }
@@ -124,18 +124,18 @@ impl Block<'_> {
         let map = &self.maps[((self.place(t, map) - MAPS) >> 8) as usize];
         assert_eq!((op[4], start.len()), (format!("{}d", map.axes.len()).as_str(), map.axes.len()));
         let to = self.place(t, shared);
-        self.memory.aligned(to, 1024, &inst.line);
+        self.memory.aligned(to, 1024, inst.line);
         let n = map.element as u32;
         for row in 0..map.rows {
             for col in 0..ROW / map.element {
                 let here = swizzled(to + row * ROW + col * map.element);
                 let there = map.element(&start, row, col);
                 if out {
-                    let value = self.memory.read(here, n, &inst.line);
-                    there.into_iter().for_each(|there| self.memory.write(there, n, value, &inst.line));
+                    let value = self.memory.read(here, n, inst.line);
+                    there.into_iter().for_each(|there| self.memory.write(there, n, value, inst.line));
                 } else {
-                    let value = there.map_or(0, |there| self.memory.read(there, n, &inst.line));
-                    self.memory.write(here, n, value, &inst.line);
+                    let value = there.map_or(0, |there| self.memory.read(there, n, inst.line));
+                    self.memory.write(here, n, value, inst.line);
                 }
             }
         }

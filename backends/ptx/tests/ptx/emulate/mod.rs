@@ -251,9 +251,9 @@ impl Block<'_> {
             ["ld", ..] => {
                 let (parts, bits) = (vector(&inst.args[0]), scalar::bits_of(op[op.len() - 1]));
                 let at = self.place(t, &inst.args[1]);
-                self.memory.aligned(at, parts.len() * bits as usize / 8, &inst.line);
+                self.memory.aligned(at, parts.len() * bits as usize / 8, inst.line);
                 for (i, part) in parts.iter().enumerate() {
-                    let value = self.memory.read(at + i as u64 * u64::from(bits / 8), bits / 8, &inst.line);
+                    let value = self.memory.read(at + i as u64 * u64::from(bits / 8), bits / 8, inst.line);
                     let value =
                         if op[op.len() - 1].starts_with('s') { scalar::extend(value, bits) } else { value };
                     self.set(t, part, value);
@@ -262,10 +262,10 @@ impl Block<'_> {
             ["st", ..] => {
                 let (parts, bits) = (vector(&inst.args[1]), scalar::bits_of(op[op.len() - 1]));
                 let at = self.place(t, &inst.args[0]);
-                self.memory.aligned(at, parts.len() * bits as usize / 8, &inst.line);
+                self.memory.aligned(at, parts.len() * bits as usize / 8, inst.line);
                 for (i, part) in parts.iter().enumerate() {
                     let value = self.value(t, part) & scalar::mask(bits);
-                    self.memory.write(at + i as u64 * u64::from(bits / 8), bits / 8, value, &inst.line);
+                    self.memory.write(at + i as u64 * u64::from(bits / 8), bits / 8, value, inst.line);
                 }
             }
             ["mbarrier", ..] => self.barrier(t, inst, op),

@@ -73,7 +73,7 @@ impl Block<'_> {
             places
                 .map(|(i, term)| {
                     let at = descriptor.address(i as u64, term as u64, bytes, transposed[side] == 1);
-                    decode(self.memory.read(at, bytes as u32, &inst.line), dtype)
+                    decode(self.memory.read(at, bytes as u32, inst.line), dtype)
                 })
                 .collect()
         };
