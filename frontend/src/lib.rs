@@ -2,6 +2,7 @@
 //!
 //! [`prelude`] is what a program imports, [`dsl`] explains it, and [`model`] has the blocks and whole models.
 
+pub mod bench;
 pub mod compare;
 pub mod dsl;
 pub mod engine;

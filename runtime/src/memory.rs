@@ -58,6 +58,22 @@ impl Memory {
         }
     }
 
+    /// Copies `n` bytes from `from` on to those from `to` on; the two do not overlap.
+    pub(crate) fn copy_within(&mut self, from: usize, to: usize, n: usize) -> Result<(), Error> {
+        match self {
+            Memory::Host(memory) => {
+                let inside = |at: usize| at.checked_add(n).is_some_and(|end| end <= memory.len());
+                if !inside(from) || !inside(to) {
+                    return Err(outside());
+                }
+                memory.copy_within(from..from + n, to);
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            Memory::Gpu(buffer) => Ok(buffer.copy_within(from, to, n)?),
+        }
+    }
+
     /// Copies the bytes from `offset` on to `out`, after everything that was started on the device.
     pub(crate) fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), Error> {
         match self {

@@ -344,6 +344,28 @@ impl Session {
         }
     }
 
+    /// Makes all bytes that calls so far have left in this session's memory `0xff`, which is no number in any float type,
+    /// so that what the next call leaves out shows in its results.
+    pub fn poison(&mut self) -> Result<(), Error> {
+        match &mut self.place {
+            Place::Cpu { arena } => {
+                arena.fill(0xff);
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            Place::Cuda(calls) => Ok(calls.poison()?),
+        }
+    }
+
+    /// What calls have on the GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn calls(&self) -> Option<&cuda::Calls> {
+        match &self.place {
+            Place::Cpu { .. } => None,
+            Place::Cuda(calls) => Some(calls),
+        }
+    }
+
     /// Waits until the calls started before are done; the error of one that failed.
     pub fn wait(&self) -> Result<(), Error> {
         match &self.exe.code {

@@ -6,6 +6,7 @@ use crate::checkpoint::{Checkpoint, CheckpointDType};
 use crate::cuda;
 use crate::error::Error;
 use crate::exec::{Code, Executable};
+use crate::memory::Memory;
 use crate::tensor::Tensor;
 use eva_ir::types::DType;
 use std::collections::HashMap;
@@ -114,6 +115,41 @@ impl Weight {
             }
         };
         Ok(Self { dtype, shape, data })
+    }
+}
+
+impl Weight {
+    /// A weight where `exe` runs, whose elements are those of `period` over and over: for measurements with weights of
+    /// many gigabytes, which then need not go from the host to a GPU. `period` is the elements' bytes, a whole number
+    /// of them; `name` is for the message if there is no room.
+    pub fn repeating(
+        exe: &Executable,
+        dtype: DType,
+        shape: &[usize],
+        period: &[u8],
+        name: &str,
+    ) -> Result<Self, Error> {
+        let elements = shape.iter().try_fold(1usize, |n, &extent| n.checked_mul(extent));
+        let bytes = elements.and_then(|n| n.checked_mul(dtype.bytes() as usize));
+        let bytes = bytes.ok_or_else(|| Error::TooLarge(format!("`{name}` of {shape:?}")))?;
+        if period.is_empty() || !period.len().is_multiple_of(dtype.bytes() as usize) {
+            return Err(Error::Internal(format!("`{name}` cannot repeat {} bytes", period.len())));
+        }
+        let mut memory = exe.zeroed(bytes, &format!("the weight `{name}`"))?;
+        let mut done = bytes.min(period.len());
+        memory.write(0, &period[..done])?;
+        // Each time, a whole number of periods is there already.
+        while done < bytes {
+            let n = done.min(bytes - done);
+            memory.copy_within(0, done, n)?;
+            done += n;
+        }
+        let data = match memory {
+            Memory::Host(bytes) => Data::Host(Arc::new(bytes)),
+            #[cfg(feature = "cuda")]
+            Memory::Gpu(buffer) => Data::Gpu(buffer),
+        };
+        Ok(Self { dtype, shape: shape.to_vec(), data })
     }
 }
 

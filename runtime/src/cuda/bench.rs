@@ -6,10 +6,14 @@
 
 use super::device::Event;
 use super::graph::Graph;
-use super::{Buffer, CudaError, Gpu};
+use super::launch::Launch;
+use super::{Buffer, CudaError, Gpu, Loaded};
 use crate::bind::{last_element, programs};
 use crate::error::Error;
 use crate::exec::{Code, Executable};
+use crate::session::Session;
+use crate::states::States;
+use crate::tensor::Tensor;
 use eva_ir::dim::{Dim, Sym};
 use eva_ir::entity::Entity;
 use eva_ir::kernel::{Access, BufData, Kernel};
@@ -136,6 +140,140 @@ pub fn kernel(
         if std::mem::replace(&mut warm, true) {
             times.push(spent / u32::try_from(n).unwrap_or(u32::MAX));
         }
+    }
+    Ok(Timing::new(times))
+}
+
+/// A call that is timed.
+pub struct Timed<'a> {
+    /// What is called.
+    pub session: &'a mut Session,
+    /// See [`Session::run`].
+    pub inputs: &'a [(&'a str, &'a Tensor)],
+    /// See [`Session::run`].
+    pub states: Option<&'a mut States>,
+    /// See [`Session::run`].
+    pub sizes: &'a [(&'a str, usize)],
+}
+
+impl Timed<'_> {
+    /// Makes the call, which puts the inputs on the GPU.
+    fn start(&mut self) -> Result<(), Error> {
+        self.session.start(self.inputs, self.states.as_deref_mut(), self.sizes)
+    }
+
+    /// The GPU, its kernels, and the launches of the last call.
+    fn launches(&self) -> Result<(&Arc<Gpu>, &[Loaded], &[Launch]), Error> {
+        let on_cpu = || Error::Internal("timing a call: it is not on a GPU".into());
+        let code = match &self.session.executable().code {
+            Code::Cuda(code) => code,
+            Code::Cpu(_) => return Err(on_cpu()),
+        };
+        let calls = self.session.calls().ok_or_else(on_cpu)?;
+        Ok((code.gpu(), code.kernels(), calls.launches()))
+    }
+}
+
+/// How calls are timed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallOptions {
+    /// How long a run takes, about: as many calls as fit, all calls equally often, started as one graph.
+    pub run: Duration,
+    /// The most launches of a run.
+    pub launches: usize,
+    /// Runs that are timed; one before them is not.
+    pub runs: usize,
+    /// A rest before each run, in which the card cools.
+    pub rest: Duration,
+}
+
+impl Default for CallOptions {
+    fn default() -> Self {
+        Self { run: Duration::from_millis(25), launches: 4096, runs: 7, rest: Duration::from_millis(30) }
+    }
+}
+
+/// Times calls that take turns, which are of sessions on one GPU and of one executable. Each run's time is that of one
+/// call of it; with how many calls a run had.
+pub fn calls(calls: &mut [Timed], options: &CallOptions) -> Result<(Timing, usize), Error> {
+    let mut all: Vec<Launch> = Vec::new();
+    let alike = |pair: &[Timed]| Arc::ptr_eq(pair[0].session.executable(), pair[1].session.executable());
+    if !calls.windows(2).all(alike) {
+        return Err(Error::Internal("timing calls: they are of several executables".into()));
+    }
+    for call in calls.iter_mut() {
+        call.start()?;
+        all.extend_from_slice(call.launches()?.2);
+    }
+    let (Some(first), false) = (calls.first(), all.is_empty()) else {
+        return Err(Error::Internal("timing calls: there is nothing to do".into()));
+    };
+    let (gpu, kernels, _) = first.launches()?;
+    let time = |graph: &Graph| -> Result<Duration, Error> {
+        let before = Event::record(gpu)?;
+        // SAFETY: the calls were started with the same buffers, which their sessions and states keep.
+        unsafe { graph.start() }?;
+        Ok(Event::record(gpu)?.since(&before)?)
+    };
+    let one = Graph::new(gpu, kernels, &all)?;
+    time(&one)?;
+    let once = time(&one)?.as_secs_f64().max(1e-6);
+    let rounds = (options.run.as_secs_f64() / once).ceil() as usize;
+    let rounds = rounds.min(options.launches / all.len()).max(1);
+    let many: Vec<Launch> = (0..rounds).flat_map(|_| all.iter().cloned()).collect();
+    let graph = if rounds == 1 { one } else { Graph::new(gpu, kernels, &many)? };
+    time(&graph)?;
+    let count = rounds * calls.len();
+    let mut times = Vec::with_capacity(options.runs);
+    for _ in 0..options.runs.max(1) {
+        gpu.synchronize()?;
+        std::thread::sleep(options.rest);
+        times.push(time(&graph)?.div_f64(count as f64));
+    }
+    Ok((Timing::new(times), count))
+}
+
+/// The launches of one call in their order: each kernel's number in the plan, and how long it took, the middle one of
+/// several runs. A launch is repeated in place for this, so that what it reads was just read before.
+pub fn launches(call: &mut Timed, options: &CallOptions) -> Result<Vec<(KernelId, Duration)>, Error> {
+    call.start()?;
+    let (gpu, kernels, all) = call.launches()?;
+    let mut spent = Vec::with_capacity(all.len());
+    // In the order of the call, since a launch's operands may be gone once later ones have run.
+    for launch in all {
+        let repeated = vec![launch.clone(); LAUNCHES];
+        let graph = Graph::new(gpu, kernels, &repeated)?;
+        let timing = runs(gpu, options.runs.max(1), || {
+            // SAFETY: the call was started with the same buffers, which its session and states keep.
+            unsafe { graph.start() }
+        })?;
+        spent.push((KernelId::new(launch.kernel), timing.median() / LAUNCHES as u32));
+    }
+    Ok(spent)
+}
+
+/// How often a launch is repeated.
+const LAUNCHES: usize = 8;
+
+/// How long the driver takes to copy `bytes` bytes to another place of the GPU's memory.
+pub fn copy(gpu: &Arc<Gpu>, bytes: usize, options: &CallOptions) -> Result<Timing, CudaError> {
+    let buffer = gpu.allocate(2 * bytes, "what is copied")?;
+    let mut done = bytes.min(32 << 20);
+    buffer.write(0, &random(DType::Bf16, done / 2, 1))?;
+    while done < 2 * bytes {
+        let n = done.min(2 * bytes - done);
+        buffer.copy_within(0, done, n)?;
+        done += n;
+    }
+    let mut times = Vec::with_capacity(options.runs);
+    for _ in 0..options.runs.max(1) {
+        gpu.synchronize()?;
+        std::thread::sleep(options.rest);
+        let before = Event::record(gpu)?;
+        for _ in 0..LAUNCHES {
+            buffer.copy_within(0, bytes, bytes)?;
+        }
+        times.push(Event::record(gpu)?.since(&before)? / LAUNCHES as u32);
     }
     Ok(Timing::new(times))
 }

@@ -161,6 +161,17 @@ impl Calls {
         Ok(())
     }
 
+    /// The launches of the last call.
+    pub(super) fn launches(&self) -> &[Launch] {
+        self.last.as_ref().map_or(&[], |(_, launches)| launches)
+    }
+
+    /// Makes all bytes of results and arena `0xff`.
+    pub(crate) fn poison(&self) -> Result<(), CudaError> {
+        let kept = self.results.iter().flatten().chain(&self.arena);
+        kept.filter(|buffer| buffer.bytes() > 0).try_for_each(|buffer| buffer.fill(0xff))
+    }
+
     /// Copies the first bytes of a result of the last call to `out`, once it is there.
     pub(crate) fn read(&self, result: usize, out: &mut [u8]) -> Result<(), Error> {
         let buffer = self.results.get(result).and_then(Option::as_ref);

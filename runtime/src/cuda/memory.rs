@@ -34,6 +34,19 @@ impl Buffer {
         // SAFETY: the memory is this value's, and the stream its GPU's.
         unsafe { driver!(cuMemsetD8Async(self.address, byte, self.bytes, self.gpu.stream)) }
     }
+
+    /// Copies `n` bytes from `from` on to those from `to` on, in the order of the stream; the two do not overlap.
+    pub fn copy_within(&self, from: usize, to: usize, n: usize) -> Result<(), CudaError> {
+        let inside = |at: usize| at.checked_add(n).is_some_and(|end| end <= self.bytes);
+        if !inside(from) || !inside(to) || from.abs_diff(to) < n {
+            let call = format!("Buffer::copy_within ({n} bytes from {from} to {to} of {})", self.bytes);
+            return Err(CudaError::driver(call, CUresult::CUDA_ERROR_INVALID_VALUE));
+        }
+        self.gpu.bind()?;
+        let (from, to) = (self.address + from as u64, self.address + to as u64);
+        // SAFETY: both parts are inside this value's memory, as was checked, and the stream is its GPU's.
+        unsafe { driver!(cuMemcpyDtoDAsync_v2(to, from, n, self.gpu.stream)) }
+    }
 }
 
 impl Drop for Buffer {

@@ -3,6 +3,7 @@
 //! Results go to standard output; messages, progress and logs go to standard error. The exit code is 0 for success,
 //! 1 for failure and 2 for a command line that makes no sense.
 
+mod bench;
 mod check;
 mod compare;
 mod doctor;
@@ -56,6 +57,8 @@ enum Command {
     Check(check::Args),
     /// Make a model with random weights
     Init(init::Args),
+    /// Measure how fast compiled code is
+    Bench(bench::Args),
     /// Show what this machine has, and test that compiling works
     Doctor(doctor::Args),
 }
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Opt(args) => opt::run(args),
         Command::Check(args) => check::run(args),
         Command::Init(args) => init::run(args, &bars),
+        Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),
     };
     bars.clear();

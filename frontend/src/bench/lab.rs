@@ -1,0 +1,249 @@
+//! [`Lab`]: where cases run: the device, random numbers, and what was compiled for cases before.
+
+use super::numbers::{Elements, Numbers};
+use super::{BenchError, Case, Measured, Options};
+use eva_ir::text;
+use eva_ir::types::DType;
+use eva_passes::Form;
+use eva_runtime::{CompileOptions, Device, Executable, Session, States, Tensor, Weights};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Where cases run.
+pub struct Lab {
+    /// How to measure.
+    pub options: Options,
+    numbers: Arc<Numbers>,
+    /// By the modules' texts.
+    compiled: HashMap<String, Arc<Executable>>,
+    #[cfg(feature = "cuda")]
+    gpu: Option<Arc<eva_runtime::cuda::Gpu>>,
+}
+
+/// A function that a case calls, with operands that are all weights, and so stay on the device.
+pub(super) struct Program<'a> {
+    /// The module.
+    pub text: &'a str,
+    /// The function.
+    pub function: &'a str,
+    /// Every parameter.
+    pub operands: &'a [Operand<'a>],
+    /// Floating-point operations of a call.
+    pub flops: f64,
+    /// Bytes that a call must read and write at least.
+    pub bytes: f64,
+    /// The largest error that is right.
+    pub limit: f64,
+}
+
+/// A parameter's name, type and contents.
+pub(super) struct Operand<'a> {
+    pub name: &'a str,
+    pub dtype: DType,
+    pub shape: &'a [usize],
+    pub fill: Fill<'a>,
+}
+
+/// What an operand holds.
+#[derive(Clone, Copy)]
+pub(super) enum Fill<'a> {
+    /// Normal numbers times two to this power.
+    Normal(i32),
+    /// These integers.
+    Ints(&'a [i32]),
+}
+
+/// A call, to be timed.
+pub(super) struct Call<'a> {
+    pub session: &'a mut Session,
+    pub inputs: &'a [(&'a str, &'a Tensor)],
+    pub states: Option<&'a mut States>,
+    pub sizes: &'a [(&'a str, usize)],
+}
+
+/// How many tensors of random numbers a set has at most.
+const OPERANDS: usize = 64;
+
+impl Lab {
+    /// Opens the device.
+    pub fn new(options: Options) -> Result<Self, BenchError> {
+        let period = if options.full { (1 << 25) - 128 } else { (1 << 20) - 128 };
+        #[cfg(feature = "cuda")]
+        let gpu = match options.device {
+            Device::Cpu => None,
+            Device::Cuda(n) => Some(eva_runtime::cuda::Gpu::open(n).map_err(eva_runtime::Error::from)?),
+        };
+        #[cfg(not(feature = "cuda"))]
+        if let device @ Device::Cuda(_) = options.device {
+            return Err(eva_runtime::Error::NoSuchDevice(device).into());
+        }
+        Ok(Self {
+            options,
+            numbers: Arc::new(Numbers::new(period)),
+            compiled: HashMap::new(),
+            #[cfg(feature = "cuda")]
+            gpu,
+        })
+    }
+
+    /// What the cases run on, for people.
+    pub fn device_name(&self) -> String {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            return gpu.properties.name.clone();
+        }
+        "cpu".into()
+    }
+
+    /// Measures a case.
+    pub fn run(&mut self, case: &Case) -> Result<Measured, BenchError> {
+        (case.run)(self)
+    }
+
+    /// The random numbers of operand `operand` of set `set`.
+    pub(super) fn elements(&self, set: usize, operand: usize, exponent: i32) -> Elements<'_> {
+        self.numbers.elements(set * OPERANDS + operand, exponent)
+    }
+
+    /// How modules are compiled.
+    pub(super) fn compile_options(&self, form: Form) -> CompileOptions {
+        CompileOptions {
+            passes: eva_passes::Options { form, ..eva_passes::Options::default() },
+            device: self.options.device,
+            threads: self.options.threads,
+            ..CompileOptions::default()
+        }
+    }
+
+    /// The module of a text, compiled once.
+    fn executable(&mut self, text: &str) -> Result<Arc<Executable>, BenchError> {
+        if let Some(exe) = self.compiled.get(text) {
+            return Ok(exe.clone());
+        }
+        let options = self.compile_options(Form::default());
+        let exe = Arc::new(Executable::compile(&text::parse(text)?, &options)?);
+        self.compiled.insert(text.into(), exe.clone());
+        Ok(exe)
+    }
+
+    /// How many sets of operands do not fit the device's cache together: three times what it holds.
+    pub(super) fn sets(&self, bytes: usize) -> usize {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            return (3 * gpu.properties.l2).div_ceil(bytes.max(1)).clamp(1, 64);
+        }
+        let _ = bytes;
+        2
+    }
+
+    /// Compiles a program, checks the results of its first set of operands with `check`, which gives their error, and
+    /// times it.
+    pub(super) fn measure(
+        &mut self,
+        program: &Program<'_>,
+        check: &dyn Fn(&Lab, &[Tensor]) -> f64,
+    ) -> Result<Measured, BenchError> {
+        let exe = self.executable(program.text)?;
+        let size = |o: &Operand| o.shape.iter().product::<usize>() * o.dtype.bytes() as usize;
+        let sets = self.sets(program.operands.iter().map(size).sum());
+        let mut sessions = Vec::with_capacity(sets);
+        for set in 0..sets {
+            let mut weights = Weights::new();
+            for (i, operand) in program.operands.iter().enumerate() {
+                let Operand { name, dtype, shape, fill } = *operand;
+                let weight = match fill {
+                    Fill::Normal(exponent) => {
+                        self.elements(set, i, exponent).weight(&exe, dtype, shape, name)?
+                    }
+                    Fill::Ints(numbers) => Tensor::from_i32(shape, numbers).into(),
+                };
+                weights.insert(name.into(), Arc::new(weight));
+            }
+            sessions.push(Session::new(exe.clone(), program.function, &weights)?);
+        }
+        let results = |session: &mut Session| -> Result<Vec<(String, Tensor)>, BenchError> {
+            let plan = exe.func_plan(exe.func(program.function)?);
+            let take = |result: &eva_passes::plan::ResultPlan| -> Result<_, BenchError> {
+                Ok((result.name.clone(), session.take(&result.name)?))
+            };
+            plan.results.iter().filter(|result| result.state.is_none()).map(take).collect()
+        };
+
+        let first = &mut sessions[0];
+        first.start(&[], None, &[])?;
+        first.poison()?;
+        first.start(&[], None, &[])?;
+        let (names, before): (Vec<String>, Vec<Tensor>) = results(first)?.into_iter().unzip();
+        let error = check(self, &before);
+
+        let call = |session| Call { session, inputs: &[], states: None, sizes: &[] };
+        let (times, calls) = self.time(&mut sessions.iter_mut().map(call).collect::<Vec<_>>())?;
+        for ((_, after), (name, before)) in results(&mut sessions[0])?.iter().zip(names.iter().zip(&before)) {
+            // NaN is for the check to complain about.
+            if after.bytes() != before.bytes() {
+                return Err(BenchError::Changed(name.clone()));
+            }
+        }
+        let Program { flops, bytes, limit, .. } = *program;
+        let (more, kernels) = (Vec::new(), Vec::new());
+        Ok(Measured { times, sets, calls, flops, bytes, error, limit, more, kernels })
+    }
+
+    /// Times calls that take turns: the middle, the shortest and the longest time of one, and how many calls a run had.
+    pub(super) fn time(&self, calls: &mut [Call<'_>]) -> Result<([Duration; 3], usize), BenchError> {
+        let (runs, count) = match self.options.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => {
+                use eva_runtime::cuda::bench;
+                let timed = calls.iter_mut().map(Call::timed);
+                let mut timed: Vec<bench::Timed> = timed.collect();
+                let (timing, count) = bench::calls(&mut timed, &self.call_options())?;
+                (timing.runs().to_vec(), count)
+            }
+            _ => self.time_by_host(calls)?,
+        };
+        let of = |i: usize| runs.get(i).copied().unwrap_or_default();
+        Ok(([of(runs.len() / 2), of(0), of(runs.len().saturating_sub(1))], count))
+    }
+
+    /// How calls on a GPU are timed.
+    #[cfg(feature = "cuda")]
+    pub(super) fn call_options(&self) -> eva_runtime::cuda::bench::CallOptions {
+        let Options { runs, run, rest, .. } = self.options;
+        eva_runtime::cuda::bench::CallOptions { run, runs, rest, ..Default::default() }
+    }
+
+    /// Times calls by the host's clock: the runs, the shortest first.
+    fn time_by_host(&self, calls: &mut [Call<'_>]) -> Result<(Vec<Duration>, usize), BenchError> {
+        let mut round = || calls.iter_mut().try_for_each(Call::start);
+        round()?;
+        let started = Instant::now();
+        round()?;
+        let once = started.elapsed().as_secs_f64().max(1e-6);
+        let rounds = ((self.options.run.as_secs_f64() / once).ceil() as usize).clamp(1, 1 << 16);
+        let mut runs = Vec::new();
+        for _ in 0..self.options.runs.max(1) {
+            std::thread::sleep(self.options.rest);
+            let started = Instant::now();
+            (0..rounds).try_for_each(|_| round())?;
+            runs.push(started.elapsed());
+        }
+        runs.sort();
+        let count = rounds * calls.len();
+        Ok((runs.into_iter().map(|run| run.div_f64(count as f64)).collect(), count))
+    }
+}
+
+impl Call<'_> {
+    /// Makes the call; on a GPU, it is under way when this returns.
+    pub(super) fn start(&mut self) -> Result<(), BenchError> {
+        Ok(self.session.start(self.inputs, self.states.as_deref_mut(), self.sizes)?)
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn timed(&mut self) -> eva_runtime::cuda::bench::Timed<'_> {
+        let Call { session, inputs, states, sizes } = self;
+        eva_runtime::cuda::bench::Timed { session, inputs, states: states.as_deref_mut(), sizes }
+    }
+}
