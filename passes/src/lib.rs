@@ -74,11 +74,13 @@ pub fn optimize(module: &Module, options: &Options) -> Result<Module, Error> {
 pub fn compile(module: &Module, target: &Target, options: &Options) -> Result<Plan, Error> {
     let module = optimize(module, options)?;
     let mut plan = lower::lower(&module, target)?;
-    let spread = match target.machine {
-        Machine::Cpu => spread::spread_cpu,
-        Machine::Hopper => spread::spread_block,
-    };
-    plan.kernels = pass::kernels(&plan.tiles, |kernel| spread(kernel).map_err(|e| e.to_string()))?;
+    plan.kernels = pass::kernels(&plan.tiles, |kernel| {
+        let spread = match &target.machine {
+            Machine::Cpu => spread::spread_cpu(kernel),
+            Machine::Hopper(hopper) => spread::spread_block(kernel, hopper),
+        };
+        spread.map_err(|e| e.to_string())
+    })?;
     Ok(plan)
 }
 

@@ -19,7 +19,29 @@ pub enum Machine {
     /// A thread of a CPU, with vectors; products are microkernels'.
     Cpu,
     /// A block of threads of an NVIDIA GPU of the Hopper family.
-    Hopper,
+    Hopper(Hopper),
+}
+
+/// How kernels are spread over the threads of a Hopper GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hopper {
+    /// How many elements of its largest tile a thread should have, where the ordinary units compute.
+    pub slots: usize,
+    /// Shared memory of a block for tiles, in bytes: what there is, less some for barriers and exchanges.
+    pub shared: usize,
+    /// The most stages of a pipe.
+    pub stages: usize,
+    /// Registers of a thread of the role that fills pipes, and of those that multiply.
+    pub registers: [usize; 2],
+    /// Rows of tiles of a product that programs go down before they go on to the next column, so that those that run
+    /// at the same time share what they read.
+    pub raster: i64,
+}
+
+impl Hopper {
+    /// For an H100 or H200.
+    pub const H100: Hopper =
+        Hopper { slots: 16, shared: (227 << 10) - 3072, stages: 6, registers: [40, 232], raster: 8 };
 }
 
 impl Target {
@@ -61,6 +83,6 @@ impl Target {
             block: 1024,
             sort: 1024,
         };
-        Self { name: "cuda", machine: Machine::Hopper, schedule }
+        Self { name: "cuda", machine: Machine::Hopper(Hopper::H100), schedule }
     }
 }

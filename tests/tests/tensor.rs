@@ -59,7 +59,7 @@ fn @f(%x: bf16[g, m], weight %w: bf16[e, f, m], %offsets: i32[e + 1]) -> bf16[g,
 #[test]
 fn attention_over_a_latent_cache() {
     // 9 heads: 9 queries in 32 parts, 360 in 16, 621 in 4; and all keys at once.
-    let text = "dim b dim s dim t dim h = 9 dim c = 264 dim p = 16
+    let text = "dim b dim s dim t dim h = 9 dim c = 288 dim p = 16
 fn @f(%q: bf16[b, s, h, c], %r: bf16[b, s, h, p], %start: i32[b], %kv: bf16[b, t, c], %k: bf16[b, t, p]) -> bf16[b, s, h, c] {
   %o = attend \"bshc,btc,bshp,btp,btd->bshd\" %q, %kv, %r, %k, %kv, %start {scale = 0.09} : bf16[b, s, h, c]
   return %o

@@ -193,18 +193,18 @@ impl OpDef for Attend {
 
         let mut at = vec![None; extents.len()];
         let part = cx.parts.map(|parts| cx.program(&Dim::from(parts as i64)));
-        let mut coords: Vec<Coord<'k>> = part.into_iter().map(Coord::At).collect();
-        for &axis in &out {
-            let coord = if axis == roles.query {
-                Coord::Rows(cx.program_tile(&rows, bm))
-            } else if axis == roles.value {
-                Coord::Cols(cx.k.int(0))
-            } else {
-                Coord::At(cx.program(extent(axis)))
-            };
-            at[axis as usize] = Some(coord);
-            coords.push(coord);
+        // Queries last: programs that follow each other then share their keys.
+        for &axis in out.iter().filter(|&&axis| axis != roles.query && axis != roles.value) {
+            at[axis as usize] = Some(Coord::At(cx.program(extent(axis))));
         }
+        let tile = cx.k.program(rows.clone(), bm as i64);
+        // On a machine that runs many programs at once the longest, which see the most keys, begin.
+        let tile = if tensor.is_some() { cx.extent(&rows).div_ceil(bm as i64) - 1i64 - tile } else { tile };
+        at[roles.query as usize] = Some(Coord::Rows(tile * bm as i64));
+        at[roles.value as usize] = Some(Coord::Cols(cx.k.int(0)));
+        let leading = part.into_iter().map(Coord::At);
+        let coords: Vec<Coord<'k>> =
+            leading.chain(out.iter().map(|&axis| at[axis as usize].expect("an axis of the result"))).collect();
         let here = |axis: Axis| at[axis as usize].expect("an axis of the result");
         let first_row = here(roles.query).start();
         let start = start.at(&Request::element(&[here(roles.batch).start()]))?;

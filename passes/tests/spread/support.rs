@@ -5,6 +5,7 @@ use eva_ir::kernel::run::{Options, Order, Stats, Storage, run};
 use eva_ir::kernel::{Access, Buf, BufData, Kernel, Phase, verify::verify};
 use eva_ir::types::DType;
 use eva_passes::spread::{spread_block, spread_cpu};
+use eva_passes::target::Hopper;
 
 /// A buffer without gaps.
 pub fn dense(name: &str, dtype: DType, access: Access, shape: &[Dim]) -> BufData {
@@ -87,7 +88,8 @@ pub fn agree_on(
     run(kernel, &size, &mut expected, &binding, Options::default())
         .unwrap_or_else(|e| panic!("tile phase: {e}\n{kernel}"));
     let spread = |phase: Phase| {
-        let spread = if phase == Phase::Lane { spread_cpu(kernel) } else { spread_block(kernel) };
+        let spread =
+            if phase == Phase::Lane { spread_cpu(kernel) } else { spread_block(kernel, &Hopper::H100) };
         let spread = spread.unwrap_or_else(|e| panic!("{e}\n{kernel}"));
         assert_eq!(spread.phase, phase);
         assert_eq!((&spread.bufs, &spread.grid), (&kernel.bufs, &kernel.grid));

@@ -94,7 +94,7 @@ impl<'a, 'k> Spread<'a, 'k> {
     }
 
     /// How many programs lie along an axis of the grid.
-    fn count(&mut self, axis: usize) -> Reg {
+    pub fn count(&mut self, axis: usize) -> Reg {
         let GridAxis { extent, tile } = &self.info.kernel.grid[axis];
         let extent = self.w.extent(extent);
         let up = self.w.zip_int(Fn2::Add, extent, tile - 1);

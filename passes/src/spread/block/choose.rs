@@ -3,10 +3,9 @@
 use super::access;
 use super::info::Info;
 use super::layout::{Bit, Family, Order};
+use crate::target::Hopper;
 use eva_ir::kernel::{Inst, RegType};
 
-/// How many elements of its largest tile a thread should have.
-const SLOTS: usize = 16;
 /// The most threads that work on one program.
 const MOST_THREADS: usize = 1024;
 /// The most threads where a program multiplies: they need registers for more than one tile.
@@ -15,13 +14,13 @@ const MOST_THREADS_PRODUCT: usize = 256;
 const SHARE: usize = 4;
 
 /// The layout of the tiles of a kernel, and how many programs share a block.
-pub(super) fn family(info: &Info<'_>) -> (Family, usize) {
+pub(super) fn family(info: &Info<'_>, target: &Hopper) -> (Family, usize) {
     let mut tiles = Tiles::default();
     tiles.visit(info, &info.kernel.body);
     let product = tiles.product.is_some();
     let [rows, cols] = tiles.product.unwrap_or(tiles.largest);
     let most = if product { MOST_THREADS_PRODUCT } else { MOST_THREADS };
-    let threads = (rows * cols).div_ceil(SLOTS).next_power_of_two().clamp(32, most);
+    let threads = (rows * cols).div_ceil(target.slots).next_power_of_two().clamp(32, most);
     let digits = threads.trailing_zeros();
 
     // Neighbouring columns of a thread, as far as every lane has some.

@@ -26,23 +26,24 @@ mod tensor;
 mod write;
 
 use super::{Result, SpreadError, info, simplify};
+use crate::target::Hopper;
 use eva_ir::entity::Arena;
 use eva_ir::kernel::block::{Block, Launch};
 use eva_ir::kernel::{Kernel, Phase};
 use std::collections::HashSet;
 
 /// The block phase of a verified `kernel` of the tile phase. Buffers and grid stay as they are.
-pub fn spread_block(kernel: &Kernel) -> Result<Kernel> {
+pub fn spread_block(kernel: &Kernel, target: &Hopper) -> Result<Kernel> {
     if kernel.phase != Phase::Tile {
         return Err(SpreadError::Phase(kernel.name.clone()));
     }
     eva_ir::kernel::verify::verify(kernel).map_err(|errors| SpreadError::Malformed(errors.join("; ")))?;
     let simple = simplify::simplify(kernel);
     let info = info::Info::new(&simple);
-    let products = tensor::Products::find(&info);
+    let products = tensor::Products::find(&info, target);
     let (family, per_block) = match &products {
         Some(products) => (roles::family(products), 1),
-        None => choose::family(&info),
+        None => choose::family(&info, target),
     };
     let warps = family.warps * per_block;
     let mut spread = body::Spread::new(&info, family, per_block, products.as_ref());
@@ -54,7 +55,7 @@ pub fn spread_block(kernel: &Kernel) -> Result<Kernel> {
         maps: Arena::default(),
     };
     if products.is_some() {
-        block = spread.run_roles()?;
+        block = spread.run_roles(target)?;
     } else {
         spread.run()?;
         block.shared = std::mem::take(&mut spread.w.shared);

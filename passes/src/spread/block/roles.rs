@@ -4,6 +4,7 @@ use super::body::{Mode, Spread};
 use super::layout::{Bit, Family, Order};
 use super::tensor::{GROUP_ROWS, Products, Span};
 use super::{Result, SpreadError};
+use crate::target::Hopper;
 use eva_ir::entity::{Arena, Entity};
 use eva_ir::kernel::block::*;
 use eva_ir::kernel::*;
@@ -29,7 +30,7 @@ pub(super) fn family(products: &Products) -> Family {
 
 impl<'k> Spread<'_, 'k> {
     /// Writes the whole kernel as two roles, and what the block has besides.
-    pub fn run_roles(&mut self) -> Result<Block> {
+    pub fn run_roles(&mut self, target: &Hopper) -> Result<Block> {
         let products = self.products.expect("there are products");
         let (mut shared, mut pipes, mut maps) = (Arena::default(), Arena::default(), Arena::default());
         let consumers = self.family.warps;
@@ -51,14 +52,15 @@ impl<'k> Spread<'_, 'k> {
         self.w.shared = shared;
         self.barrier = (BARRIER, consumers);
 
+        let [fill, multiply] = target.registers;
         let mut roles = Vec::new();
         for (mode, name, warps, registers) in
-            [(Mode::Fill, "fill", GROUP, 40), (Mode::Multiply, "multiply", consumers, 232)]
+            [(Mode::Fill, "fill", GROUP, fill), (Mode::Multiply, "multiply", consumers, multiply)]
         {
             self.mode = mode;
             self.reset();
             self.w.open();
-            self.persist()?;
+            self.persist(target)?;
             let body = self.w.close();
             let body = super::simplify::sweep(body, &mut Default::default());
             roles.push(Role { name: name.into(), warps, registers, solo: mode == Mode::Fill, body });
@@ -75,7 +77,7 @@ impl<'k> Spread<'_, 'k> {
     }
 
     /// One program after another, until all are done.
-    fn persist(&mut self) -> Result<()> {
+    fn persist(&mut self, target: &Hopper) -> Result<()> {
         let number = self.w.pure(Elem::I64, 1, |out| Inst::Block(BlockInst::Number { out }));
         let launched = self.w.pure(Elem::I64, 1, |out| Inst::Block(BlockInst::Launched { out }));
         let total = self.total();
@@ -92,12 +94,40 @@ impl<'k> Spread<'_, 'k> {
         self.w.open();
         let ahead = self.w.mul(index, launched);
         let program = self.w.add(number, ahead);
+        let program = if kernel.body.iter().any(|inst| products.streams(inst)) && kernel.grid.len() >= 2 {
+            self.raster(program, target.raster)
+        } else {
+            program
+        };
         self.digits_of(program);
         self.block(&kernel.body)?;
         let body = self.close_turns(&mut counters);
         let carried = counters.into_iter().map(|(_, c)| c).collect();
         self.w.push(Inst::For { index, trips, carried, body });
         Ok(())
+    }
+
+    /// The number of the program that is done as number `program`, where those of `height` rows of the last two axes
+    /// of the grid are done column by column.
+    fn raster(&mut self, program: Reg, height: i64) -> Reg {
+        let axes = self.info.kernel.grid.len();
+        let (rows, cols) = (self.count(axes - 2), self.count(axes - 1));
+        let all = self.w.mul(rows, cols);
+        let (outer, inner) = (self.w.zip(Fn2::Div, program, all), self.w.zip(Fn2::Rem, program, all));
+        let band = self.w.times(cols, height);
+        let number = self.w.zip(Fn2::Div, inner, band);
+        let within = self.w.zip(Fn2::Rem, inner, band);
+        let first = self.w.times(number, height);
+        // The last band may have fewer rows.
+        let left = self.w.zip(Fn2::Sub, rows, first);
+        let most = self.w.int(height);
+        let here = self.w.zip(Fn2::Min, left, most);
+        let down = self.w.zip(Fn2::Rem, within, here);
+        let (row, col) = (self.w.add(first, down), self.w.zip(Fn2::Div, within, here));
+        let flat = self.w.mul(row, cols);
+        let flat = self.w.add(flat, col);
+        let outer = self.w.mul(outer, all);
+        self.w.add(outer, flat)
     }
 
     /// The counters of some pipes as what a loop carries; inside they are the loop's.

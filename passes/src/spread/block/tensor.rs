@@ -7,6 +7,7 @@
 
 use super::super::walk::{operands, result};
 use super::info::{Def, Info};
+use crate::target::Hopper;
 use eva_ir::dim::Dim;
 use eva_ir::kernel::*;
 use eva_ir::types::DType;
@@ -16,10 +17,6 @@ use std::collections::{HashMap, HashSet};
 pub(super) const GROUP_ROWS: usize = 64;
 /// Bytes of a row of a panel of shared memory.
 const PANEL: usize = 128;
-/// Shared memory for tiles, in bytes: what a block can have, less some for barriers and exchanges.
-const ROOM: usize = (227 << 10) - 3072;
-/// The most stages of a pipe.
-const STAGES: usize = 6;
 /// The most columns of one product of a warpgroup.
 const MOST_COLS: usize = 256;
 
@@ -91,7 +88,7 @@ struct Found {
 
 impl Products {
     /// The plan for a kernel; `None` if it has no products, or one that the tensor cores cannot do.
-    pub fn find(info: &Info<'_>) -> Option<Self> {
+    pub fn find(info: &Info<'_>, target: &Hopper) -> Option<Self> {
         let mut dots = Vec::new();
         collect(&info.kernel.body, &mut dots);
         let rows = dots.iter().map(|dot| info.ty(dot.out).rows).max()?;
@@ -152,7 +149,7 @@ impl Products {
                 pipe_of.insert(dot.out, pipe);
             }
         }
-        plan.stage(info)?;
+        plan.stage(info, target)?;
         plan.find_spans(info, &info.kernel.body)?;
         Some(plan)
     }
@@ -250,7 +247,7 @@ impl Products {
     }
 
     /// Gives each pipe stages: one outside of loops, as many as fit inside.
-    fn stage(&mut self, info: &Info<'_>) -> Option<()> {
+    fn stage(&mut self, info: &Info<'_>, target: &Hopper) -> Option<()> {
         let looped: Vec<bool> = (0..self.pipes.len())
             .map(|pipe| {
                 self.fed.iter().any(|(&load, fed)| self.fills[fed.fill].pipe == pipe && info.block(load) != 0)
@@ -258,8 +255,8 @@ impl Products {
             .collect();
         let total: usize = (0..self.pipes.len()).map(|pipe| self.bytes(pipe)).sum();
         let turning: usize = (0..self.pipes.len()).filter(|&p| looped[p]).map(|p| self.bytes(p)).sum();
-        let spare = ROOM.checked_sub(total + self.left)?;
-        let more = if turning == 0 { 0 } else { (spare / turning).min(STAGES - 1) };
+        let spare = target.shared.checked_sub(total + self.left)?;
+        let more = if turning == 0 { 0 } else { (spare / turning).min(target.stages - 1) };
         for (pipe, looped) in self.pipes.iter_mut().zip(looped) {
             pipe.stages = if looped { 1 + more } else { 1 };
         }
