@@ -13,6 +13,9 @@ use inkwell::targets::{
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// Bytes of a thread's stack: LLVM goes deep into long expressions.
+const STACK: usize = 16 << 20;
+
 /// Makes PTX of a kernel of the block phase.
 pub fn compile(kernel: &Kernel, options: &Options) -> Result<Ptx, Error> {
     let target = Machine::new(options)?;
@@ -39,18 +42,21 @@ pub fn compile(kernel: &Kernel, options: &Options) -> Result<Ptx, Error> {
 pub fn compile_all(kernels: &[Kernel], options: &Options, threads: usize) -> Result<Vec<Ptx>, Error> {
     let next = AtomicUsize::new(0);
     let done: Mutex<Vec<(usize, Result<Ptx, Error>)>> = Mutex::new(Vec::with_capacity(kernels.len()));
-    std::thread::scope(|scope| {
-        for _ in 0..threads.clamp(1, kernels.len().max(1)) {
-            scope.spawn(|| {
-                while let Some((i, kernel)) = {
-                    let i = next.fetch_add(1, Ordering::Relaxed);
-                    kernels.get(i).map(|kernel| (i, kernel))
-                } {
-                    let result = compile(kernel, options);
-                    done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((i, result));
-                }
-            });
+    let work = || {
+        while let Some((i, kernel)) = {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            kernels.get(i).map(|kernel| (i, kernel))
+        } {
+            let result = compile(kernel, options);
+            done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((i, result));
         }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads.min(kernels.len()) {
+            // Where there is no thread to be had, the others do its part.
+            let _ = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work);
+        }
+        work();
     });
     let mut done = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     done.sort_by_key(|(i, _)| *i);
