@@ -42,7 +42,13 @@ impl<'c> Emitter<'_, 'c> {
                 }
             }
             // The copy engine sees them too.
-            e.ir.run("llvm.nvvm.fence.mbarrier_init.release.cluster", &[])
+            e.ir.run("llvm.nvvm.fence.mbarrier_init.release.cluster", &[])?;
+            for map in &e.entry.maps {
+                // The first copies need them soon.
+                let args = [V::from(*map)];
+                e.ir.asm(Effect::Some, "prefetch.tensormap [$0];", &["l".into()], &[], &args)?;
+            }
+            Ok(())
         })?;
         self.ir.run("llvm.nvvm.barrier.cta.sync.aligned.all", &[self.ir.i32(0).into()])
     }

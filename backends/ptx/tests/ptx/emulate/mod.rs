@@ -271,7 +271,8 @@ impl Block<'_> {
             ["mbarrier", ..] => self.barrier(t, inst, op),
             ["cp", "async", "bulk", "tensor", ..] => self.copy(t, inst, op),
             // What is started is done at once.
-            ["cp", "async", "bulk", ..] | ["fence", ..] | ["wgmma", ..] | ["setmaxnreg", ..] => {}
+            ["cp", "async", "bulk", ..] | ["fence" | "prefetch", ..] | ["wgmma", ..] | ["setmaxnreg", ..] => {
+            }
             _ => {
                 let operands: Vec<u64> = inst.args[1..].iter().map(|arg| self.value(t, arg)).collect();
                 match scalar::evaluate(op, &operands) {
