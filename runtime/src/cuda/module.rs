@@ -44,15 +44,34 @@ pub struct LoadTimes {
     pub load: Duration,
     /// Whether the machine code was in the cache.
     pub cached: bool,
+    /// Whether machine code was given that the driver does not take.
+    pub refused: bool,
 }
 
 /// Options of the assembler that decide what it makes, for keys of the cache.
 const OPTIONS: &str = "O4";
 
 impl Loaded {
-    /// Makes a kernel ready: assembles it, unless `cache` has that, and loads it.
-    pub fn new(gpu: &Arc<Gpu>, ptx: &Ptx, cache: &Cache) -> Result<(Self, LoadTimes), CudaError> {
+    /// Makes a kernel ready: loads `given`, its machine code. Where there is none, or the driver does not take it,
+    /// assembles the PTX, unless `cache` has that, and loads it.
+    pub fn new(
+        gpu: &Arc<Gpu>,
+        ptx: &Ptx,
+        given: Option<&[u8]>,
+        cache: &Cache,
+    ) -> Result<(Self, LoadTimes), CudaError> {
         gpu.bind()?;
+        let mut refused = false;
+        if let Some(code) = given {
+            let started = Instant::now();
+            match Self::load(gpu, ptx, code) {
+                Ok(kernel) => {
+                    return Ok((kernel, LoadTimes { load: started.elapsed(), ..LoadTimes::default() }));
+                }
+                Err(error) => tracing::debug!(kernel = ptx.name, "machine code is not taken: {error}"),
+            }
+            refused = true;
+        }
         let (driver, chip) = (gpu.properties.driver, gpu.properties.capability);
         let machine = format!("driver {}.{} chip {}.{}", driver.0, driver.1, chip.0, chip.1);
         let key = Key::of(&[ptx.text.as_bytes(), machine.as_bytes(), OPTIONS.as_bytes()]);
@@ -60,7 +79,7 @@ impl Loaded {
         let mut assembled = Duration::ZERO;
         let mut assemble_timed = || {
             let started = Instant::now();
-            let code = assemble(ptx);
+            let code = if is_whole(ptx) { whole(ptx) } else { assemble(ptx) };
             assembled += started.elapsed();
             code
         };
@@ -74,7 +93,7 @@ impl Loaded {
             kernel => kernel?,
         };
         let load = started.elapsed().saturating_sub(assembled);
-        Ok((kernel, LoadTimes { assemble: assembled, load, cached }))
+        Ok((kernel, LoadTimes { assemble: assembled, load, cached, refused }))
     }
 
     /// Loads machine code.
@@ -105,7 +124,7 @@ impl Loaded {
             unsafe { driver!(cuFuncGetAttribute(&mut n, which, kernel.function)) }?;
             Ok(usize::try_from(n).unwrap_or(0))
         };
-        // SAFETY: the image is machine code that the driver made (its hash was checked), which names its own length;
+        // SAFETY: the image is machine code that an assembler made (its hash was checked), which names its own length;
         // the handles are written, and the module is unloaded in `drop`.
         unsafe {
             driver!(cuModuleLoadData(&mut kernel.module, code.as_ptr().cast()))?;
@@ -148,11 +167,24 @@ impl Drop for Loaded {
     }
 }
 
+/// Whether a kernel must be assembled as a whole program. The driver's linker, the only interface of the driver's that
+/// gives machine code away, assembles as if other modules could follow: it ignores `setmaxnreg` (C7504), and makes
+/// products wait for each other (C7509).
+pub(super) fn is_whole(ptx: &Ptx) -> bool {
+    ptx.text.contains("setmaxnreg")
+}
+
+/// What is loaded for a kernel that must be assembled as a whole: the PTX, which the driver assembles as it loads it,
+/// and keeps in a cache of its own.
+fn whole(ptx: &Ptx) -> Result<Vec<u8>, CudaError> {
+    Ok(ptx.text.bytes().chain([0]).collect())
+}
+
 /// Bytes for what the assembler has to say.
 const LOG: usize = 16 << 10;
 
 /// From PTX to machine code, by the driver. The GPU is the calling thread's.
-fn assemble(ptx: &Ptx) -> Result<Vec<u8>, CudaError> {
+pub(super) fn assemble(ptx: &Ptx) -> Result<Vec<u8>, CudaError> {
     let (mut info, mut error) = (vec![0u8; LOG], vec![0u8; LOG]);
     // Numbers are passed as pointers of that value.
     let number = |n: usize| n as *mut c_void;
@@ -206,12 +238,12 @@ fn assemble(ptx: &Ptx) -> Result<Vec<u8>, CudaError> {
     Ok(code)
 }
 
-/// Shows what the assembler says of a kernel, loudly if it has done what makes the kernel slow.
-fn report(kernel: &str, log: &str) {
+/// Shows what an assembler says of a kernel, loudly if it has done what makes the kernel slow.
+pub(super) fn report(kernel: &str, log: &str) {
     // C75xx: products that wait for each other, or a register cap that is ignored.
     let slow = log.lines().any(|line| line.contains("C75") || line.contains("wgmma"));
     match slow {
-        true => tracing::warn!(kernel, "the driver's assembler: {log}"),
-        false => tracing::debug!(kernel, "the driver's assembler: {log}"),
+        true => tracing::warn!(kernel, "the assembler: {log}"),
+        false => tracing::debug!(kernel, "the assembler: {log}"),
     }
 }
