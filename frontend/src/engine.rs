@@ -20,7 +20,7 @@ use eva_passes::Form;
 use eva_runtime::checkpoint::{Checkpoint, CheckpointError};
 use eva_runtime::sample::{SampleError, Sampler, Sampling};
 use eva_runtime::{CompileOptions, Device, Executable, Session, States, Tensor, Weights, weights};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,9 @@ pub struct LoadOptions {
     pub form: Form,
     /// What the model runs on.
     pub device: Device,
+    /// For a GPU: the folder of an artifact with the kernels, which are then not compiled. It must have been made of this
+    /// model with the same type and form.
+    pub artifact: Option<PathBuf>,
     /// Threads; `EVA_THREADS` or the machine's processors if not given.
     pub threads: Option<usize>,
     /// The functions to prepare: `main` for generation, `forward` for the logits of every token.
@@ -51,6 +54,7 @@ impl Default for LoadOptions {
             dtype: DType::F32,
             form: Form::Auto,
             device: Device::Cpu,
+            artifact: None,
             threads: None,
             entries: vec!["main".into()],
             taps: false,
@@ -124,11 +128,7 @@ impl Model {
     /// Reads the configuration, maps the checkpoint, checks that they fit, and compiles.
     pub fn load(dir: &Path, options: &LoadOptions, progress: &dyn Progress) -> Result<Self, EngineError> {
         let config = Config::load(dir)?;
-        if config.quantization.is_some() {
-            let message =
-                "the checkpoint is quantized (`quantization_config`): FP8 weights cannot be run yet";
-            return Err(EngineError::Unsupported(message.into()));
-        }
+        check_runs(&config)?;
         let checkpoint = Arc::new(Checkpoint::open(dir)?);
         config.check(&checkpoint, options.mtp)?;
         let started = Instant::now();
@@ -137,6 +137,7 @@ impl Model {
         let (threads, device) = (options.threads, options.device);
         let mut compile = CompileOptions { threads, device, ..CompileOptions::default() };
         compile.passes.form = options.form;
+        use_artifact(&mut compile, options)?;
         let executable = Arc::new(Executable::compile(&module, &compile)?);
         progress.end();
         let compile_time = started.elapsed();
@@ -188,6 +189,31 @@ impl Model {
             logits: Vec::new(),
         })
     }
+}
+
+/// Checks that models of this kind can be run.
+pub fn check_runs(config: &Config) -> Result<(), EngineError> {
+    if config.quantization.is_some() {
+        let message = "the checkpoint is quantized (`quantization_config`): FP8 weights cannot be run yet";
+        return Err(EngineError::Unsupported(message.into()));
+    }
+    Ok(())
+}
+
+/// Has kernels come from the artifact, if there is one.
+fn use_artifact(compile: &mut CompileOptions, options: &LoadOptions) -> Result<(), EngineError> {
+    if options.artifact.is_some() && options.device == Device::Cpu {
+        let message = "an artifact has code for GPUs, and the model is to run on the CPU";
+        return Err(EngineError::Unsupported(message.into()));
+    }
+    #[cfg(feature = "cuda")]
+    {
+        compile.cuda.artifact = options.artifact.clone();
+    }
+    // Without CUDA, compiling for a GPU fails.
+    #[cfg(not(feature = "cuda"))]
+    let _ = compile;
+    Ok(())
 }
 
 fn check_tokens(config: &Config, ids: &[u32]) -> Result<(), EngineError> {

@@ -17,6 +17,10 @@ pub enum Error {
     #[cfg(feature = "cuda")]
     #[error(transparent)]
     Cuda(#[from] crate::cuda::CudaError),
+    /// Kernels that were compiled ahead of time.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Artifact(#[from] crate::cuda::artifact::ArtifactError),
     /// A device that this program was built without.
     #[error("this program was built without support for `{0}`; build it with the feature `cuda`")]
     NoSuchDevice(crate::device::Device),

@@ -24,7 +24,7 @@ pub fn fixture(path: &str) -> PathBuf {
 /// The command, away from the settings of whoever runs the tests.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_eva"));
-    for name in ["EVA_DUMP", "EVA_THREADS", "RUST_LOG"] {
+    for name in ["EVA_CACHE_DIR", "EVA_DUMP", "EVA_PTXAS", "EVA_THREADS", "RUST_LOG"] {
         command.env_remove(name);
     }
     command.env("NO_COLOR", "1");

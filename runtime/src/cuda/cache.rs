@@ -80,6 +80,24 @@ impl Cache {
         Self { limit, ..self }
     }
 
+    /// The folder, if it has one.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
+    /// How many bytes the entries may have.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// How many entries there are, and their bytes; none where the folder cannot be read.
+    pub fn size(&self) -> (usize, u64) {
+        let files = self.folder.iter().flat_map(fs::read_dir).flatten().flatten();
+        let entries = files.filter(|file| file.path().extension().is_some_and(|ending| ending == "cubin"));
+        let bytes = entries.filter_map(|file| Some(file.metadata().ok()?.len()));
+        bytes.fold((0, 0), |(n, sum), bytes| (n + 1, sum + bytes))
+    }
+
     /// The entry of `key`, made and kept if it is not there; and whether it was there.
     pub fn get_or_make<E>(
         &self,
@@ -247,7 +265,12 @@ mod tests {
         assert!(get(&again, 1) && !get(&again, 2));
         again.forget(key(1));
         assert!(!get(&again, 1) && get(&again, 1));
-        assert_eq!(files(&folder).len(), 2, "no file is left beside the entries");
+        let left = files(&folder);
+        assert_eq!(left.len(), 2, "no file is left beside the entries");
+        fs::write(folder.join("README"), "not an entry").unwrap();
+        let bytes = left.iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+        assert_eq!((again.folder(), again.size()), (Some(&*folder), (2, bytes)));
+        assert_eq!((Cache::none().folder(), Cache::none().size()), (None, (0, 0)));
     }
 
     #[test]

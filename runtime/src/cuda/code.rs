@@ -1,5 +1,6 @@
 //! [`Code`]: a module's kernels, loaded on a GPU.
 
+use super::artifact::Artifact;
 use super::cache::Cache;
 use super::device::Gpu;
 use super::error::CudaError;
@@ -21,6 +22,8 @@ use std::time::{Duration, Instant};
 pub struct CudaOptions {
     /// Where compiled kernels are kept.
     pub cache: CacheFolder,
+    /// The folder of an artifact that has the kernels; they are compiled if not given.
+    pub artifact: Option<PathBuf>,
     /// Whether to wait for every kernel before the next, so that an error names the kernel that made it; if not said,
     /// `EVA_CUDA_SYNC` decides.
     pub wait: Option<bool>,
@@ -41,7 +44,7 @@ pub enum CacheFolder {
 /// How long the kernels took, summed over the threads that made them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CudaTimes {
-    /// From kernels to PTX.
+    /// From kernels to PTX; zero if that was in an artifact.
     pub ptx: Duration,
     /// From PTX to machine code, by the driver.
     pub assemble: Duration,
@@ -59,6 +62,12 @@ const STACK: usize = 16 << 20;
 
 /// The largest value that a kernel takes for a symbol.
 const LARGEST_SYM: i64 = i32::MAX as i64;
+
+/// Threads for work with LLVM.
+pub(super) fn pool(threads: usize) -> Result<rayon::ThreadPool, Error> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK).build();
+    pool.map_err(|e| Error::Threads { threads, reason: e.to_string() })
+}
 
 /// Kernels on a GPU, by their numbers in the plan.
 pub(crate) struct Code {
@@ -86,19 +95,23 @@ impl Code {
             CacheFolder::At(folder) => Cache::at(folder),
             CacheFolder::None => Cache::none(),
         };
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK).build();
-        let pool = pool.map_err(|e| Error::Threads { threads, reason: e.to_string() })?;
+        let artifact = options.artifact.as_deref().map(Artifact::open).transpose()?;
         let backend = eva_ptx::Options::default();
         // One kernel is assembled while PTX of another is made.
         let make = |kernel: &&Kernel| -> Result<(Loaded, Duration, LoadTimes), Error> {
+            if let Some(artifact) = &artifact {
+                let (ptx, code) = artifact.get(kernel)?;
+                let (loaded, times) = Loaded::new(gpu, &ptx, code.as_deref(), &cache)?;
+                return Ok((loaded, Duration::ZERO, times));
+            }
             let started = Instant::now();
             let ptx = eva_ptx::compile(kernel, &backend)?;
             let spent = started.elapsed();
-            let (loaded, times) = Loaded::new(gpu, &ptx, &cache)?;
+            let (loaded, times) = Loaded::new(gpu, &ptx, None, &cache)?;
             Ok((loaded, spent, times))
         };
-        let made: Vec<Result<_, Error>> = pool.install(|| kernels.par_iter().map(make).collect());
-        let mut times = CudaTimes::default();
+        let made: Vec<Result<_, Error>> = pool(threads)?.install(|| kernels.par_iter().map(make).collect());
+        let (mut times, mut refused) = (CudaTimes::default(), 0);
         let mut all = Vec::with_capacity(kernels.len());
         for made in made {
             let (loaded, ptx, load) = made?;
@@ -106,6 +119,7 @@ impl Code {
             times.assemble += load.assemble;
             times.load += load.load;
             times.cached += usize::from(load.cached);
+            refused += usize::from(load.refused);
             tracing::debug!(
                 kernel = loaded.name,
                 registers = loaded.registers,
@@ -117,6 +131,12 @@ impl Code {
                 "kernel"
             );
             all.push(loaded);
+        }
+        if refused > 0 {
+            tracing::warn!(
+                "the driver does not take the artifact's machine code of {refused} kernels, so it compiles their PTX; an \
+                 artifact made on this machine, or with an older `ptxas`, would start faster"
+            );
         }
         cache.trim();
         let asked = || std::env::var("EVA_CUDA_SYNC").is_ok_and(|value| !value.is_empty() && value != "0");

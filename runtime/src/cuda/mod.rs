@@ -1,10 +1,11 @@
 //! Running on NVIDIA GPUs (feature `cuda`), which needs the driver and nothing else.
 //!
 //! A [`Gpu`] has one stream, in which copies and launches happen one after the other. Kernels come as PTX, which the
-//! driver compiles; what it made is kept on disk ([`cache`]).
+//! driver compiles; what it made is kept on disk ([`cache`]). Or they were compiled ahead of time ([`artifact`]).
 //!
 //! Nothing here is loaded before a GPU is asked for, and a machine without one gives an error.
 
+pub mod artifact;
 pub mod bench;
 pub mod cache;
 mod calls;

@@ -1,5 +1,6 @@
 //! `eva doctor`: what this machine has, and whether compiling works on it.
 
+mod gpu;
 mod machine;
 
 use super::ui::{bytes, emit};
@@ -8,7 +9,7 @@ use clap::Args as ClapArgs;
 use eva_ir::eval::{Array, eval};
 use eva_ir::text;
 use eva_microkernels::{Features, cpu_features};
-use eva_runtime::{CompileOptions, Executable, Session, Tensor, Weights, pool};
+use eva_runtime::{CompileOptions, Device, Executable, Session, Tensor, Weights, pool};
 use machine::Tool;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -26,80 +27,94 @@ pub struct Args {
     json: bool,
 }
 
-/// Shows what there is; false if the self-test fails.
+/// Shows what there is; false if a self-test fails.
 pub fn run(args: &Args) -> anyhow::Result<bool> {
-    let test = self_test();
-    let tools = machine::tools();
-    let features = cpu_features();
-    let threads = pool::default_threads();
+    let gpus = gpu::find();
+    let usable = gpus.gpus.iter().filter(|gpu| gpu.will_do()).map(|gpu| gpu.device);
+    let tests: Vec<(Device, anyhow::Result<()>)> =
+        std::iter::once(Device::Cpu).chain(usable).map(|device| (device, self_test(device))).collect();
+    emit(&if args.json { as_json(&gpus, &tests) } else { as_text(&gpus, &tests) })?;
+    Ok(tests.iter().all(|(_, test)| test.is_ok()))
+}
+
+fn as_json(gpus: &gpu::Found, tests: &[(Device, anyhow::Result<()>)]) -> String {
+    let features: serde_json::Map<String, Value> =
+        cpu_features().iter().map(|&(name, has)| (name.to_string(), Value::Bool(has))).collect();
     let (total, free) = machine::memory();
-    let gpus = machine::gpus();
-    let text = if args.json {
-        let has: serde_json::Map<String, Value> =
-            features.iter().map(|&(name, has)| (name.to_string(), Value::Bool(has))).collect();
-        let tool = |tool: &Tool| json!({"name": tool.name, "found": tool.found, "for": tool.purpose, "get": tool.how});
-        let report = json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "os": std::env::consts::OS,
-            "arch": std::env::consts::ARCH,
-            "processor": machine::processor(),
-            "features": has,
-            "microkernels": Features::detect().to_string(),
-            "threads": threads,
-            "memory_bytes": total,
-            "memory_available_bytes": free,
-            "backends": {"cranelift": true, "cuda": false},
-            "gpus": gpus,
-            "tools": tools.iter().map(tool).collect::<Vec<_>>(),
-            "self_test": {"ok": test.is_ok(), "error": test.as_ref().err().map(|error| format!("{error:#}"))},
-        });
-        format!("{report:#}\n")
-    } else {
-        let named = |wanted: bool| {
-            let names = features.iter().filter(|(_, has)| *has == wanted).map(|(name, _)| *name);
-            let names: Vec<&str> = names.collect();
-            if names.is_empty() { "none".to_string() } else { names.join(" ") }
-        };
-        let size = |n: Option<u64>| n.map_or("unknown".into(), |n| bytes(n as usize));
-        let asked = std::env::var("EVA_THREADS").map_or(String::new(), |n| format!(" (EVA_THREADS is {n})"));
-        let mut text = format!(
-            "eva {}, {} on {}\n\n\
-             processor     {}\n\
-             has           {}\n\
-             lacks         {}\n\
-             microkernels  {}\n\
-             threads       {threads}{asked}\n\
-             memory        {}, {} available\n\n\
-             backends\n  \
-             cranelift     built in: runs on this processor\n  \
-             cuda          not built in: this version of eva compiles for processors only\n\n\
-             for other targets; nothing here is needed to run models on the processor\n",
-            env!("CARGO_PKG_VERSION"),
-            std::env::consts::ARCH,
-            std::env::consts::OS,
-            machine::processor().unwrap_or("unknown".into()),
-            named(true),
-            named(false),
-            Features::detect(),
-            size(total),
-            size(free),
-        );
-        for Tool { name, found, purpose, how } in &tools {
-            text += &match found {
-                Some(place) => format!("  {name:13} {place}\n"),
-                None => format!("  {name:13} not found ({purpose}): {how}\n"),
-            };
-        }
-        let gpus = if gpus.is_empty() { "none found".into() } else { gpus.join(", ") };
-        text += &format!("  {:13} {gpus}\n\n", "GPU");
-        text += &match &test {
-            Ok(()) => "self-test     ok: compiled, ran and agreed with the evaluator\n".to_string(),
-            Err(error) => format!("self-test     FAILED: {error:#}\n"),
-        };
-        text
+    let tool =
+        |tool: &Tool| json!({"name": tool.name, "found": tool.found, "for": tool.purpose, "get": tool.how});
+    let test = |(device, test): &(Device, anyhow::Result<()>)| {
+        let error = test.as_ref().err().map(|error| format!("{error:#}"));
+        json!({"device": device.to_string(), "ok": test.is_ok(), "error": error})
     };
-    emit(&text)?;
-    Ok(test.is_ok())
+    let report = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "os": std::env::consts::OS,
+        "arch": std::env::consts::ARCH,
+        "processor": machine::processor(),
+        "features": features,
+        "microkernels": Features::detect().to_string(),
+        "threads": pool::default_threads(),
+        "memory_bytes": total,
+        "memory_available_bytes": free,
+        "backends": {"cranelift": true, "cuda": cfg!(feature = "cuda")},
+        "cuda": gpus.json(),
+        "tools": machine::tools().iter().map(tool).collect::<Vec<_>>(),
+        "self_tests": tests.iter().map(test).collect::<Vec<_>>(),
+    });
+    format!("{report:#}\n")
+}
+
+fn as_text(gpus: &gpu::Found, tests: &[(Device, anyhow::Result<()>)]) -> String {
+    let features = cpu_features();
+    let named = |wanted: bool| {
+        let names = features.iter().filter(|(_, has)| *has == wanted).map(|(name, _)| *name);
+        let names: Vec<&str> = names.collect();
+        if names.is_empty() { "none".to_string() } else { names.join(" ") }
+    };
+    let size = |n: Option<u64>| n.map_or("unknown".into(), |n| bytes(n as usize));
+    let (total, free) = machine::memory();
+    let asked = std::env::var("EVA_THREADS").map_or(String::new(), |n| format!(" (EVA_THREADS is {n})"));
+    let mut text = format!(
+        "eva {}, {} on {}\n\n\
+         processor     {}\n\
+         has           {}\n\
+         lacks         {}\n\
+         microkernels  {}\n\
+         threads       {}{asked}\n\
+         memory        {}, {} available\n\n\
+         backends\n  \
+         cranelift     built in: runs on this processor\n  \
+         cuda          {}\n\n\
+         NVIDIA GPUs\n",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::ARCH,
+        std::env::consts::OS,
+        machine::processor().unwrap_or("unknown".into()),
+        named(true),
+        named(false),
+        Features::detect(),
+        pool::default_threads(),
+        size(total),
+        size(free),
+        if cfg!(feature = "cuda") { "built in: runs on NVIDIA's Hopper GPUs" } else { "not built in" },
+    );
+    text += &gpus.text();
+    text += "\nfor GPUs; models run on the processor without\n";
+    for Tool { name, found, purpose, how } in machine::tools() {
+        text += &match found {
+            Some(place) => format!("  {name:13} {place}\n"),
+            None => format!("  {name:13} not found ({purpose}): {how}\n"),
+        };
+    }
+    text.push('\n');
+    for (device, test) in tests {
+        text += &match test {
+            Ok(()) => format!("self-test     {device}: ok, compiled, ran and agreed with the evaluator\n"),
+            Err(error) => format!("self-test     {device}: FAILED: {error:#}\n"),
+        };
+    }
+    text
 }
 
 /// A product, a row-wise and an element-wise op, with odd extents.
@@ -118,9 +133,10 @@ fn @main(%x: f32[b, m], weight %w: bf16[n, m]) -> f32[b, n] {
 ";
 
 /// Compiles and runs a small module; its results must be the evaluator's.
-fn self_test() -> anyhow::Result<()> {
+fn self_test(device: Device) -> anyhow::Result<()> {
     let module = text::parse(TEST)?;
-    let executable = Arc::new(Executable::compile(&module, &CompileOptions::default())?);
+    let options = CompileOptions { device, ..CompileOptions::default() };
+    let executable = Arc::new(Executable::compile(&module, &options)?);
     let (b, m, n) = (5, 19, 7);
     // Multiples of 1/64 below 2: exact in bf16.
     let numbers = |n: usize, step: usize| (0..n).map(move |i| (i * step % 97) as f64 / 64.0 - 0.75).collect();

@@ -1,15 +1,15 @@
 //! `eva generate`: tokens from a model.
 
-use super::ui::{Bars, FormArg, TypeArg, Usage, bytes, count, device, emit, say};
+use super::ui::{Bars, FormArg, NO_CUDA, TypeArg, Usage, bytes, count, device, emit, name_of, say};
 use anyhow::bail;
-use clap::{ArgGroup, Args as ClapArgs};
+use clap::{ArgGroup, Args as ClapArgs, ValueEnum};
 use eva::engine::{LoadOptions, Model, check_prompt};
 use eva::model::config::Config;
 use eva::tokenizer::Tokenizer;
 use eva_runtime::Device;
 use eva_runtime::sample::{Sampler, Sampling};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Arguments of `eva generate`.
@@ -47,15 +47,18 @@ pub struct Args {
     /// Where the random numbers of sampling start
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// What to run on: cpu, cuda (the first GPU) or cuda:N
-    #[arg(long, value_name = "TARGET", default_value = "cpu", value_parser = device)]
-    target: Device,
-    /// Type of activations and of the cache
-    #[arg(long, value_enum, default_value_t = TypeArg::F32)]
-    dtype: TypeArg,
-    /// Form of attention
-    #[arg(long, value_enum, default_value_t = FormArg::Auto)]
-    form: FormArg,
+    /// What to run on: cpu, cuda (the first GPU) or cuda:N [default: cpu, or cuda with --artifact]
+    #[arg(long, value_name = "TARGET", value_parser = device)]
+    target: Option<Device>,
+    /// Folder that `eva compile` made of this model: its kernels are used, and not compiled
+    #[arg(long, value_name = "DIR", value_parser = artifact)]
+    artifact: Option<PathBuf>,
+    /// Type of activations and of the cache [default: f32, or the artifact's]
+    #[arg(long, value_enum)]
+    dtype: Option<TypeArg>,
+    /// Form of attention [default: auto, or the artifact's]
+    #[arg(long, value_enum)]
+    form: Option<FormArg>,
     /// Threads that compile and, on the CPU, run kernels [default: EVA_THREADS, or the processors]
     #[arg(long, value_name = "N", value_parser = count)]
     threads: Option<usize>,
@@ -83,6 +86,62 @@ fn ids(text: &str) -> Result<Ids, String> {
     text.split(',').map(id).collect::<Result<_, _>>().map(Ids)
 }
 
+/// The folder of an artifact, which only some builds can use.
+fn artifact(text: &str) -> Result<PathBuf, String> {
+    if cfg!(feature = "cuda") { Ok(text.into()) } else { Err(NO_CUDA.into()) }
+}
+
+/// How the model is loaded: as the command line says, or else as the artifact was made.
+fn load_options(args: &Args) -> anyhow::Result<LoadOptions> {
+    let (dtype, form) = args.artifact.as_deref().map_or(Ok((None, None)), made_with)?;
+    let device = match (args.target, &args.artifact) {
+        (Some(Device::Cpu), Some(_)) => {
+            let message = "--target cpu and --artifact: an artifact has code for GPUs";
+            return Err(Usage(message.into()).into());
+        }
+        (Some(device), _) => device,
+        (None, Some(_)) => Device::Cuda(0),
+        (None, None) => Device::Cpu,
+    };
+    Ok(LoadOptions {
+        dtype: agreed("--dtype", args.dtype, dtype)?.unwrap_or(TypeArg::F32).into(),
+        form: agreed("--form", args.form, form)?.unwrap_or(FormArg::Auto).into(),
+        device,
+        artifact: args.artifact.clone(),
+        threads: args.threads,
+        ..LoadOptions::default()
+    })
+}
+
+/// The type and form that an artifact was made with, if it says so.
+#[cfg(feature = "cuda")]
+fn made_with(folder: &Path) -> anyhow::Result<(Option<TypeArg>, Option<FormArg>)> {
+    let artifact = eva_runtime::cuda::artifact::Artifact::open(folder)?;
+    let note = |name: &str| artifact.manifest().notes.get(name);
+    let dtype = note("dtype").and_then(|name| TypeArg::from_str(name, false).ok());
+    Ok((dtype, note("form").and_then(|name| FormArg::from_str(name, false).ok())))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn made_with(_: &Path) -> anyhow::Result<(Option<TypeArg>, Option<FormArg>)> {
+    bail!(NO_CUDA)
+}
+
+/// What was asked for, which must not differ from what the artifact was made with.
+fn agreed<T: ValueEnum + PartialEq>(
+    option: &str,
+    asked: Option<T>,
+    made: Option<T>,
+) -> anyhow::Result<Option<T>> {
+    match (asked, made) {
+        (Some(asked), Some(made)) if asked != made => {
+            let (asked, made) = (name_of(asked), name_of(made));
+            Err(Usage(format!("{option} {asked}: the artifact was made with {option} {made}")).into())
+        }
+        (asked, made) => Ok(asked.or(made)),
+    }
+}
+
 /// Loads, generates and prints; with `verbose` also what it took.
 pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
     let choosy = args.top_k.is_some() || args.top_p.is_some();
@@ -107,13 +166,7 @@ pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
     };
     check_prompt(&config, &prompt, args.max_new_tokens)?;
 
-    let options = LoadOptions {
-        dtype: args.dtype.into(),
-        form: args.form.into(),
-        device: args.target,
-        threads: args.threads,
-        ..LoadOptions::default()
-    };
+    let options = load_options(args)?;
     let started = Instant::now();
     let model = Model::load(&args.model_dir, &options, bars)?;
     let load_time = started.elapsed();
@@ -151,7 +204,7 @@ pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
             "tokens": tokens,
             "text": tokenizer.is_some().then_some(&text),
             "finish": if ended { "eos" } else { "length" },
-            "target": args.target.to_string(),
+            "target": options.device.to_string(),
             "compilations": model.compilations,
             "compile_seconds": model.compile_time.as_secs_f64(),
             "load_seconds": load_time.as_secs_f64(),

@@ -1,16 +1,34 @@
-//! IR texts from files or standard input, and the passes that are run on them.
+//! What commands read: models, and IR texts from files or standard input; and the passes that are run on them.
 
 use super::ui::BadText;
 use anyhow::{Context, bail};
+use eva::model::config::Config;
 use eva::prelude::Module;
 use eva_ir::{text, verify};
 use eva_passes::Options;
+use eva_runtime::checkpoint::{Checkpoint, INDEX_FILE, SINGLE_FILE};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
 /// Longest IR text accepted, in bytes.
 const MAX_BYTES: u64 = 64 << 20;
+
+/// Whether a path is that of a model: a directory, or a config.json.
+pub fn is_model(path: &Path) -> bool {
+    path.is_dir() || path.extension().is_some_and(|e| e == "json")
+}
+
+/// A model's configuration and, if it has one, its checkpoint, which fits.
+pub fn model(path: &Path) -> anyhow::Result<(Config, Option<Checkpoint>)> {
+    let config = Config::load(path)?;
+    let stored = path.is_dir() && [SINGLE_FILE, INDEX_FILE].iter().any(|file| path.join(file).exists());
+    let checkpoint = if stored { Some(Checkpoint::open(path)?) } else { None };
+    if let Some(checkpoint) = &checkpoint {
+        config.check(checkpoint, false)?;
+    }
+    Ok((config, checkpoint))
+}
 
 /// An IR text and the name to call it by.
 pub struct Source {
@@ -67,10 +85,17 @@ impl Source {
     /// Runs passes; mistakes that they find are shown in the text.
     pub fn run(&self, module: Module, passes: &[String], options: &Options) -> anyhow::Result<Module> {
         run_passes(module, passes, options).map_err(|error| match error.downcast() {
-            Ok(eva_passes::Error::Invalid(diags)) => self.bad(diags).into(),
-            Ok(error) => error.into(),
+            Ok(error) => self.blame(error),
             Err(error) => error,
         })
+    }
+
+    /// An error of passes; one of mistakes shows them in the text.
+    pub fn blame(&self, error: eva_passes::Error) -> anyhow::Error {
+        match error {
+            eva_passes::Error::Invalid(diags) => self.bad(diags).into(),
+            error => error.into(),
+        }
     }
 
     fn bad(&self, diags: eva::prelude::Diags) -> BadText {

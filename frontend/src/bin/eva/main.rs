@@ -6,6 +6,7 @@
 mod bench;
 mod check;
 mod compare;
+mod compile;
 mod doctor;
 mod generate;
 mod init;
@@ -38,10 +39,12 @@ the model is run.
   eva doctor
 
 Environment:
-  EVA_THREADS  threads that run kernels, where --threads is not given
-  EVA_DUMP     passes to print the module after, separated by commas, or `all`
-  RUST_LOG     what to log, as in `eva_passes=debug`; goes before --verbose
-  NO_COLOR     messages without colours";
+  EVA_THREADS    threads that compile and run kernels, where --threads is not given
+  EVA_DUMP       passes to print the module after, separated by commas, or `all`
+  EVA_CACHE_DIR  the folder that compiled GPU kernels are kept in
+  EVA_PTXAS      NVIDIA's assembler for `eva compile`, where it is not in PATH
+  RUST_LOG       what to log, as in `eva_passes=debug`; goes before --verbose
+  NO_COLOR       messages without colours";
 
 #[derive(Subcommand)]
 enum Command {
@@ -49,6 +52,8 @@ enum Command {
     Generate(generate::Args),
     /// Compare a model with outputs that other software recorded
     Compare(compare::Args),
+    /// Compile a model's kernels, or an IR file's, for a GPU ahead of time
+    Compile(compile::Args),
     /// Print a model, one of its blocks or an IR file as text
     Print(print::Args),
     /// Run passes on an IR file and print the result
@@ -70,6 +75,7 @@ fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Generate(args) => generate::run(args, cli.verbose > 0, &bars),
         Command::Compare(args) => compare::run(args, &bars),
+        Command::Compile(args) => compile::run(args, &bars),
         Command::Print(args) => print::run(args),
         Command::Opt(args) => opt::run(args),
         Command::Check(args) => check::run(args),

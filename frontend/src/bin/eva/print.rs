@@ -2,17 +2,15 @@
 
 mod block;
 
-use super::input::{Source, run_passes};
+use super::input::{self, Source, run_passes};
 use super::ui::{FormArg, TypeArg, Usage, emit};
 use anyhow::Context;
 use clap::Args as ClapArgs;
 use clap::builder::PossibleValuesParser;
 use eva::engine::{LoadOptions, module};
-use eva::model::config::Config;
 use eva::prelude::{DType, Module};
 use eva_ir::text;
 use eva_passes::{Options, PASSES};
-use eva_runtime::checkpoint::{Checkpoint, INDEX_FILE, SINGLE_FILE};
 use std::path::{Path, PathBuf};
 
 /// Arguments of `eva print`.
@@ -54,8 +52,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         PASSES[..last.map_or(0, |i| i + 1)].iter().map(|name| name.to_string()).collect();
     let options = Options { form: args.form.unwrap_or(FormArg::Auto).into(), ..Options::default() };
 
-    let is_model = args.input.is_dir() || args.input.extension().is_some_and(|e| e == "json");
-    if is_model {
+    if input::is_model(&args.input) {
         let dtype = args.dtype.map_or(DType::F32, DType::from);
         let (module, note) = of_model(&args.input, args.block.as_deref(), dtype)?;
         let module = run_passes(module, &passes, &options)?;
@@ -79,12 +76,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
 
 /// A model's module, or that of one of its blocks; and a comment to print before it.
 fn of_model(path: &Path, wanted: Option<&str>, dtype: DType) -> anyhow::Result<(Module, &'static str)> {
-    let config = Config::load(path)?;
-    let stored = path.is_dir() && [SINGLE_FILE, INDEX_FILE].iter().any(|file| path.join(file).exists());
-    let checkpoint = if stored { Some(Checkpoint::open(path)?) } else { None };
-    if let Some(checkpoint) = &checkpoint {
-        config.check(checkpoint, false)?;
-    }
+    let (config, checkpoint) = input::model(path)?;
     let quantized = config.quantization.is_some();
     let note = match quantized {
         true => "// The checkpoint is quantized; weights are shown with the configuration's type.\n",

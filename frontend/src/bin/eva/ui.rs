@@ -115,6 +115,13 @@ impl Bars {
         self.0.borrow().clone()
     }
 
+    /// A bar that counts to `total`, for work on many threads; `None` if nobody is looking.
+    #[cfg(feature = "cuda")]
+    pub fn counter(&self, what: &str, total: usize) -> Option<ProgressBar> {
+        self.begin(what, total);
+        self.0.borrow().clone()
+    }
+
     /// Removes what is shown.
     pub fn clear(&self) {
         if let Some(bar) = self.0.take() {
@@ -154,7 +161,7 @@ impl Progress for Bars {
 }
 
 /// The element types that a model computes in.
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TypeArg {
     /// 32 bits
     F32,
@@ -172,7 +179,7 @@ impl From<TypeArg> for DType {
 }
 
 /// The forms of attention.
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum FormArg {
     /// Scores against the cached latents
     Absorbed,
@@ -203,6 +210,11 @@ pub fn device(text: &str) -> Result<Device, String> {
 /// What there is to say where GPUs were left out.
 pub const NO_CUDA: &str = "this eva was built without CUDA; build it with `cargo build --release -p eva-compiler \
     --features cuda`, which needs LLVM 22 (LLVM_SYS_221_PREFIX names its folder)";
+
+/// An option's value as it is written on the command line.
+pub fn name_of(value: impl ValueEnum) -> String {
+    value.to_possible_value().map_or(String::new(), |value| value.get_name().to_string())
+}
 
 /// A count on the command line: a whole number from 1.
 pub fn count(text: &str) -> Result<usize, String> {

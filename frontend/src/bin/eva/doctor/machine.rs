@@ -50,31 +50,29 @@ pub fn gpus() -> Vec<String> {
 pub fn tools() -> Vec<Tool> {
     let program = |names: &[&str], more: &[&str]| find(&folders("PATH", more), names);
     let library = |names: &[&str]| find(&folders("LD_LIBRARY_PATH", LIBRARIES), names);
-    let cuda = ["/usr/local/cuda/bin", "/opt/cuda/bin"];
+    let named = |variable: &str| env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let llvm = named("LLVM_SYS_221_PREFIX").map(|folder| folder.join("bin/llvm-config"));
+    let ptxas = named("EVA_PTXAS");
     vec![
         Tool {
-            name: "LLVM",
-            found: program(&["llc", "llc-22", "llc-21", "llc-20", "llc-19", "llc-18"], &[]),
-            purpose: "code for GPUs",
-            how: "install your system's package `llvm`, or see https://releases.llvm.org",
+            name: "LLVM 22",
+            found: found(llvm)
+                .or_else(|| program(&["llvm-config-22"], &[]))
+                .or_else(|| find(&[PathBuf::from("/usr/lib/llvm-22/bin")], &["llvm-config"])),
+            purpose: "building eva with CUDA",
+            how: "install your system's package (`llvm-22-dev`), or see https://releases.llvm.org",
         },
         Tool {
             name: "ptxas",
-            found: program(&["ptxas"], &cuda),
-            purpose: "assembling code for NVIDIA GPUs",
+            found: found(ptxas).or_else(|| program(&["ptxas"], &["/usr/local/cuda/bin", "/opt/cuda/bin"])),
+            purpose: "machine code from `eva compile`",
             how: "part of the CUDA toolkit, https://developer.nvidia.com/cuda-downloads",
         },
         Tool {
             name: "libcuda.so",
             found: library(&["libcuda.so.1", "libcuda.so"]),
             purpose: "running on NVIDIA GPUs",
-            how: "part of the driver, https://www.nvidia.com/drivers",
-        },
-        Tool {
-            name: "driver",
-            found: driver(),
-            purpose: "running on NVIDIA GPUs",
-            how: "https://www.nvidia.com/drivers; in a container, start it with access to the GPUs",
+            how: "part of the driver, https://www.nvidia.com/drivers; in a container, start it with access to the GPUs",
         },
     ]
 }
@@ -90,9 +88,16 @@ const LIBRARIES: &[&str] = &[
 ];
 
 /// The version of the NVIDIA driver that runs.
-fn driver() -> Option<String> {
-    let version = fs::read_to_string("/sys/module/nvidia/version").ok()?;
-    Some(format!("NVIDIA {}", version.trim()))
+pub fn driver() -> Option<String> {
+    let version = fs::read_to_string("/sys/module/nvidia/version").ok();
+    let version = version.map(|text| text.trim().to_string()).or_else(|| {
+        // As in "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue Sep 23 …".
+        let text = fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+        let numbers =
+            |word: &&str| word.contains('.') && word.bytes().all(|b| b == b'.' || b.is_ascii_digit());
+        Some(text.split_whitespace().find(numbers)?.to_string())
+    })?;
+    Some(format!("NVIDIA {version}"))
 }
 
 /// The folders of a search path, then `more`.
@@ -102,8 +107,13 @@ fn folders(variable: &str, more: &[&str]) -> Vec<PathBuf> {
     listed.chain(more.iter().map(PathBuf::from)).collect()
 }
 
+/// A file, if it is there.
+fn found(file: Option<PathBuf>) -> Option<String> {
+    file.filter(|file| file.is_file()).map(|file| file.display().to_string())
+}
+
 /// The first file of one of these names in one of these folders.
 fn find(folders: &[PathBuf], names: &[&str]) -> Option<String> {
     let mut files = names.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
-    files.find(|file| file.is_file()).map(|file| file.display().to_string())
+    found(files.find(|file| file.is_file()))
 }

@@ -1,0 +1,162 @@
+//! `eva compile`: kernels for a GPU, in a folder.
+
+use super::ui::{Bars, FormArg, TypeArg, count};
+use clap::{Args as ClapArgs, ValueEnum};
+use std::path::PathBuf;
+
+/// Arguments of `eva compile`.
+#[derive(ClapArgs)]
+#[command(after_help = "\
+Examples:
+  eva compile MODEL_DIR --target sm_90a --dtype bf16 -o my-model.sm_90a
+  eva generate MODEL_DIR --artifact my-model.sm_90a --prompt 'Once upon a time' --max-new-tokens 64
+  eva compile layer.eva --target sm_90a --emit kernel,llvm -o kernels
+
+The folder has the PTX of each kernel, and manifest.json, which says what there is and how it is \
+called. It has machine code (.cubin), too, if there is a `ptxas` (EVA_PTXAS names it, or it is in PATH) \
+or a GPU whose driver can make it. No GPU is needed otherwise. A config.json alone has weights of \
+the configuration's types.")]
+pub struct Args {
+    /// Directory with config.json and perhaps the checkpoint, a config.json, or an IR file (- for standard input)
+    #[arg(value_name = "MODEL_DIR|CONFIG.json|FILE.eva")]
+    input: PathBuf,
+    /// What the code is for: sm_90a, NVIDIA's Hopper GPUs
+    #[arg(long, value_name = "TARGET", default_value = "sm_90a", value_parser = chip)]
+    target: Chip,
+    /// What to write beside PTX
+    #[arg(long, value_enum, value_name = "EMIT", value_delimiter = ',')]
+    emit: Vec<Emit>,
+    /// Type of a model's activations and caches [default: f32]
+    #[arg(long, value_enum)]
+    dtype: Option<TypeArg>,
+    /// Form of attention
+    #[arg(long, value_enum, default_value_t = FormArg::Auto)]
+    form: FormArg,
+    /// Folder to make
+    #[arg(short, long = "output", value_name = "DIR")]
+    output: PathBuf,
+    /// Threads [default: EVA_THREADS, or the processors]
+    #[arg(long, value_name = "N", value_parser = count)]
+    threads: Option<usize>,
+    /// Print what was written as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a kernel can be written as.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Emit {
+    /// NVIDIA's assembly language; always written
+    Ptx,
+    /// LLVM IR, as it is before LLVM's passes
+    Llvm,
+    /// Kernel IR
+    Kernel,
+}
+
+/// The one chip that there is code for.
+#[derive(Clone, Copy)]
+struct Chip;
+
+fn chip(text: &str) -> Result<Chip, String> {
+    match text {
+        "sm_90a" if cfg!(feature = "cuda") => Ok(Chip),
+        "sm_90a" => Err(super::ui::NO_CUDA.into()),
+        "cpu" => Err("code for the CPU is made in memory when a model is run, in milliseconds, and is not \
+                      written to files; `eva print --target cpu` shows its kernels"
+            .into()),
+        _ => Err("there is `sm_90a` (NVIDIA's Hopper GPUs: H100, H200, H800, H20, GH200)".into()),
+    }
+}
+
+/// Compiles, and says what was written.
+#[cfg(not(feature = "cuda"))]
+pub fn run(args: &Args, _: &Bars) -> anyhow::Result<bool> {
+    let Args { input: _, target: Chip, emit: _, dtype: _, form: _, output: _, threads: _, json: _ } = args;
+    anyhow::bail!(super::ui::NO_CUDA)
+}
+
+#[cfg(feature = "cuda")]
+pub use with_cuda::run;
+
+#[cfg(feature = "cuda")]
+mod with_cuda {
+    use super::{Args, Bars, Chip, Emit};
+    use crate::input::{Source, is_model, model};
+    use crate::ui::{Usage, bytes, emit, name_of, say};
+    use eva::engine::{LoadOptions, Progress, check_runs, module};
+    use eva::prelude::{DType, Module};
+    use eva_passes::target::Target;
+    use eva_runtime::cuda::artifact::{self, Assembler};
+    use eva_runtime::pool;
+    use serde_json::json;
+    use std::collections::BTreeMap;
+
+    /// Compiles, and says what was written.
+    pub fn run(args: &Args, bars: &Bars) -> anyhow::Result<bool> {
+        let Chip = args.target;
+        let options = eva_passes::Options { form: args.form.into(), ..eva_passes::Options::default() };
+        bars.begin("compiling", 0);
+        let compiled = |module: &Module| eva_passes::compile(module, &Target::cuda(), &options);
+        let mut notes = BTreeMap::from([("form".to_string(), name_of(args.form))]);
+        let plan = if is_model(&args.input) {
+            let dtype = args.dtype.map_or(DType::F32, DType::from);
+            notes.insert("dtype".into(), dtype.to_string());
+            let (config, checkpoint) = model(&args.input)?;
+            check_runs(&config)?;
+            let load = LoadOptions { dtype, ..LoadOptions::default() };
+            compiled(&module(&config, checkpoint.as_ref(), &load)?)?
+        } else {
+            if args.dtype.is_some() {
+                return Err(Usage("--dtype is for models: an IR file says its own types".into()).into());
+            }
+            let source = Source::read(&args.input)?;
+            let module = source.module()?;
+            compiled(&module).map_err(|error| source.blame(error))?
+        };
+        bars.end();
+        let assembler = Assembler::find()?;
+        let options = artifact::Options {
+            threads: args.threads.unwrap_or_else(pool::default_threads),
+            llvm: args.emit.contains(&Emit::Llvm),
+            kernels: args.emit.contains(&Emit::Kernel),
+            assembler,
+            notes,
+        };
+        let kernels: Vec<_> = plan.kernels.iter().map(|(_, kernel)| kernel).collect();
+        let bar = bars.counter("assembling", kernels.len());
+        let step = || bar.as_ref().map_or((), |bar| bar.inc(1));
+        let written = artifact::write(&args.output, &kernels, &options, &step)?;
+        bars.clear();
+        let folder = args.output.display();
+        let made_by = options.assembler.as_ref().map(Assembler::name);
+        let text = if args.json {
+            let files: Vec<String> = written.files.iter().map(|file| file.display().to_string()).collect();
+            let report = json!({
+                "directory": folder.to_string(),
+                "target": "sm_90a",
+                "kernels": written.kernels,
+                "ptx_bytes": written.ptx_bytes,
+                "cubin_bytes": made_by.is_some().then_some(written.code_bytes),
+                "assembler": made_by,
+                "files": files,
+            });
+            format!("{report}\n")
+        } else {
+            let code = match &made_by {
+                Some(name) => format!("{} of machine code ({name})", bytes(written.code_bytes)),
+                None => "no machine code".into(),
+            };
+            let (n, ptx) = (written.kernels, bytes(written.ptx_bytes));
+            format!("{folder}: {n} kernel{}, {ptx} of PTX, {code}\n", if n == 1 { "" } else { "s" })
+        };
+        emit(&text)?;
+        if made_by.is_none() {
+            say(
+                "note: nothing here makes machine code: there is no `ptxas` (EVA_PTXAS, PATH) and no GPU with a driver. \
+                 The PTX is enough: it is compiled on the first run, and kept",
+            );
+        }
+        Ok(true)
+    }
+}
