@@ -96,6 +96,15 @@ impl Lab {
         "cpu".into()
     }
 
+    /// Waits for the device; an error if it does not work any more.
+    pub fn wait(&self) -> Result<(), BenchError> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            gpu.synchronize().map_err(eva_runtime::Error::from)?;
+        }
+        Ok(())
+    }
+
     /// Measures a case.
     pub fn run(&mut self, case: &Case) -> Result<Measured, BenchError> {
         (case.run)(self)
@@ -190,6 +199,35 @@ impl Lab {
         Ok(Measured { times, sets, calls, flops, bytes, error, limit, more, kernels })
     }
 
+    /// Times the device's own copy of `bytes` bytes, which reads and writes as many.
+    pub(super) fn copy(&self, bytes: usize) -> Result<Measured, BenchError> {
+        let runs = match self.options.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => {
+                let gpu = self.gpu.as_ref().ok_or(BenchError::Unsupported("a copy without a GPU".into()))?;
+                let timing = eva_runtime::cuda::bench::copy(gpu, bytes, &self.call_options());
+                timing.map_err(eva_runtime::Error::from)?.runs().to_vec()
+            }
+            _ => {
+                let from = vec![1u8; bytes];
+                let mut to = vec![0u8; bytes];
+                let mut copy = || {
+                    let started = Instant::now();
+                    std::hint::black_box(&mut to).copy_from_slice(std::hint::black_box(&from));
+                    started.elapsed()
+                };
+                copy();
+                let mut runs: Vec<Duration> = (0..self.options.runs.max(1)).map(|_| copy()).collect();
+                runs.sort();
+                runs
+            }
+        };
+        let times = spread(&runs);
+        let bytes = 2.0 * bytes as f64;
+        let (more, kernels) = (Vec::new(), Vec::new());
+        Ok(Measured { times, sets: 1, calls: 1, flops: 0.0, bytes, error: 0.0, limit: 0.0, more, kernels })
+    }
+
     /// Times calls that take turns: the middle, the shortest and the longest time of one, and how many calls a run had.
     pub(super) fn time(&self, calls: &mut [Call<'_>]) -> Result<([Duration; 3], usize), BenchError> {
         let (runs, count) = match self.options.device {
@@ -203,8 +241,7 @@ impl Lab {
             }
             _ => self.time_by_host(calls)?,
         };
-        let of = |i: usize| runs.get(i).copied().unwrap_or_default();
-        Ok(([of(runs.len() / 2), of(0), of(runs.len().saturating_sub(1))], count))
+        Ok((spread(&runs), count))
     }
 
     /// How calls on a GPU are timed.
@@ -233,6 +270,11 @@ impl Lab {
         let count = rounds * calls.len();
         Ok((runs.into_iter().map(|run| run.div_f64(count as f64)).collect(), count))
     }
+}
+
+/// The middle, the first and the last.
+fn spread(runs: &[Duration]) -> [Duration; 3] {
+    [runs.len() / 2, 0, runs.len().saturating_sub(1)].map(|i| runs.get(i).copied().unwrap_or_default())
 }
 
 impl Call<'_> {

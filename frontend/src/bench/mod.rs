@@ -6,10 +6,13 @@
 //! timed by the GPU's clock. Outputs are no numbers before the call that is checked.
 
 mod gemm;
+mod grouped;
 mod lab;
 mod mla;
 mod numbers;
 mod reference;
+mod routing;
+mod rows;
 
 use eva_ir::diag::Diags;
 use eva_ir::types::DType;
@@ -23,22 +26,29 @@ use std::time::Duration;
 pub enum Bench {
     /// Products of dense layers.
     Gemm,
+    /// Products of the experts' layers.
+    Grouped,
     /// Absorbed latent attention of one new token a sequence.
     MlaDecode,
     /// Expanded latent attention of a whole sequence.
     MlaPrefill,
+    /// Kernels that go over rows and do little with them.
+    Rows,
 }
 
 impl Bench {
     /// All, the order they are best run in.
-    pub const ALL: [Bench; 3] = [Bench::Gemm, Bench::MlaDecode, Bench::MlaPrefill];
+    pub const ALL: [Bench; 5] =
+        [Bench::Gemm, Bench::MlaDecode, Bench::MlaPrefill, Bench::Grouped, Bench::Rows];
 
     /// The name in commands and rows.
     pub fn name(self) -> &'static str {
         match self {
             Bench::Gemm => "gemm",
+            Bench::Grouped => "grouped",
             Bench::MlaDecode => "mla-decode",
             Bench::MlaPrefill => "mla-prefill",
+            Bench::Rows => "rows",
         }
     }
 }
@@ -124,8 +134,10 @@ impl fmt::Display for Case {
 pub fn cases(bench: Bench, options: &Options) -> Vec<Case> {
     match bench {
         Bench::Gemm => gemm::cases(options),
+        Bench::Grouped => grouped::cases(options),
         Bench::MlaDecode => mla::decode_cases(options),
         Bench::MlaPrefill => mla::prefill_cases(options),
+        Bench::Rows => rows::cases(options),
     }
 }
 

@@ -162,16 +162,23 @@ impl Timed<'_> {
         self.session.start(self.inputs, self.states.as_deref_mut(), self.sizes)
     }
 
-    /// The GPU, its kernels, and the launches of the last call.
-    fn launches(&self) -> Result<(&Arc<Gpu>, &[Loaded], &[Launch]), Error> {
+    /// What the last call started.
+    fn launched(&self) -> Result<Launched<'_>, Error> {
         let on_cpu = || Error::Internal("timing a call: it is not on a GPU".into());
         let code = match &self.session.executable().code {
             Code::Cuda(code) => code,
             Code::Cpu(_) => return Err(on_cpu()),
         };
         let calls = self.session.calls().ok_or_else(on_cpu)?;
-        Ok((code.gpu(), code.kernels(), calls.launches()))
+        Ok(Launched { gpu: code.gpu(), kernels: code.kernels(), launches: calls.launches() })
     }
+}
+
+/// The launches of a call.
+struct Launched<'a> {
+    gpu: &'a Arc<Gpu>,
+    kernels: &'a [Loaded],
+    launches: &'a [Launch],
 }
 
 /// How calls are timed.
@@ -203,12 +210,12 @@ pub fn calls(calls: &mut [Timed], options: &CallOptions) -> Result<(Timing, usiz
     }
     for call in calls.iter_mut() {
         call.start()?;
-        all.extend_from_slice(call.launches()?.2);
+        all.extend_from_slice(call.launched()?.launches);
     }
     let (Some(first), false) = (calls.first(), all.is_empty()) else {
         return Err(Error::Internal("timing calls: there is nothing to do".into()));
     };
-    let (gpu, kernels, _) = first.launches()?;
+    let Launched { gpu, kernels, .. } = first.launched()?;
     let time = |graph: &Graph| -> Result<Duration, Error> {
         let before = Event::record(gpu)?;
         // SAFETY: the calls were started with the same buffers, which their sessions and states keep.
@@ -237,10 +244,10 @@ pub fn calls(calls: &mut [Timed], options: &CallOptions) -> Result<(Timing, usiz
 /// several runs. A launch is repeated in place for this, so that what it reads was just read before.
 pub fn launches(call: &mut Timed, options: &CallOptions) -> Result<Vec<(KernelId, Duration)>, Error> {
     call.start()?;
-    let (gpu, kernels, all) = call.launches()?;
-    let mut spent = Vec::with_capacity(all.len());
+    let Launched { gpu, kernels, launches } = call.launched()?;
+    let mut spent = Vec::with_capacity(launches.len());
     // In the order of the call, since a launch's operands may be gone once later ones have run.
-    for launch in all {
+    for launch in launches {
         let repeated = vec![launch.clone(); LAUNCHES];
         let graph = Graph::new(gpu, kernels, &repeated)?;
         let timing = runs(gpu, options.runs.max(1), || {

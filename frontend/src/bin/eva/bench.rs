@@ -1,12 +1,14 @@
 //! `eva bench`: how fast compiled code is, and whether it is right.
 
+mod row;
+mod worker;
+
 use super::ui::{TypeArg, Usage, count, emit, say};
 use clap::{Args as ClapArgs, ValueEnum};
-use eva::bench::{Bench, BenchError, Case, Lab, Measured, Options, Word, cases};
+use eva::bench::{Bench, BenchError, Case, Lab, Measured, Options, cases};
 use eva_runtime::Device;
-use serde_json::{Map, Value, json};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Arguments of `eva bench`.
 #[derive(ClapArgs)]
@@ -52,24 +54,36 @@ pub struct Args {
     /// Print each row as JSON, on a line of its own
     #[arg(long)]
     json: bool,
+    /// Seconds for a case, after which it has failed [default: none on the CPU, 120 on a GPU]
+    #[arg(long, value_name = "S", value_parser = count)]
+    timeout: Option<usize>,
+    /// Run the cases from this one on for another process
+    #[arg(long, value_name = "N", hide = true)]
+    worker: Option<usize>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum BenchArg {
     /// Products of dense layers, with many rows and few
     Gemm,
+    /// Products of rows with the weights of the experts they are routed to
+    Grouped,
     /// Absorbed latent attention of one new token a sequence
     MlaDecode,
     /// Expanded latent attention of a whole sequence
     MlaPrefill,
+    /// Kernels that go over rows and do little with them, beside a copy
+    Rows,
 }
 
 impl From<BenchArg> for Bench {
     fn from(arg: BenchArg) -> Self {
         match arg {
             BenchArg::Gemm => Bench::Gemm,
+            BenchArg::Grouped => Bench::Grouped,
             BenchArg::MlaDecode => Bench::MlaDecode,
             BenchArg::MlaPrefill => Bench::MlaPrefill,
+            BenchArg::Rows => Bench::Rows,
         }
     }
 }
@@ -105,24 +119,52 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         return Ok(true);
     }
 
-    let mut lab = Lab::new(options)?;
-    let device = lab.device_name();
-    let mut right = true;
-    for case in &chosen {
-        let outcome = catch_unwind(AssertUnwindSafe(|| lab.run(case)));
-        let outcome = outcome.map_err(|_| "it panicked".to_string());
-        let outcome = outcome.and_then(|done| done.map_err(|error: BenchError| error.to_string()));
-        right &= outcome.as_ref().is_ok_and(Measured::is_right);
-        let text = match args.json {
-            true => format!("{}\n", row(case, &outcome, &device, &lab.options)),
-            false => line(case, &outcome),
-        };
-        emit(&text)?;
-    }
+    let print = Print { json: args.json, options: &options };
+    // A kernel that hangs or faults takes its process with it: the others' rows are not to be lost.
+    let timeout = args.timeout.or((options.device != Device::Cpu).then_some(120));
+    let right = match (args.worker, timeout) {
+        (Some(first), _) => return worker::work(&chosen, first, &print),
+        (None, Some(seconds)) => worker::watch(&chosen, Duration::from_secs(seconds as u64), &print)?,
+        (None, None) => {
+            let mut lab = Lab::new(options.clone())?;
+            let mut right = true;
+            for case in &chosen {
+                let outcome = measure(&mut lab, case);
+                right &= outcome.as_ref().is_ok_and(Measured::is_right);
+                emit(&print.row(case, &outcome, &lab.device_name()))?;
+            }
+            right
+        }
+    };
     if !right {
         say("error: not every case is right");
     }
     Ok(right)
+}
+
+/// What a case gave, or why it gave nothing.
+type Outcome = Result<Measured, String>;
+
+fn measure(lab: &mut Lab, case: &Case) -> Outcome {
+    let done = catch_unwind(AssertUnwindSafe(|| lab.run(case)));
+    let done = done.map_err(|_| "it panicked".to_string());
+    done.and_then(|done| done.map_err(|error: BenchError| error.to_string()))
+}
+
+/// How rows are printed.
+struct Print<'a> {
+    json: bool,
+    options: &'a Options,
+}
+
+impl Print<'_> {
+    /// The text of a row, with the end of its last line.
+    fn row(&self, case: &Case, outcome: &Outcome, device: &str) -> String {
+        match self.json {
+            true => format!("{}\n", row::json(case, outcome, device, self.options)),
+            false => row::text(case, outcome),
+        }
+    }
 }
 
 /// Whether a case has a word of each list.
@@ -130,124 +172,4 @@ fn wanted(case: &Case, filters: &[String]) -> bool {
     let text = case.to_string();
     let has = |word: &str| text.split(' ').any(|have| have == word);
     filters.iter().all(|list| list.split(',').any(|word| has(word.trim())))
-}
-
-/// A row for people.
-fn line(case: &Case, outcome: &Result<Measured, String>) -> String {
-    let name = case.to_string();
-    let measured = match outcome {
-        Err(error) => return format!("{name:44} FAILED: {error}\n"),
-        Ok(measured) => measured,
-    };
-    let [median, min, max] = measured.times.map(|time| time.as_secs_f64() * 1e6);
-    let flops = match measured.flops {
-        0.0 => String::new(),
-        _ => format!("{:9.3} TFLOP/s", measured.teraflops()),
-    };
-    let verdict = if measured.is_right() { "ok" } else { "WRONG" };
-    let mut text = format!(
-        "{name:44} {median:11.1} µs ({min:.1} to {max:.1}) {flops:17} {:8.1} GB/s  error {:.1e} {verdict}",
-        measured.gigabytes(),
-        measured.error
-    );
-    for (name, number) in &measured.more {
-        text += &format!("  {name} {number:.4}");
-    }
-    text += "\n";
-    for (name, launches, time) in &measured.kernels {
-        text += &format!("    {:9.1} µs  {launches:3} × {name}\n", time.as_secs_f64() * 1e6);
-    }
-    text
-}
-
-/// A row for programs.
-fn row(case: &Case, outcome: &Result<Measured, String>, device: &str, options: &Options) -> Value {
-    let mut row = Map::new();
-    let mut put = |name: &str, value: Value| row.insert(name.into(), value);
-    put("bench", json!(case.bench.name().replace('-', "_")));
-    put("lib", json!("eva"));
-    for (name, word) in &case.words {
-        put(
-            name,
-            match word {
-                Word::Size(n) => json!(n),
-                Word::Name(name) => json!(name),
-            },
-        );
-    }
-    match outcome {
-        Err(error) => {
-            put("failed", json!(error));
-            put("ok", json!(false));
-        }
-        Ok(measured) => {
-            let [median, min, max] = measured.times.map(|time| rounded(time.as_secs_f64() * 1e6));
-            for (name, us) in [("us", median), ("us_min", min), ("us_max", max)] {
-                put(name, us);
-            }
-            if measured.flops > 0.0 {
-                put("tflops", rounded(measured.teraflops()));
-            }
-            put("gbps", rounded(measured.gigabytes()));
-            put("err", rounded(measured.error));
-            put("limit", json!(measured.limit));
-            put("ok", json!(measured.is_right()));
-            put("sets", json!(measured.sets));
-            put("calls", json!(measured.calls));
-            for (name, number) in &measured.more {
-                put(name, rounded(*number));
-            }
-            if !measured.kernels.is_empty() {
-                let kernel = |(name, launches, time): &(String, usize, Duration)| json!({"name": name, "launches": launches, "us": rounded(time.as_secs_f64() * 1e6)});
-                put("kernels", measured.kernels.iter().map(kernel).collect());
-            }
-        }
-    }
-    put("runs", json!(options.runs));
-    put("run_ms", json!(options.run.as_millis() as u64));
-    put("rest_ms", json!(options.rest.as_millis() as u64));
-    put("device", json!(device));
-    put("date", json!(date(SystemTime::now())));
-    Value::Object(row)
-}
-
-/// A number with six digits; null for NaN.
-fn rounded(x: f64) -> Value {
-    json!(format!("{x:.5e}").parse::<f64>().ok().filter(|x| x.is_finite()))
-}
-
-/// A moment as `2026-11-23T03:25:00Z`.
-fn date(moment: SystemTime) -> String {
-    let seconds = moment.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let (mut days, rest) = (seconds / 86400, seconds % 86400);
-    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let mut year = 1970;
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let mut month = 1;
-    for days_of in [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-        if days < days_of {
-            break;
-        }
-        days -= days_of;
-        month += 1;
-    }
-    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    format!("{year}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z", days + 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn moments_are_dates() {
-        let at = |seconds| date(UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!(at(0), "1970-01-01T00:00:00Z");
-        assert_eq!(at(951_827_696), "2000-02-29T12:34:56Z");
-        assert_eq!(at(1_798_761_599), "2026-12-31T23:59:59Z");
-        assert_eq!(at(1_798_761_600), "2027-01-01T00:00:00Z");
-    }
 }
