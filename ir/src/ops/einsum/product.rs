@@ -117,6 +117,10 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
     let [bm, bn, bk] = cx.few.map_or_else(|| cx.schedule.product_of(&operands), |few| few.product);
     let fit = |axis: Option<Axis>, most: usize| axis.map_or(1, |axis| length(&axis).clamp(1, most));
     let (bm, bn, bk) = (fit(rows, bm), fit(cols, bn), fit(inner, bk));
+    let bn = match cols.and_then(|axis| cx.size(&plan.extents[axis as usize])) {
+        Some(all) if cx.few.is_none() && cx.schedule.tensor_of(&operands).is_some() => even(all, bn),
+        _ => bn,
+    };
 
     let mut coords: Vec<Option<Coord<'k>>> = vec![None; plan.extents.len()];
     let mut at = Vec::new();
@@ -168,6 +172,12 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
     };
     let sum = nest(cx, &loops, &plan.extents, zero, &mut Vec::new(), &blocks);
     cx.emit(&at, sum)
+}
+
+/// The columns of a tile that cut `all` with the least left over: `most`, or down to two thirds of it in steps of 64.
+fn even(all: usize, most: usize) -> usize {
+    let fewer = (most * 2 / 3..=most).rev().filter(|n| *n == most || n.is_multiple_of(64));
+    fewer.min_by_key(|n| all.next_multiple_of(*n)).unwrap_or(most)
 }
 
 /// A product without a sum: element by element, a row at a time.

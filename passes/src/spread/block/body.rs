@@ -226,6 +226,9 @@ impl<'a, 'k> Spread<'a, 'k> {
             if products.streams(inst) {
                 return self.stream(inst);
             }
+            if let (Inst::Store { place, value }, Some(out)) = (inst, products.out_of(inst)) {
+                return self.store_bulk(place, *value, out);
+            }
         }
         let (out, value) = match inst {
             Inst::Program { out, axis } => (*out, self.programs[*axis]),

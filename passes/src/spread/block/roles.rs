@@ -2,7 +2,7 @@
 
 use super::body::{Mode, Spread};
 use super::layout::{Bit, Family, Order};
-use super::tensor::{GROUP_ROWS, Products, Span};
+use super::tensor::{GROUP_ROWS, OUT_STAGES, Products, Span};
 use super::{Result, SpreadError};
 use crate::target::Hopper;
 use eva_ir::entity::{Arena, Entity};
@@ -48,6 +48,9 @@ impl<'k> Spread<'_, 'k> {
         for fill in &products.fills {
             let (buf, axes, rows, cols) = (fill.place.buf, fill.axes, fill.rows, fill.cols);
             maps.push(MapData { buf, axes, rows, cols });
+        }
+        for map in &products.out_maps {
+            maps.push(map.clone());
         }
         self.w.shared = shared;
         self.barrier = (BARRIER, consumers);
@@ -104,6 +107,9 @@ impl<'k> Spread<'_, 'k> {
         let body = self.close_turns(&mut counters);
         let carried = counters.into_iter().map(|(_, c)| c).collect();
         self.w.push(Inst::For { index, trips, carried, body });
+        if self.mode == Mode::Multiply && !products.out_maps.is_empty() {
+            self.w.push(Inst::Block(BlockInst::CopyOutWait { pending: 0 }));
+        }
         Ok(())
     }
 
@@ -298,6 +304,58 @@ impl<'k> Spread<'_, 'k> {
         self.w.push(Inst::Block(BlockInst::FenceAsync));
         self.sync();
         Ok(MmaTile { tile, turn: zero, transposed: false, first: 0 })
+    }
+
+    /// Stores a tile through shared memory, some columns at a time: bulk copies write them while the next are put there.
+    pub fn store_bulk(&mut self, place: &Place, value: Reg, out: usize) -> Result<()> {
+        let products = self.products.expect("there are products");
+        let ty = self.info.ty(value);
+        let map = &products.out_maps[out];
+        let dtype = self.info.kernel.bufs[map.buf].dtype;
+        let (rows, cols, stages) = (map.rows, map.cols, OUT_STAGES);
+        let data = SharedData { name: "out".into(), dtype, rows, cols, stages, swizzle: true };
+        let found = self.w.shared.iter().find(|(_, have)| **have == data).map(|(shared, _)| shared);
+        let tile = found.unwrap_or_else(|| self.w.shared.push(data));
+        let map = Map::new(products.fills.len() + out);
+        let value = self.full(value)?;
+        let at = place.at.iter().map(|&at| self.value(at)).collect::<Result<Vec<_>>>()?;
+        let col_axis = products.out_maps[out].axes[1];
+        let thread = self.w.thread();
+        let when = self.w.zip_int(Fn2::Eq, thread, 0);
+
+        let axes = self.family.axes([ty.rows, ty.cols]);
+        let slots = self.family.slots([&axes[0], &axes[1]]);
+        let chunks = ty.cols / cols;
+        // A stage is used again two chunks later, or one where tiles have an odd number of them.
+        let pending = usize::from(chunks.is_multiple_of(stages));
+        let (row, col) = (self.digits(&axes[0].threads), self.digits(&axes[1].threads));
+        let row = self.w.times(row, cols as i64);
+        let mine = self.w.add(row, col);
+        for chunk in 0..chunks {
+            let first = chunk * cols;
+            let stage = chunk % stages;
+            let part: Vec<usize> = (0..slots.len())
+                .filter(|&i| (first..first + cols).contains(&axes[1].slots[slots[i][1]]))
+                .collect();
+            // Pairs of neighbours are stored together.
+            let number = |&i: &usize| {
+                let [r, c] = slots[i];
+                ((stage * rows + axes[0].slots[r]) * cols + axes[1].slots[c] - first) as i64
+            };
+            let index = self.w.table(part.iter().step_by(2).map(number).collect());
+            let index = self.w.add(index, mine);
+            let values = self.w.pick(value, part);
+            self.w.push(Inst::Block(BlockInst::CopyOutWait { pending }));
+            self.sync();
+            self.w.store(Space::Shared(tile), index, values, None);
+            self.w.push(Inst::Block(BlockInst::FenceAsync));
+            self.sync();
+            let turn = self.w.int(stage as i64);
+            let mut at = at.clone();
+            at[col_axis] = self.w.zip_int(Fn2::Add, at[col_axis], first as i64);
+            self.w.push(Inst::Block(BlockInst::CopyOut { map, tile, turn, at, when }));
+        }
+        Ok(())
     }
 
     /// A loop of nothing but products: those of a trip are under way while the next one's start.

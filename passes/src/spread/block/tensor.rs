@@ -9,6 +9,7 @@ use super::super::walk::{operands, result};
 use super::info::{Def, Info};
 use crate::target::Hopper;
 use eva_ir::dim::Dim;
+use eva_ir::kernel::block::MapData;
 use eva_ir::kernel::*;
 use eva_ir::types::DType;
 use std::collections::{HashMap, HashSet};
@@ -17,6 +18,8 @@ use std::collections::{HashMap, HashSet};
 pub(super) const GROUP_ROWS: usize = 64;
 /// Bytes of a row of a panel of shared memory.
 const PANEL: usize = 128;
+/// Stages of the tile that results are stored through.
+pub(super) const OUT_STAGES: usize = 2;
 /// The most columns of one product of a warpgroup.
 const MOST_COLS: usize = 256;
 
@@ -76,6 +79,9 @@ pub(super) struct Products {
     chained: HashSet<Reg>,
     /// The bytes of a left operand that all warpgroups must see.
     left: usize,
+    /// Stores that go through shared memory, and their maps.
+    outs: HashMap<*const Inst, usize>,
+    pub out_maps: Vec<MapData>,
 }
 
 /// A product of a kernel, and where it is.
@@ -116,6 +122,8 @@ impl Products {
             streams: HashSet::new(),
             chained: HashSet::new(),
             left: 0,
+            outs: HashMap::new(),
+            out_maps: Vec::new(),
         };
         plan.dtype =
             dots.iter().find_map(|dot| load_of(info, dot.y)).map(|p| info.kernel.bufs[p.buf].dtype)?;
@@ -149,6 +157,7 @@ impl Products {
                 pipe_of.insert(dot.out, pipe);
             }
         }
+        plan.find_outs(info, &info.kernel.body);
         plan.stage(info, target)?;
         plan.find_spans(info, &info.kernel.body)?;
         Some(plan)
@@ -237,6 +246,49 @@ impl Products {
         Some(())
     }
 
+    /// Finds stores that bulk copies can do: of whole tiles of 16-bit numbers, whose only bounds are the buffer's.
+    fn find_outs(&mut self, info: &Info<'_>, body: &[Inst]) {
+        for inst in body {
+            match inst {
+                Inst::For { body, .. } => self.find_outs(info, body),
+                Inst::Store { place, value } => {
+                    let (ty, data) = (info.ty(*value), &info.kernel.bufs[place.buf]);
+                    let [Some(row), Some(col)] = place.axes else { continue };
+                    let bytes = data.dtype.bytes() as usize;
+                    let aligned =
+                        |dim: &Dim| dim.terms().all(|(_, n)| (n as usize * bytes).is_multiple_of(16));
+                    let others = data.strides.iter().enumerate().filter(|(axis, _)| *axis != col);
+                    let fits = matches!(data.dtype, DType::Bf16 | DType::F16)
+                        && self.groups[1] == 1
+                        && ty.rows == self.groups[0] * GROUP_ROWS
+                        && ty.cols.is_multiple_of(PANEL / bytes)
+                        && data.shape.len() <= 5
+                        && data.strides[col].as_const() == Some(1)
+                        && others.into_iter().all(|(_, stride)| aligned(stride))
+                        && aligned(&data.offset)
+                        && place.limits.is_empty();
+                    if fits {
+                        self.outs.insert(inst, self.out_maps.len());
+                        let (rows, cols) = (ty.rows, PANEL / bytes);
+                        self.out_maps.push(MapData { buf: place.buf, axes: [row, col], rows, cols });
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The map of a store that a bulk copy does.
+    pub fn out_of(&self, inst: &Inst) -> Option<usize> {
+        self.outs.get(&(inst as *const Inst)).copied()
+    }
+
+    /// Bytes of the tiles that stores go through.
+    fn out_bytes(&self) -> usize {
+        let rows = self.out_maps.iter().map(|map| map.rows).max().unwrap_or(0);
+        OUT_STAGES * rows * PANEL
+    }
+
     /// The bytes of a turn of a pipe.
     fn bytes(&self, pipe: usize) -> usize {
         let bytes = |&fill: &usize| {
@@ -255,7 +307,7 @@ impl Products {
             .collect();
         let total: usize = (0..self.pipes.len()).map(|pipe| self.bytes(pipe)).sum();
         let turning: usize = (0..self.pipes.len()).filter(|&p| looped[p]).map(|p| self.bytes(p)).sum();
-        let spare = target.shared.checked_sub(total + self.left)?;
+        let spare = target.shared.checked_sub(total + self.left + self.out_bytes())?;
         let more = if turning == 0 { 0 } else { (spare / turning).min(target.stages - 1) };
         for (pipe, looped) in self.pipes.iter_mut().zip(looped) {
             pipe.stages = if looped { 1 + more } else { 1 };
