@@ -187,7 +187,8 @@ impl OpDef for Attend {
         };
         let (bm, bk) = (fit(&rows, most_rows), fit(extent(roles.key), most_keys));
 
-        if tensor.is_some() && out.last() == Some(&roles.value) {
+        // With narrow values each head has programs of its own, which are enough.
+        if tensor.is_some_and(|tensor| width > tensor.narrow) && out.last() == Some(&roles.value) {
             (cx.by_parts)(&Dim::product(self.spec.out.iter().filter(|&&a| a != roles.value).map(|&a| extent(a))));
         }
 

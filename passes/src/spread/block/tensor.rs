@@ -307,8 +307,18 @@ impl Products {
             .collect();
         let total: usize = (0..self.pipes.len()).map(|pipe| self.bytes(pipe)).sum();
         let turning: usize = (0..self.pipes.len()).filter(|&p| looped[p]).map(|p| self.bytes(p)).sum();
-        let spare = target.shared.checked_sub(total + self.left + self.out_bytes())?;
-        let more = if turning == 0 { 0 } else { (spare / turning).min(target.stages - 1) };
+        let stages = |out: usize| {
+            let spare = target.shared.checked_sub(total + self.left + out)?;
+            Some(if turning == 0 { 0 } else { (spare / turning).min(target.stages - 1) })
+        };
+        // Copies that run ahead are worth more than a store through shared memory.
+        let more = match stages(self.out_bytes()) {
+            Some(more) if more >= 2 => more,
+            _ => {
+                (self.outs, self.out_maps) = Default::default();
+                stages(0)?
+            }
+        };
         for (pipe, looped) in self.pipes.iter_mut().zip(looped) {
             pipe.stages = if looped { 1 + more } else { 1 };
         }
