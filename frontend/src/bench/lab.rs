@@ -1,5 +1,6 @@
 //! [`Lab`]: where cases run: the device, random numbers, and what was compiled for cases before.
 
+use super::layer::Kit;
 use super::numbers::{Elements, Numbers};
 use super::{BenchError, Case, Measured, Options};
 use eva_ir::text;
@@ -17,6 +18,8 @@ pub struct Lab {
     numbers: Arc<Numbers>,
     /// By the modules' texts.
     compiled: HashMap<String, Arc<Executable>>,
+    /// What the cases of a whole layer share.
+    pub(super) kit: Option<Box<Kit>>,
     #[cfg(feature = "cuda")]
     gpu: Option<Arc<eva_runtime::cuda::Gpu>>,
 }
@@ -82,6 +85,7 @@ impl Lab {
             options,
             numbers: Arc::new(Numbers::new(period)),
             compiled: HashMap::new(),
+            kit: None,
             #[cfg(feature = "cuda")]
             gpu,
         })
@@ -242,6 +246,27 @@ impl Lab {
             _ => self.time_by_host(calls)?,
         };
         Ok((spread(&runs), count))
+    }
+
+    /// How long each kernel of a call takes on a GPU, all its launches together, the slowest first; none on the CPU.
+    pub(super) fn kernels(&self, call: &mut Call<'_>) -> Result<Vec<(String, usize, Duration)>, BenchError> {
+        #[cfg(feature = "cuda")]
+        if self.gpu.is_some() {
+            let exe = call.session.executable().clone();
+            let mut kernels: Vec<(String, usize, Duration)> = Vec::new();
+            for (kernel, time) in eva_runtime::cuda::bench::launches(&mut call.timed(), &self.call_options())?
+            {
+                let name = &exe.plan().kernels[kernel].name;
+                match kernels.iter_mut().find(|(have, ..)| have == name) {
+                    Some((_, launches, sum)) => (*launches, *sum) = (*launches + 1, *sum + time),
+                    None => kernels.push((name.clone(), 1, time)),
+                }
+            }
+            kernels.sort_by_key(|(.., time)| std::cmp::Reverse(*time));
+            return Ok(kernels);
+        }
+        let _ = call;
+        Ok(Vec::new())
     }
 
     /// How calls on a GPU are timed.

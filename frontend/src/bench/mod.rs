@@ -8,6 +8,7 @@
 mod gemm;
 mod grouped;
 mod lab;
+mod layer;
 mod mla;
 mod numbers;
 mod reference;
@@ -34,12 +35,14 @@ pub enum Bench {
     MlaPrefill,
     /// Kernels that go over rows and do little with them.
     Rows,
+    /// A whole decoder layer with experts.
+    Layer,
 }
 
 impl Bench {
     /// All, the order they are best run in.
-    pub const ALL: [Bench; 5] =
-        [Bench::Gemm, Bench::MlaDecode, Bench::MlaPrefill, Bench::Grouped, Bench::Rows];
+    pub const ALL: [Bench; 6] =
+        [Bench::Gemm, Bench::MlaDecode, Bench::MlaPrefill, Bench::Grouped, Bench::Rows, Bench::Layer];
 
     /// The name in commands and rows.
     pub fn name(self) -> &'static str {
@@ -49,6 +52,7 @@ impl Bench {
             Bench::MlaDecode => "mla-decode",
             Bench::MlaPrefill => "mla-prefill",
             Bench::Rows => "rows",
+            Bench::Layer => "layer",
         }
     }
 }
@@ -138,6 +142,7 @@ pub fn cases(bench: Bench, options: &Options) -> Vec<Case> {
         Bench::MlaDecode => mla::decode_cases(options),
         Bench::MlaPrefill => mla::prefill_cases(options),
         Bench::Rows => rows::cases(options),
+        Bench::Layer => layer::cases(options),
     }
 }
 

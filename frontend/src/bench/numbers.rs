@@ -5,7 +5,7 @@
 
 use super::BenchError;
 use eva_ir::types::DType;
-use eva_runtime::{Executable, Weight};
+use eva_runtime::{Executable, Tensor, Weight};
 use half::{bf16, f16};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -95,6 +95,16 @@ impl Elements<'_> {
         })
     }
 
+    /// A tensor with these elements.
+    pub fn tensor(&self, dtype: DType, shape: &[usize]) -> Result<Tensor, BenchError> {
+        let period = self.bytes(dtype, shape.iter().product())?;
+        let mut tensor = Tensor::zeros(dtype, shape);
+        for part in tensor.bytes_mut().chunks_mut(period.len().max(1)) {
+            part.copy_from_slice(&period[..part.len()]);
+        }
+        Ok(tensor)
+    }
+
     /// A weight with these elements where `exe` runs; `name` is for the message if there is no room.
     pub fn weight(
         &self,
@@ -121,6 +131,7 @@ mod tests {
         let period = eva_runtime::tensor::numbers(DType::Bf16, &bytes);
         let over = |first: usize, n: usize| (first..first + n).map(|i| period[i % 1280]).collect::<Vec<_>>();
         assert_eq!((0..3000).map(|i| a.at(i)).collect::<Vec<_>>(), over(0, 3000));
+        assert_eq!(a.tensor(DType::Bf16, &[7, 13, 29]).unwrap().to_f64(), over(0, 7 * 13 * 29));
         assert_eq!(a.row(2500, 191), over(2500, 191));
         assert_eq!(a.row(7, ROW + 1), over(7, ROW + 1));
         assert_eq!(b.row(5, 3), [5, 6, 7].map(|i| b.at(i)));

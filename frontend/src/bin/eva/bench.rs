@@ -74,6 +74,8 @@ enum BenchArg {
     MlaPrefill,
     /// Kernels that go over rows and do little with them, beside a copy
     Rows,
+    /// A whole decoder layer with experts, and compiling it
+    Layer,
 }
 
 impl From<BenchArg> for Bench {
@@ -84,6 +86,7 @@ impl From<BenchArg> for Bench {
             BenchArg::MlaDecode => Bench::MlaDecode,
             BenchArg::MlaPrefill => Bench::MlaPrefill,
             BenchArg::Rows => Bench::Rows,
+            BenchArg::Layer => Bench::Layer,
         }
     }
 }

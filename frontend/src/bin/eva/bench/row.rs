@@ -5,6 +5,9 @@ use eva::bench::{Case, Options, Word};
 use serde_json::{Map, Value, json};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// How many kernels of a row people are shown; programs are shown all.
+const KERNELS: usize = 16;
+
 /// A row for people.
 pub fn text(case: &Case, outcome: &Outcome) -> String {
     let name = case.to_string();
@@ -17,10 +20,13 @@ pub fn text(case: &Case, outcome: &Outcome) -> String {
         0.0 => String::new(),
         _ => format!("{:9.3} TFLOP/s", measured.teraflops()),
     };
+    let bytes = match measured.bytes {
+        0.0 => String::new(),
+        _ => format!("{:8.1} GB/s", measured.gigabytes()),
+    };
     let verdict = if measured.is_right() { "ok" } else { "WRONG" };
     let mut text = format!(
-        "{name:44} {median:11.1} µs ({min:.1} to {max:.1}) {flops:17} {:8.1} GB/s  error {:.1e} {verdict}",
-        measured.gigabytes(),
+        "{name:44} {median:11.1} µs ({min:.1} to {max:.1}) {flops:17} {bytes:13}  error {:.1e} {verdict}",
         measured.error
     );
     for (name, number) in &measured.more {
@@ -28,7 +34,7 @@ pub fn text(case: &Case, outcome: &Outcome) -> String {
         text += &format!("  {name} {number:.digits$}");
     }
     text += "\n";
-    for (name, launches, time) in &measured.kernels {
+    for (name, launches, time) in measured.kernels.iter().take(KERNELS) {
         text += &format!("    {:9.1} µs  {launches:3} × {name}\n", time.as_secs_f64() * 1e6);
     }
     text
@@ -62,7 +68,9 @@ pub fn json(case: &Case, outcome: &Outcome, device: &str, options: &Options) -> 
             if measured.flops > 0.0 {
                 put("tflops", rounded(measured.teraflops()));
             }
-            put("gbps", rounded(measured.gigabytes()));
+            if measured.bytes > 0.0 {
+                put("gbps", rounded(measured.gigabytes()));
+            }
             put("err", rounded(measured.error));
             put("limit", json!(measured.limit));
             put("ok", json!(measured.is_right()));
