@@ -54,7 +54,7 @@ fn verbose_says_that_one_compile_serves_every_length() {
         line.unwrap_or_else(|| panic!("no {name} in {}", ran.err)).trim()
     };
     assert_eq!(line("compilations"), "1 (one serves every length)");
-    assert_eq!(line("threads"), "3");
+    assert_eq!(line("runs on"), "cpu, 3 threads");
     // Three layers of 32 + 16 numbers of four bytes.
     assert!(line("cache").starts_with("576 bytes per token, 18.00 KiB for 32 tokens"), "{}", line("cache"));
     assert!(line("prefill").starts_with("8 tokens in ") && line("decode").starts_with("23 tokens in "));

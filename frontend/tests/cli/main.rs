@@ -4,9 +4,12 @@ mod bad_config;
 mod bad_prompt;
 mod bad_text;
 mod bad_weights;
+#[cfg(feature = "cuda")]
+mod compile;
 mod doctor;
 mod generate;
 mod init;
 mod print;
 mod support;
+mod target;
 mod text;

@@ -104,7 +104,7 @@ fn wrong_settings_and_passes() {
 fn help_and_version() {
     assert_eq!(output(&["--version"]), format!("eva {}\n", env!("CARGO_PKG_VERSION")));
     insta::assert_snapshot!(output(&["--help"]));
-    for command in ["generate", "compare", "print", "opt", "check", "init", "doctor"] {
+    for command in ["generate", "compare", "compile", "print", "opt", "check", "init", "bench", "doctor"] {
         let help = output(&[command, "--help"]);
         assert!(help.contains("Example") && help.contains(&format!("  eva {command} ")), "{help}");
     }

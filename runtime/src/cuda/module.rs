@@ -170,7 +170,7 @@ impl Drop for Loaded {
 /// Whether a kernel must be assembled as a whole program. The driver's linker, the only interface of the driver's that
 /// gives machine code away, assembles as if other modules could follow: it ignores `setmaxnreg` (C7504), and makes
 /// products wait for each other (C7509).
-pub(super) fn is_whole(ptx: &Ptx) -> bool {
+fn is_whole(ptx: &Ptx) -> bool {
     ptx.text.contains("setmaxnreg")
 }
 
@@ -184,7 +184,7 @@ fn whole(ptx: &Ptx) -> Result<Vec<u8>, CudaError> {
 const LOG: usize = 16 << 10;
 
 /// From PTX to machine code, by the driver. The GPU is the calling thread's.
-pub(super) fn assemble(ptx: &Ptx) -> Result<Vec<u8>, CudaError> {
+fn assemble(ptx: &Ptx) -> Result<Vec<u8>, CudaError> {
     let (mut info, mut error) = (vec![0u8; LOG], vec![0u8; LOG]);
     // Numbers are passed as pointers of that value.
     let number = |n: usize| n as *mut c_void;

@@ -13,9 +13,9 @@ Examples:
   eva compile layer.eva --target sm_90a --emit kernel,llvm -o kernels
 
 The folder has the PTX of each kernel, and manifest.json, which says what there is and how it is \
-called. It has machine code (.cubin), too, if there is a `ptxas` (EVA_PTXAS names it, or it is in PATH) \
-or a GPU whose driver can make it. No GPU is needed otherwise. A config.json alone has weights of \
-the configuration's types.")]
+called. It has machine code (.cubin), too, if there is a `ptxas` (EVA_PTXAS names it, or it is in \
+PATH); if not, the driver makes it on the first run. No GPU is needed. A config.json alone has weights \
+of the configuration's types.")]
 pub struct Args {
     /// Directory with config.json and perhaps the checkpoint, a config.json, or an IR file (- for standard input)
     #[arg(value_name = "MODEL_DIR|CONFIG.json|FILE.eva")]
@@ -153,8 +153,8 @@ mod with_cuda {
         emit(&text)?;
         if made_by.is_none() {
             say(
-                "note: nothing here makes machine code: there is no `ptxas` (EVA_PTXAS, PATH) and no GPU with a driver. \
-                 The PTX is enough: it is compiled on the first run, and kept",
+                "note: there is no `ptxas` (EVA_PTXAS names it, or it is in PATH), and so no machine code: the driver \
+                 makes it of the PTX on the first run, and it is kept",
             );
         }
         Ok(true)

@@ -1,6 +1,7 @@
-//! `eva print`: a model, a block of it or an IR file as text.
+//! `eva print`: a model, a block of it or an IR file as text; or the kernels that they become.
 
 mod block;
+mod kernels;
 
 use super::input::{self, Source, run_passes};
 use super::ui::{FormArg, TypeArg, Usage, emit};
@@ -11,6 +12,7 @@ use eva::engine::{LoadOptions, module};
 use eva::prelude::{DType, Module};
 use eva_ir::text;
 use eva_passes::{Options, PASSES};
+use kernels::{EmitArg, TargetArg};
 use std::path::{Path, PathBuf};
 
 /// Arguments of `eva print`.
@@ -21,6 +23,8 @@ Examples:
   eva print MODEL_DIR/config.json --block layer.3.attention
   eva print MODEL_DIR --block attention --form absorbed
   eva print layer.eva --after attend
+  eva print MODEL_DIR --block router --target cuda
+  eva print layer.eva --emit ptx
 
 Blocks are `layer`, `attention`, `norm`, `mlp`, `experts`, `router`, `shared` and `mtp`: the first of \
 their kind, or that of one layer as in `layer.3.attention`; and every function that is printed \
@@ -36,7 +40,13 @@ pub struct Args {
     /// Print what the passes up to this one make of it
     #[arg(long, value_name = "PASS", value_parser = PossibleValuesParser::new(PASSES))]
     after: Option<String>,
-    /// Form of attention that the pass `form` makes; without --after, print after that pass
+    /// Print the kernels for this target
+    #[arg(long, value_enum, value_name = "TARGET", conflicts_with = "after")]
+    target: Option<TargetArg>,
+    /// What to print of kernels [default: kernel]; ptx and llvm are for --target cuda
+    #[arg(long, value_enum, value_name = "EMIT", conflicts_with = "after")]
+    emit: Option<EmitArg>,
+    /// Form of attention that the pass `form` makes; without --after or --target, print after that pass
     #[arg(long, value_enum)]
     form: Option<FormArg>,
     /// Type of a model's activations and caches [default: f32]
@@ -50,13 +60,17 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     let last = after.and_then(|name| PASSES.iter().position(|pass| *pass == name));
     let passes: Vec<String> =
         PASSES[..last.map_or(0, |i| i + 1)].iter().map(|name| name.to_string()).collect();
+    let wanted = kernels::wanted(args.target, args.emit)?;
     let options = Options { form: args.form.unwrap_or(FormArg::Auto).into(), ..Options::default() };
 
     if input::is_model(&args.input) {
         let dtype = args.dtype.map_or(DType::F32, DType::from);
         let (module, note) = of_model(&args.input, args.block.as_deref(), dtype)?;
-        let module = run_passes(module, &passes, &options)?;
-        emit(&format!("{note}{}", text::print(&module)))?;
+        let text = match wanted {
+            Some((target, emit)) => kernels::text(&kernels::plan(&module, target, &options)?, emit)?,
+            None => text::print(&run_passes(module, &passes, &options)?),
+        };
+        emit(&format!("{note}{text}"))?;
         return Ok(true);
     }
     if args.dtype.is_some() {
@@ -69,8 +83,14 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         let func = module.func(name.trim_start_matches('@')).with_context(unknown)?;
         module = block::only(&module, func);
     }
-    let module = source.run(module, &passes, &options)?;
-    emit(&text::print(&module))?;
+    let text = match wanted {
+        Some((target, emit)) => {
+            let plan = kernels::plan(&module, target, &options).map_err(|error| source.blame(error))?;
+            kernels::text(&plan, emit)?
+        }
+        None => text::print(&source.run(module, &passes, &options)?),
+    };
+    emit(&text)?;
     Ok(true)
 }
 

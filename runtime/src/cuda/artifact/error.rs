@@ -57,7 +57,7 @@ pub enum ArtifactError {
     },
     /// It lacks a kernel.
     #[error(
-        "`{}` has no such kernel `{kernel}` as is needed: it was made of another model, or with another type or form of \
+        "`{}` lacks the kernel `{kernel}` as it is needed: it was made of another model, or with another type or form of \
          attention; make one of this model with `eva compile`",
         path.display()
     )]

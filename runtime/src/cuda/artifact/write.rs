@@ -4,7 +4,6 @@ use super::{
     ArtifactError, Entry, FORMAT, FileEntry, MANIFEST, Manifest, VERSION, describe, hash_of, sha256,
 };
 use crate::cuda::code::pool;
-use crate::cuda::device::Gpu;
 use crate::cuda::module;
 use crate::error::Error;
 use eva_ir::kernel::Kernel;
@@ -14,7 +13,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 
 /// How an artifact is made.
 #[derive(Debug, Default)]
@@ -25,7 +23,7 @@ pub struct Options {
     pub llvm: bool,
     /// Whether to write each kernel's text, too, to a file that ends in `.kernel`.
     pub kernels: bool,
-    /// What makes machine code; nothing does if not given.
+    /// What makes machine code; there is none if not given.
     pub assembler: Option<Assembler>,
     /// What [`Manifest::notes`] is to say.
     pub notes: BTreeMap<String, String>,
@@ -44,73 +42,54 @@ pub struct Written {
     pub files: Vec<PathBuf>,
 }
 
-/// What makes machine code of PTX.
-#[derive(Clone, Debug)]
-pub enum Assembler {
-    /// NVIDIA's program.
-    Ptxas {
-        /// Where it is.
-        program: PathBuf,
-        /// Its version, as it says it.
-        version: String,
-    },
-    /// The driver of this machine's GPU.
-    Driver(Arc<Gpu>),
+/// `ptxas`, NVIDIA's assembler. (The driver has one, too, but gives away only code that other modules could be linked
+/// to, which is slow where products or roles are.)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assembler {
+    /// Where it is.
+    pub program: PathBuf,
+    /// Its version, as it says it.
+    pub version: String,
 }
 
 impl Assembler {
-    /// The `ptxas` that `EVA_PTXAS` names or `PATH` has, or else the driver, if this machine has a GPU that will do.
-    /// It is an error if the `ptxas` cannot be run.
+    /// The one that `EVA_PTXAS` names or `PATH` has, if there is one. It is an error if it cannot be run.
     pub fn find() -> Result<Option<Self>, ArtifactError> {
         let named = std::env::var_os("EVA_PTXAS").filter(|name| !name.is_empty()).map(PathBuf::from);
         let in_path = || {
             let path = std::env::var_os("PATH")?;
             std::env::split_paths(&path).map(|folder| folder.join("ptxas")).find(|file| file.is_file())
         };
-        let Some(program) = named.or_else(in_path) else {
-            return Ok(Gpu::open(0).ok().map(Assembler::Driver));
-        };
+        let Some(program) = named.or_else(in_path) else { return Ok(None) };
         let failed = |reason: String| ArtifactError::NoPtxas { path: program.clone(), reason };
         let output = Command::new(&program).arg("--version").output().map_err(|e| failed(e.to_string()))?;
         let said = String::from_utf8_lossy(&output.stdout);
         // As in "Cuda compilation tools, release 13.0, V13.0.88".
         let version = said.split_whitespace().find_map(|word| word.strip_prefix('V'));
         let version = version.ok_or_else(|| failed("it does not say its version".into()))?.to_string();
-        Ok(Some(Assembler::Ptxas { program, version }))
+        Ok(Some(Self { program, version }))
     }
 
     /// What it is called in the manifest.
     pub fn name(&self) -> String {
-        match self {
-            Assembler::Ptxas { version, .. } => format!("ptxas {version}"),
-            Assembler::Driver(gpu) => {
-                let (major, minor) = gpu.properties.driver;
-                format!("driver for CUDA {major}.{minor}")
-            }
-        }
+        format!("ptxas {}", self.version)
     }
 
     /// Machine code of the PTX, which is in `file` already.
-    fn assemble(&self, ptx: &Ptx, file: &Path) -> Result<Vec<u8>, Error> {
-        let program = match self {
-            Assembler::Driver(gpu) => {
-                gpu.bind()?;
-                return Ok(module::assemble(ptx)?);
-            }
-            Assembler::Ptxas { program, .. } => program,
-        };
+    fn assemble(&self, ptx: &Ptx, file: &Path) -> Result<Vec<u8>, ArtifactError> {
+        let path = self.program.clone();
         let made = file.with_extension("part");
-        let chip = eva_ptx::Options::default().chip;
-        let mut command = Command::new(program);
-        command.arg(format!("-arch={chip}")).args(["-v", "-o"]).args([made.as_path(), file]);
-        let output = command
-            .output()
-            .map_err(|e| ArtifactError::NoPtxas { path: program.clone(), reason: e.to_string() })?;
+        let mut command = Command::new(&self.program);
+        command.arg(format!("-arch={}", eva_ptx::Options::default().chip));
+        command.args(["-v", "-o"]).args([made.as_path(), file]);
+        let output = match command.output() {
+            Ok(output) => output,
+            Err(e) => return Err(ArtifactError::NoPtxas { path, reason: e.to_string() }),
+        };
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said).trim().to_string();
         if !output.status.success() {
-            let (path, kernel) = (program.clone(), ptx.name.clone());
-            return Err(ArtifactError::Ptxas { path, kernel, said }.into());
+            return Err(ArtifactError::Ptxas { path, kernel: ptx.name.clone(), said });
         }
         module::report(&ptx.name, &said);
         let code = fs::read(&made).map_err(|e| ArtifactError::read(&made, e))?;
