@@ -319,6 +319,8 @@ pub struct TensorSchedule {
     pub wide_attention: [usize; 2],
     /// The most columns of a value of which two warpgroups can have a row each.
     pub narrow: usize,
+    /// How many programs divide the rows of an expert among them, for each block of columns.
+    pub lines: i64,
     /// Kernels for products with few rows, the fewest first; they are chosen at launch.
     pub few: Vec<FewRows>,
     /// How the keys of few queries are divided, the fewest queries first; chosen at launch.
@@ -334,14 +336,16 @@ pub struct KeyParts {
     pub parts: usize,
 }
 
-/// How a product of few rows (tokens) with many columns (weights) is cut: the columns become the rows of tiles, so that
-/// no tile is mostly empty and many programs share the weights.
+/// How a product of few rows (tokens) with many columns (weights) is cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FewRows {
     /// The most rows that it is for.
     pub most: i64,
-    /// Columns and rows of the result, and terms of the sum, of one tile.
+    /// Rows and columns of a tile, and terms of the sum.
     pub product: [usize; 3],
+    /// Whether columns of the result are the rows of tiles, so that no tile is mostly empty and many programs share the
+    /// weights.
+    pub swapped: bool,
 }
 
 impl Schedule {
@@ -374,8 +378,9 @@ pub struct Cx<'k> {
     pub emit: &'k EmitFn<'k>,
     /// Which of the kernels for few rows this is, if it is one.
     pub few: Option<&'k FewRows>,
-    /// Says how many rows the op has, for each so many of which it has work: it is then lowered for few rows too.
-    pub by_rows: &'k dyn Fn(&Dim, i64),
+    /// Says how many rows the op has, for each so many of which it has work, and whether it can be written with columns
+    /// as rows only: it is then lowered for few rows too.
+    pub by_rows: &'k dyn Fn(&Dim, i64, bool),
     /// Into how many parts the op divides what it sums over, if it does: it emits, for each part, what it would
     /// for the whole, and what joins them, with the part as a first axis of each.
     pub parts: Option<usize>,

@@ -68,10 +68,12 @@ impl Target {
                 attention: [128, 128],
                 wide_attention: [64, 64],
                 narrow: 256,
+                lines: 4,
                 few: vec![
-                    FewRows { most: 16, product: [64, 16, 128] },
-                    FewRows { most: 64, product: [64, 64, 128] },
-                    FewRows { most: 512, product: [128, 128, 64] },
+                    FewRows { most: 16, product: [64, 16, 128], swapped: true },
+                    FewRows { most: 64, product: [64, 64, 128], swapped: true },
+                    FewRows { most: 128, product: [128, 64, 128], swapped: false },
+                    FewRows { most: 512, product: [128, 128, 64], swapped: false },
                 ],
                 parts: vec![
                     KeyParts { most: 128, parts: 32 },

@@ -240,6 +240,11 @@ impl<'k, 'b> Emitter<'k, 'b> {
             (Fn1::Neg, Elem::F32) => self.b.ins().fneg(x),
             (Fn1::Neg, Elem::I64) => self.b.ins().ineg(x),
             (Fn1::Exp, Elem::F32) => self.exp(x),
+            (Fn1::Exp2, Elem::F32) => {
+                let ln_2 = self.float(std::f32::consts::LN_2, ty.cols);
+                let x = self.b.ins().fmul(x, ln_2);
+                self.exp(x)
+            }
             (Fn1::Log, Elem::F32) => self.call(Extern::LOG, x),
             (Fn1::Sin, Elem::F32) => self.call(Extern::SIN, x),
             (Fn1::Cos, Elem::F32) => self.call(Extern::COS, x),

@@ -19,6 +19,7 @@ impl<'c> Emitter<'_, 'c> {
         match (f, x) {
             (Fn1::Neg, Slots::Floats(x)) => floats(&|x| Ok(b.build_float_neg(x, "")?), x),
             (Fn1::Exp, Slots::Floats(x)) => floats(&|x| self.exp(x), x),
+            (Fn1::Exp2, Slots::Floats(x)) => floats(&|x| self.real("llvm.nvvm.ex2.approx.ftz", &[x]), x),
             (Fn1::Log, Slots::Floats(x)) => floats(&|x| self.log(x), x),
             (Fn1::Sqrt, Slots::Floats(x)) => floats(&|x| self.sqrt(x), x),
             (Fn1::Rsqrt, Slots::Floats(x)) => floats(&|x| self.recip(self.sqrt(x)?), x),

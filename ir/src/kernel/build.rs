@@ -236,6 +236,10 @@ impl<'k> Tile<'k> {
     pub fn exp(self) -> Self {
         self.map(Fn1::Exp)
     }
+    /// `2^x`, less exactly than [`Self::exp`].
+    pub fn exp2(self) -> Self {
+        self.map(Fn1::Exp2)
+    }
     /// The natural logarithm.
     pub fn log(self) -> Self {
         self.map(Fn1::Log)

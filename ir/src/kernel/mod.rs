@@ -306,6 +306,8 @@ pub enum Fn1 {
     Neg,
     /// `e^x`
     Exp,
+    /// `2^x`; a backend may be off by some 1e-6 of it where `x` is moderate
+    Exp2,
     /// The natural logarithm.
     Log,
     /// The square root.

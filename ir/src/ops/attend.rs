@@ -246,6 +246,9 @@ impl OpDef for Attend {
         }
         let values = specs.len() - 1;
 
+        // Where values are narrow, powers of two do, with the scale and the logarithm's base in one factor.
+        let quick = tensor.is_some() && self.scale.get() > 0.0;
+        let to_base_2 = self.scale.get() * std::f64::consts::LOG2_E;
         let init = [cx.k.full([bm, 1], -1e30), cx.k.full([bm, 1], 0.0), cx.k.full([bm, width], 0.0)];
         let [top, total, sum] = cx.k.fold(blocks, init, |i, [top, total, sum]| {
             let first = (first_block + i) * bk as i64;
@@ -254,11 +257,15 @@ impl OpDef for Attend {
                 scores.add_dot(q, part(2 * i + 1, (roles.key, bk), first, Some((inner, n))))
             });
             let seen = (lane + first.cast(Elem::F32)).le(last_seen);
-            let scores = seen.select(scores * self.scale.get(), cx.k.float(-1e30));
+            let scores = if quick { scores } else { scores * self.scale.get() };
+            let scores = seen.select(scores, cx.k.float(-1e30));
 
             let new_top = top.max(scores.max_along(1));
-            let weights = (scores - new_top).exp();
-            let decay = (top - new_top).exp();
+            let (weights, decay) = if quick {
+                ((scores * to_base_2 - new_top * to_base_2).exp2(), ((top - new_top) * to_base_2).exp2())
+            } else {
+                ((scores - new_top).exp(), (top - new_top).exp())
+            };
             let coord = |&axis: &Axis| match axis {
                 _ if axis == roles.key => Coord::Cols(first),
                 _ if axis == roles.value => Coord::Rows(cx.k.int(0)),
@@ -275,7 +282,8 @@ impl OpDef for Attend {
         // A part without keys has nothing to say.
         cx.emit(&at, sum * total.max(cx.k.float(1e-30)).recip())?;
         let leading = at.coords[..at.coords.len() - 1].to_vec();
-        (cx.emit)(1, &Request { coords: leading, rows: bm, cols: 1, limits: Vec::new() }, top + total.log())
+        let sums = if quick { top * self.scale.get() } else { top } + total.log();
+        (cx.emit)(1, &Request { coords: leading, rows: bm, cols: 1, limits: Vec::new() }, sums)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::einsum::{extents, same_dtype};
 use crate::attr::{Axis, Spec};
+use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
 use crate::lower::{Coord, Cx, FewRows, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
@@ -94,9 +95,10 @@ impl OpDef for Grouped {
         let Axes { columns, summed_in_w } = self.axes();
         let (x, w) = (x.memory()?, w.memory()?);
         if let (Some(_), Some(experts)) = (cx.schedule.tensor_of(&[x, w]), cx.size(&w.shape[0])) {
-            (cx.by_rows)(&x.shape[0], experts as i64);
+            (cx.by_rows)(&x.shape[0], experts as i64, true);
         }
         // With few rows of each expert, the columns are the rows of tiles.
+        let swapped = cx.few.is_some();
         let (bm, bn, bk) = match cx.few {
             Some(FewRows { product: [columns, rows, terms], .. }) => (*rows, *columns, *terms),
             None => cx.schedule.product_of(&[x, w]).into(),
@@ -106,13 +108,19 @@ impl OpDef for Grouped {
 
         let expert = cx.program(&w.shape[0]);
         let first = cx.program_tile(&w.shape[columns], bn);
+        // Programs that follow each other share the columns, which they then read at the same time.
+        let lines = cx.schedule.tensor_of(&[x, w]).filter(|_| cx.few.is_none()).map_or(1, |tensor| tensor.lines);
+        let line = (lines > 1).then(|| cx.k.program(Dim::from(lines), 1));
         let base = offsets.at(&Request::element(&[expert]))?;
         let end = offsets.at(&Request::element(&[expert + 1i64]))?;
         let blocks = cx.extent(&x.shape[1]).div_ceil(bk as i64);
         let mut result = Ok(());
-        cx.k.repeat((end - base).div_ceil(bm as i64), |i| {
+        let tiles = (end - base).div_ceil(bm as i64);
+        let mine = line.map_or(tiles, |line| (tiles - line + (lines - 1)) / lines);
+        cx.k.repeat(mine, |i| {
+            let i = line.map_or(i, |line| i * lines + line);
             let row = base + i * bm as i64;
-            let zero = cx.k.full(if cx.few.is_some() { [bn, bm] } else { [bm, bn] }, 0.0);
+            let zero = cx.k.full(if swapped { [bn, bm] } else { [bm, bn] }, 0.0);
             let [sum] = cx.k.fold(blocks, [zero], |k, [acc]| {
                 let k = Coord::Cols(k * bk as i64);
                 let limits = vec![(0, end)];
@@ -122,10 +130,10 @@ impl OpDef for Grouped {
                 coords[summed_in_w] = k;
                 let columns = Request { coords, rows: bn, cols: bk, limits: Vec::new() };
                 let (x, w) = (cx.load(x, &rows), cx.load(w, &columns));
-                [if cx.few.is_some() { acc.add_dot(w, x) } else { acc.add_dot(x, w) }]
+                [if swapped { acc.add_dot(w, x) } else { acc.add_dot(x, w) }]
             });
             let limits = vec![(0, end)];
-            let at = if cx.few.is_some() {
+            let at = if swapped {
                 let coords = vec![Coord::Cols(row), Coord::Rows(first)];
                 Request { coords, rows: bn, cols: bm, limits }
             } else {

@@ -143,7 +143,7 @@ impl<'a> Case<'a> {
                 few: None,
                 parts: None,
                 by_parts: &|_| {},
-                by_rows: &|_, _| {},
+                by_rows: &|_, _, _| {},
                 merge_out: &|_| false,
             };
             let view = |(i, ty): (usize, &TensorType)| {

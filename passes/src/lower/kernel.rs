@@ -111,7 +111,7 @@ impl<'k> Env<'k> {
             write: &|_| unreachable!("only an op with loops of its own writes"),
             emit: &|_, _, _| Err(LowerError::new("only an op with loops of its own hands over tiles")),
             few: None,
-            by_rows: &|_, _| {},
+            by_rows: &|_, _, _| {},
             parts: None,
             by_parts: &|_| {},
             merge_out: &|_| false,

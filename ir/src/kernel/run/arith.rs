@@ -73,6 +73,7 @@ fn map(f: Fn1, x: f64) -> f64 {
     match f {
         Fn1::Neg => -x,
         Fn1::Exp => x.exp(),
+        Fn1::Exp2 => x.exp2(),
         Fn1::Log => x.ln(),
         Fn1::Sqrt => x.sqrt(),
         Fn1::Rsqrt => 1.0 / x.sqrt(),

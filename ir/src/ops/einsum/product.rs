@@ -79,7 +79,7 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
     // Only one operand brings the result's last axis, or both do; let the right one bring it where there is a choice.
     let swap = spec.out.last().is_some_and(|last| spec.inputs[0].contains(last) && !spec.inputs[1].contains(last));
     // With few rows it is the other way round.
-    let swap = swap != cx.few.is_some();
+    let swap = swap != cx.few.is_some_and(|few| few.swapped);
     let (l, r, x, y) = if swap { (1, 0, y, x) } else { (0, 1, x, y) };
     let plan = Plan::new(cx, [&spec.inputs[l], &spec.inputs[r], &spec.out], [x.memory()?, y.memory()?]);
     let [left, right, out] = &plan.specs;
@@ -112,7 +112,7 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
         && cx.schedule.tensor_of(&operands).is_some()
         && cols.is_some()
     {
-        (cx.by_rows)(rows, 1);
+        (cx.by_rows)(rows, 1, false);
     }
     let [bm, bn, bk] = cx.few.map_or_else(|| cx.schedule.product_of(&operands), |few| few.product);
     let fit = |axis: Option<Axis>, most: usize| axis.map_or(1, |axis| length(&axis).clamp(1, most));

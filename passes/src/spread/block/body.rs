@@ -239,6 +239,12 @@ impl<'a, 'k> Spread<'a, 'k> {
                 let x = self.value(*x)?;
                 (*out, self.w.map(*f, x))
             }
+            Inst::Zip { out, f: Fn2::Sub, x, y } if self.is_fused(*x) => {
+                let Some(Inst::Zip { x: a, y: b, .. }) = self.info.inst(*x) else {
+                    unreachable!("it is fused")
+                };
+                (*out, self.fused(self.info.ty(*out), [*a, *b, *y])?)
+            }
             Inst::Zip { out, f, x, y } => {
                 let ty = self.info.ty(*out);
                 let [x, y] = [*x, *y].map(|reg| (self.value(reg), self.info.ty(reg)));
@@ -295,6 +301,25 @@ impl<'a, 'k> Spread<'a, 'k> {
         };
         self.set(out, value);
         Ok(())
+    }
+
+    /// Whether a product of floats can be rounded together with what is taken from it: where tensor cores round sums
+    /// as they like, nobody can tell.
+    fn is_fused(&self, x: Reg) -> bool {
+        let product = matches!(self.info.inst(x), Some(Inst::Zip { f: Fn2::Mul, .. }));
+        self.products.is_some() && product && self.info.ty(x).elem == Elem::F32
+    }
+
+    /// `a · b - c`, rounded once.
+    fn fused(&mut self, ty: RegType, [a, b, c]: [Reg; 3]) -> Result<Reg> {
+        let minus_c = self.w.map(Fn1::Neg, self.value(c)?);
+        let mut parts = [(self.value(a)?, a), (self.value(b)?, b), (minus_c, c)];
+        for (part, reg) in &mut parts {
+            *part = self.stretched(*part, self.info.ty(*reg), ty);
+        }
+        let [x, y, acc] = parts.map(|(part, _)| part);
+        let slots = [x, y, acc].map(|reg| self.w.slots(reg)).into_iter().max().unwrap_or(1);
+        Ok(self.w.pure(Elem::F32, slots, |out| Inst::Block(BlockInst::Fma { out, x, y, acc })))
     }
 
     fn repeat(&mut self, index: Reg, trips: Reg, carried: &[Carried], body: &'k [Inst]) -> Result<()> {
