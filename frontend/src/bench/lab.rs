@@ -20,6 +20,8 @@ pub struct Lab {
     compiled: HashMap<String, Arc<Executable>>,
     /// What the cases of a whole layer share.
     pub(super) kit: Option<Box<Kit>>,
+    /// How many GB/s the device's own copy reads and writes, once that is known.
+    copied: Option<f64>,
     #[cfg(feature = "cuda")]
     gpu: Option<Arc<eva_runtime::cuda::Gpu>>,
 }
@@ -86,6 +88,7 @@ impl Lab {
             numbers: Arc::new(Numbers::new(period)),
             compiled: HashMap::new(),
             kit: None,
+            copied: None,
             #[cfg(feature = "cuda")]
             gpu,
         })
@@ -201,6 +204,16 @@ impl Lab {
         let Program { flops, bytes, limit, .. } = *program;
         let (more, kernels) = (Vec::new(), Vec::new());
         Ok(Measured { times, sets, calls, flops, bytes, error, limit, more, kernels })
+    }
+
+    /// How many GB/s the device's own copy of `bytes` bytes reads and writes; measured once.
+    pub(super) fn copy_rate(&mut self, bytes: usize) -> Result<f64, BenchError> {
+        if let Some(rate) = self.copied {
+            return Ok(rate);
+        }
+        let rate = self.copy(bytes)?.gigabytes();
+        self.copied = Some(rate);
+        Ok(rate)
     }
 
     /// Times the device's own copy of `bytes` bytes, which reads and writes as many.

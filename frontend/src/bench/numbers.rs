@@ -6,16 +6,22 @@
 use super::BenchError;
 use eva_ir::types::DType;
 use eva_runtime::{Executable, Tensor, Weight};
-use half::{bf16, f16};
+use half::bf16;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Normal numbers with mean 0 and variance 1 that are exact in bf16, and repeat after a period.
 pub struct Numbers {
     period: usize,
     /// More than two periods, so that a window and a row that begins in it are contiguous.
     sequence: Vec<f32>,
+    /// Two periods' bytes, by the elements' type and the exponent of their scale.
+    bytes: Mutex<HashMap<(DType, i32), Bytes>>,
 }
+
+type Bytes = Arc<Vec<u8>>;
 
 /// Numbers beyond two periods: the longest row that [`Elements::row`] gives.
 const ROW: usize = 1 << 16;
@@ -33,17 +39,37 @@ impl Numbers {
             }
         });
         sequence.reserve_exact(period + ROW);
-        for i in 0..period + ROW {
-            sequence.push(sequence[i]);
+        while sequence.len() < 2 * period + ROW {
+            let n = period.min(2 * period + ROW - sequence.len());
+            sequence.extend_from_within(..n);
         }
-        Self { period, sequence }
+        Self { period, sequence, bytes: Mutex::default() }
     }
 
     /// The elements of tensor number `seed`, times `2^exponent`.
     pub fn elements(&self, seed: usize, exponent: i32) -> Elements<'_> {
         // Far apart, and all different for as many tensors as a benchmark has.
         let offset = seed.wrapping_mul(128 * 7919) % self.period;
-        Elements { numbers: self, offset, scale: 2f32.powi(exponent) }
+        Elements { numbers: self, offset, exponent, scale: 2f32.powi(exponent) }
+    }
+
+    /// The bytes of two periods of numbers times `2^exponent`.
+    fn bytes(&self, dtype: DType, exponent: i32) -> Result<Bytes, BenchError> {
+        let mut made = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bytes) = made.get(&(dtype, exponent)) {
+            return Ok(bytes.clone());
+        }
+        let (numbers, scale) = (&self.sequence[..2 * self.period], 2f32.powi(exponent));
+        let size = dtype.bytes() as usize;
+        let mut bytes = vec![0; numbers.len() * size];
+        for (to, x) in bytes.chunks_exact_mut(size).zip(numbers.iter().map(|x| x * scale)) {
+            match dtype {
+                DType::F32 => to.copy_from_slice(&x.to_le_bytes()),
+                DType::Bf16 => to.copy_from_slice(&bf16::from_f32(x).to_le_bytes()),
+                other => return Err(BenchError::Unsupported(format!("random numbers of type {other}"))),
+            }
+        }
+        Ok(made.entry((dtype, exponent)).or_insert(Arc::new(bytes)).clone())
     }
 }
 
@@ -64,6 +90,7 @@ fn fill(part: &mut [f32], mut random: ChaCha8Rng) {
 pub struct Elements<'a> {
     numbers: &'a Numbers,
     offset: usize,
+    exponent: i32,
     scale: f32,
 }
 
@@ -83,26 +110,27 @@ impl Elements<'_> {
         self.numbers.sequence[from..from + n].iter().map(|&x| f64::from(x) * scale).collect()
     }
 
-    /// The bytes of the first `n` elements, at most a period.
-    fn bytes(&self, dtype: DType, n: usize) -> Result<Vec<u8>, BenchError> {
-        let numbers = &self.numbers.sequence[self.offset..][..n.min(self.numbers.period)];
-        let scaled = numbers.iter().map(|x| x * self.scale);
-        Ok(match dtype {
-            DType::F32 => scaled.flat_map(f32::to_le_bytes).collect(),
-            DType::Bf16 => scaled.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
-            DType::F16 => scaled.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
-            other => return Err(BenchError::Unsupported(format!("random numbers of type {other}"))),
-        })
+    /// Calls `with` with the bytes of the first `n` elements, at most a period.
+    fn with_bytes<T>(
+        &self,
+        dtype: DType,
+        n: usize,
+        with: impl FnOnce(&[u8]) -> Result<T, BenchError>,
+    ) -> Result<T, BenchError> {
+        let bytes = self.numbers.bytes(dtype, self.exponent)?;
+        let size = dtype.bytes() as usize;
+        with(&bytes[self.offset * size..][..n.min(self.numbers.period) * size])
     }
 
     /// A tensor with these elements.
     pub fn tensor(&self, dtype: DType, shape: &[usize]) -> Result<Tensor, BenchError> {
-        let period = self.bytes(dtype, shape.iter().product())?;
-        let mut tensor = Tensor::zeros(dtype, shape);
-        for part in tensor.bytes_mut().chunks_mut(period.len().max(1)) {
-            part.copy_from_slice(&period[..part.len()]);
-        }
-        Ok(tensor)
+        self.with_bytes(dtype, shape.iter().product(), |period| {
+            let mut tensor = Tensor::zeros(dtype, shape);
+            for part in tensor.bytes_mut().chunks_mut(period.len().max(1)) {
+                part.copy_from_slice(&period[..part.len()]);
+            }
+            Ok(tensor)
+        })
     }
 
     /// A weight with these elements where `exe` runs; `name` is for the message if there is no room.
@@ -113,8 +141,8 @@ impl Elements<'_> {
         shape: &[usize],
         name: &str,
     ) -> Result<Weight, BenchError> {
-        let period = self.bytes(dtype, shape.iter().product())?;
-        Ok(Weight::repeating(exe, dtype, shape, &period, name)?)
+        let n = shape.iter().product();
+        self.with_bytes(dtype, n, |period| Ok(Weight::repeating(exe, dtype, shape, period, name)?))
     }
 }
 
@@ -126,9 +154,7 @@ mod tests {
     fn elements_are_a_window_over_and_over() {
         let numbers = Numbers::new(1280);
         let (a, b) = (numbers.elements(1, 0), numbers.elements(3, -2));
-        let bytes = a.bytes(DType::Bf16, 1300).unwrap();
-        assert_eq!(bytes.len(), 2 * 1280, "a period");
-        let period = eva_runtime::tensor::numbers(DType::Bf16, &bytes);
+        let period = a.tensor(DType::Bf16, &[1280]).unwrap().to_f64();
         let over = |first: usize, n: usize| (first..first + n).map(|i| period[i % 1280]).collect::<Vec<_>>();
         assert_eq!((0..3000).map(|i| a.at(i)).collect::<Vec<_>>(), over(0, 3000));
         assert_eq!(a.tensor(DType::Bf16, &[7, 13, 29]).unwrap().to_f64(), over(0, 7 * 13 * 29));
@@ -136,6 +162,21 @@ mod tests {
         assert_eq!(a.row(7, ROW + 1), over(7, ROW + 1));
         assert_eq!(b.row(5, 3), [5, 6, 7].map(|i| b.at(i)));
         assert_ne!(a.row(0, 9), b.row(0, 9).iter().map(|x| x * 4.0).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn weights_have_the_same_elements() {
+        let module =
+            eva_ir::text::parse("fn @f(%x: f32[7]) -> f32[7] {\n  %y = exp %x : f32[7]\n  return %y\n}");
+        let exe = Executable::compile(&module.unwrap(), &Default::default()).unwrap();
+        let numbers = Numbers::new(1280);
+        let elements = numbers.elements(5, -4);
+        for (dtype, shape) in [(DType::Bf16, [9, 11, 41]), (DType::F32, [3, 5, 7])] {
+            let weight = elements.weight(&exe, dtype, &shape, "w").unwrap();
+            assert_eq!((weight.dtype, &weight.shape[..]), (dtype, &shape[..]));
+            assert_eq!(weight.host().unwrap(), elements.tensor(dtype, &shape).unwrap().bytes());
+        }
+        assert!(elements.tensor(DType::I32, &[3]).is_err());
     }
 
     #[test]

@@ -53,13 +53,21 @@ fn ints<'a>(name: &'a str, shape: &'a [usize], numbers: &'a [i32]) -> Operand<'a
 }
 
 /// The device's own copy of what `rms_norm` goes over.
-fn copy(lab: &mut Lab, Sizes { tokens, hidden, .. }: Sizes) -> Result<Measured, BenchError> {
-    lab.copy(16 * 2 * tokens * hidden)
+fn copy(lab: &mut Lab, sizes: Sizes) -> Result<Measured, BenchError> {
+    lab.copy(sizes.copied())
+}
+
+impl Sizes {
+    /// Bytes that are copied: more than fit a cache.
+    fn copied(self) -> usize {
+        16 * 2 * self.tokens * self.hidden
+    }
 }
 
 /// Measures a program whose result has rows of `width`, each given by `want`.
 fn run(
     lab: &mut Lab,
+    sizes: Sizes,
     program: Program<'_>,
     [rows, width]: [usize; 2],
     want: &dyn Fn(&Lab, usize) -> Vec<f64>,
@@ -71,7 +79,8 @@ fn run(
                 .flat_map(|[row]| part(&results[0], row * width, width).into_iter().zip(want(lab, row))),
         )
     })?;
-    measured.flops = 0.0;
+    let copied = lab.copy_rate(sizes.copied())?;
+    measured.more = vec![("copy_gbps", copied), ("of_copy", measured.gigabytes() / copied)];
     Ok(measured)
 }
 
@@ -79,7 +88,8 @@ fn program<'a>(text: &'a str, operands: &'a [Operand<'a>], bytes: usize) -> Prog
     Program { text, function: "rows", operands, flops: 0.0, bytes: bytes as f64, limit: 5e-3 }
 }
 
-fn rms_norm(lab: &mut Lab, Sizes { tokens, hidden, .. }: Sizes) -> Result<Measured, BenchError> {
+fn rms_norm(lab: &mut Lab, sizes: Sizes) -> Result<Measured, BenchError> {
+    let Sizes { tokens, hidden, .. } = sizes;
     let text = format!(
         "dim s dim m = {hidden}
         fn @rows(weight %x: bf16[s, m], weight %gain: bf16[m]) -> bf16[s, m] {{
@@ -90,14 +100,15 @@ fn rms_norm(lab: &mut Lab, Sizes { tokens, hidden, .. }: Sizes) -> Result<Measur
     let shape = [tokens, hidden];
     let operands = [normal("x", &shape), normal("gain", &shape[1..])];
     let program = program(&text, &operands, 2 * (2 * tokens + 1) * hidden);
-    run(lab, program, shape, &|lab, row| {
+    run(lab, sizes, program, shape, &|lab, row| {
         let (x, gain) = (lab.elements(0, 0, 0).row(row * hidden, hidden), lab.elements(0, 1, 0));
         let mean = x.iter().map(|x| x * x).sum::<f64>() / hidden as f64;
         x.iter().zip(gain.row(0, hidden)).map(|(x, gain)| x / (mean + EPS).sqrt() * gain).collect()
     })
 }
 
-fn add(lab: &mut Lab, Sizes { tokens, hidden, .. }: Sizes) -> Result<Measured, BenchError> {
+fn add(lab: &mut Lab, sizes: Sizes) -> Result<Measured, BenchError> {
+    let Sizes { tokens, hidden, .. } = sizes;
     let text = format!(
         "dim s dim m = {hidden}
         fn @rows(weight %x: bf16[s, m], weight %z: bf16[s, m]) -> bf16[s, m] {{
@@ -108,7 +119,7 @@ fn add(lab: &mut Lab, Sizes { tokens, hidden, .. }: Sizes) -> Result<Measured, B
     let shape = [tokens, hidden];
     let operands = [normal("x", &shape), normal("z", &shape)];
     let program = program(&text, &operands, 2 * 3 * tokens * hidden);
-    run(lab, program, shape, &|lab, row| {
+    run(lab, sizes, program, shape, &|lab, row| {
         let [x, z] = [0, 1].map(|operand| lab.elements(0, operand, 0).row(row * hidden, hidden));
         x.iter().zip(z).map(|(x, z)| x + z).collect()
     })
@@ -127,7 +138,7 @@ fn silu_mul(lab: &mut Lab, sizes: Sizes) -> Result<Measured, BenchError> {
     let shape = [tokens * chosen, inner];
     let operands = [normal("gate", &shape), normal("up", &shape)];
     let program = program(&text, &operands, 2 * 3 * tokens * chosen * inner);
-    run(lab, program, shape, &|lab, row| {
+    run(lab, sizes, program, shape, &|lab, row| {
         let [gate, up] = [0, 1].map(|operand| lab.elements(0, operand, 0).row(row * inner, inner));
         gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect()
     })
@@ -146,7 +157,7 @@ fn dispatch(lab: &mut Lab, sizes: Sizes) -> Result<Measured, BenchError> {
     let (x, items) = ([tokens, hidden], [tokens * chosen]);
     let operands = [normal("x", &x), ints("order", &items, &order)];
     let bytes = 2 * tokens * (chosen + 1) * hidden + 4 * tokens * chosen;
-    run(lab, program(&text, &operands, bytes), [tokens * chosen, hidden], &|lab, row| {
+    run(lab, sizes, program(&text, &operands, bytes), [tokens * chosen, hidden], &|lab, row| {
         lab.elements(0, 0, 0).row(order[row] as usize / chosen * hidden, hidden)
     })
 }
@@ -166,7 +177,7 @@ fn combine(lab: &mut Lab, sizes: Sizes) -> Result<Measured, BenchError> {
     let weight = Operand { name: "weight", dtype: DType::F32, shape: &items, fill: Fill::Normal(0) };
     let operands = [ints("position", &items, &position), weight, normal("rows", &rows)];
     let bytes = 2 * tokens * (chosen + 1) * hidden + 8 * tokens * chosen;
-    run(lab, program(&text, &operands, bytes), [tokens, hidden], &|lab, token| {
+    run(lab, sizes, program(&text, &operands, bytes), [tokens, hidden], &|lab, token| {
         let (weight, rows) = (lab.elements(0, 1, 0), lab.elements(0, 2, 0));
         let mut sum = vec![0.0; hidden];
         let weights = weight.row(token * chosen, chosen);

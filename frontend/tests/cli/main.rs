@@ -4,6 +4,7 @@ mod bad_config;
 mod bad_prompt;
 mod bad_text;
 mod bad_weights;
+mod bench;
 #[cfg(feature = "cuda")]
 mod compile;
 mod doctor;

@@ -93,8 +93,11 @@ pub fn json(case: &Case, outcome: &Outcome, device: &str, options: &Options) -> 
     Value::Object(row)
 }
 
-/// A number with six digits; null for NaN.
+/// A number with six digits; null for NaN, and an integer as one.
 fn rounded(x: f64) -> Value {
+    if x.fract() == 0.0 && x.abs() < 1e15 {
+        return json!(x as i64);
+    }
     json!(format!("{x:.5e}").parse::<f64>().ok().filter(|x| x.is_finite()))
 }
 
