@@ -1,7 +1,7 @@
 //! Whole models as machine code against what Hugging Face transformers recorded.
 
 use eva::compare::{CompareOptions, Row, compare};
-use eva::engine::Quiet;
+use eva::engine::{LoadOptions, Model, Quiet};
 use std::path::PathBuf;
 
 fn fixture(path: &str) -> PathBuf {
@@ -57,6 +57,13 @@ fn reference(name: &str) -> (tempfile::TempDir, PathBuf) {
     };
     Writer::new().write_file(&path, &tensors, write).unwrap_or_else(|e| panic!("{e}"));
     (dir, path)
+}
+
+#[test]
+fn an_artifact_is_of_no_use_on_the_cpu() {
+    let options = LoadOptions { artifact: Some("somewhere".into()), ..LoadOptions::default() };
+    let error = Model::load(&fixture("v3-tiny"), &options, &Quiet).map(drop).unwrap_err();
+    assert_eq!(error.to_string(), "an artifact has code for GPUs, and the model is to run on the CPU");
 }
 
 #[test]

@@ -6,8 +6,8 @@ use clap::{ArgGroup, Args as ClapArgs, ValueEnum};
 use eva::engine::{LoadOptions, Model, check_prompt};
 use eva::model::config::Config;
 use eva::tokenizer::Tokenizer;
-use eva_runtime::Device;
 use eva_runtime::sample::{Sampler, Sampling};
+use eva_runtime::{Device, Executable};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -234,15 +234,9 @@ pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
                 n as f64 / seconds
             )
         };
-        let times = executable.times;
-        let runs_on = match executable.device() {
-            Device::Cpu if executable.threads() == 1 => "cpu, one thread".to_string(),
-            Device::Cpu => format!("cpu, {} threads", executable.threads()),
-            device => device.to_string(),
-        };
         say(&format!(
             "compilations  {} (one serves every length)\n\
-             compile time  {:.3} s (passes {:.3} s, machine code {:.3} s)\n\
+             compile time  {:.3} s ({})\n\
              kernels       {} ({} of machine code)\n\
              runs on       {}\n\
              weights       {}\n\
@@ -251,11 +245,10 @@ pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
              prefill       {}",
             model.compilations,
             model.compile_time.as_secs_f64(),
-            times.passes.as_secs_f64(),
-            times.codegen.as_secs_f64(),
+            spent(executable),
             executable.plan().kernels.len(),
             bytes(executable.code_bytes()),
-            runs_on,
+            place(executable),
             bytes(model.weight_bytes()),
             generator.cache_bytes_per_token(),
             bytes(generator.cache_bytes()),
@@ -268,4 +261,33 @@ pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// What a compilation spent its time on.
+fn spent(executable: &Executable) -> String {
+    let times = executable.times;
+    let [passes, codegen, ptx, assemble, load] =
+        [times.passes, times.codegen, times.ptx, times.assemble, times.load].map(|time| time.as_secs_f64());
+    let all = format!("passes {passes:.3} s, machine code {codegen:.3} s");
+    match executable.device() {
+        Device::Cpu => all,
+        Device::Cuda(_) => format!(
+            "{all}; on all threads: PTX {ptx:.3} s, assembling {assemble:.3} s, loading {load:.3} s; {} of {} kernels \
+             were kept from before",
+            times.cached,
+            executable.plan().kernels.len()
+        ),
+    }
+}
+
+/// What an executable runs on.
+fn place(executable: &Executable) -> String {
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = executable.gpu() {
+        return format!("{}, {}", executable.device(), gpu.properties.name);
+    }
+    match executable.threads() {
+        1 => "cpu, one thread".into(),
+        n => format!("cpu, {n} threads"),
+    }
 }

@@ -3,7 +3,8 @@
 //! The folder has a file of PTX for each kernel, its machine code beside it where there was an assembler, and
 //! [`MANIFEST`], which lists them with their hashes and says how each is called. What buffers there are and which kernel
 //! runs when is not in it: that is made of the module as always, which takes milliseconds. So a kernel is found by a
-//! hash of what it is made of, and an artifact of another model, or of another version, is noticed.
+//! hash of what it is made of, and an artifact of another model, or of another version, is noticed. Hashes tell of
+//! accidents: an artifact is a program, to be run only if its maker is trusted.
 
 mod error;
 mod write;
