@@ -8,6 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// How many kernels of a row people are shown; programs are shown all.
 const KERNELS: usize = 16;
 
+/// How much of an error programs are shown, in characters: some have a whole module.
+const ERROR: usize = 1000;
+
 /// A row for people.
 pub fn text(case: &Case, outcome: &Outcome) -> String {
     let name = case.to_string();
@@ -57,7 +60,7 @@ pub fn json(case: &Case, outcome: &Outcome, device: &str, options: &Options) -> 
     }
     match outcome {
         Err(error) => {
-            put("failed", json!(error));
+            put("failed", json!(error.chars().take(ERROR).collect::<String>()));
             put("ok", json!(false));
         }
         Ok(measured) => {
