@@ -110,7 +110,9 @@ impl OpDef for Grouped {
         let first = cx.program_tile(&w.shape[columns], bn);
         // Programs that follow each other share the columns, which they then read at the same time.
         let lines = cx.schedule.tensor_of(&[x, w]).filter(|_| cx.few.is_none()).map_or(1, |tensor| tensor.lines);
-        let line = (lines > 1).then(|| cx.k.program(Dim::from(lines), 1));
+        // Which line a program has goes round, as an expert may have rows for the first ones only.
+        let line =
+            (lines > 1).then(|| (cx.k.program(Dim::from(lines), 1) + expert + first / bn as i64) % lines);
         let base = offsets.at(&Request::element(&[expert]))?;
         let end = offsets.at(&Request::element(&[expert + 1i64]))?;
         let blocks = cx.extent(&x.shape[1]).div_ceil(bk as i64);
