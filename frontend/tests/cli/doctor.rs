@@ -54,6 +54,6 @@ fn gpus_are_tested_or_the_report_says_why_not() {
         assert_eq!(cuda["cache"], Value::Null);
     } else {
         assert_eq!(cuda["cache"]["folder"], json!(folder.path().join("kernels").to_str().unwrap()));
-        assert_eq!(cuda["cache"]["kernels"], json!(0));
+        assert_eq!(cuda["cache"]["files"], json!(0));
     }
 }

@@ -44,8 +44,8 @@ pub struct About {
 pub struct Kept {
     /// Where it is.
     pub folder: String,
-    /// How many kernels are in it.
-    pub kernels: usize,
+    /// How many files are in it.
+    pub files: usize,
     /// Their bytes.
     pub bytes: u64,
     /// How many bytes they may have.
@@ -64,9 +64,9 @@ impl Gpu {
 pub fn find() -> Found {
     use eva_runtime::cuda;
     let cache = cuda::cache::Cache::of_user();
-    let (kernels, bytes) = cache.size();
+    let (files, bytes) = cache.size();
     let folder = cache.folder().map(|folder| folder.display().to_string());
-    let kept = folder.map(|folder| Kept { folder, kernels, bytes, limit: cache.limit() });
+    let kept = folder.map(|folder| Kept { folder, files, bytes, limit: cache.limit() });
     let mut found = Found { driver: machine::driver(), cache: kept, ..Found::default() };
     let listed = cuda::list();
     if !matches!(listed, Err(cuda::CudaError::NoDriver)) {
@@ -134,9 +134,9 @@ impl Found {
             });
             text += &format!("  {:13} {}{about}\n", gpu.device.to_string(), gpu.name);
         }
-        if let Some(Kept { folder, kernels, bytes: size, limit }) = &self.cache {
+        if let Some(Kept { folder, files, bytes: size, limit }) = &self.cache {
             let (size, limit) = (bytes(*size as usize), bytes(*limit as usize));
-            text += &format!("  {:13} {folder}: {kernels} kernels, {size} of at most {limit}\n", "cache");
+            text += &format!("  {:13} {folder}: {files} files, {size} of at most {limit}\n", "cache");
         }
         if let Some(problem) = &self.problem {
             text += &format!("  {:13} {problem}\n", "cannot run:");
@@ -157,7 +157,7 @@ impl Found {
                 "usable": gpu.will_do(),
             })
         };
-        let kept = |kept: &Kept| json!({"folder": kept.folder, "kernels": kept.kernels, "bytes": kept.bytes, "limit_bytes": kept.limit});
+        let kept = |kept: &Kept| json!({"folder": kept.folder, "files": kept.files, "bytes": kept.bytes, "limit_bytes": kept.limit});
         json!({
             "built_in": cfg!(feature = "cuda"),
             "driver": self.driver,
