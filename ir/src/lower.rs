@@ -346,6 +346,10 @@ pub struct FewRows {
     /// Whether columns of the result are the rows of tiles, so that no tile is mostly empty and many programs share the
     /// weights.
     pub swapped: bool,
+    /// Whether dense products are cut so.
+    pub dense: bool,
+    /// Whether products of experts are: then `most` is a mean over the experts.
+    pub experts: bool,
 }
 
 impl Schedule {
@@ -378,8 +382,8 @@ pub struct Cx<'k> {
     pub emit: &'k EmitFn<'k>,
     /// Which of the kernels for few rows this is, if it is one.
     pub few: Option<&'k FewRows>,
-    /// Says how many rows the op has, for each so many of which it has work, and whether it can be written with columns
-    /// as rows only: it is then lowered for few rows too.
+    /// Says how many rows the op has, among how many experts, and whether it has experts at all: it is then lowered for
+    /// few rows too.
     pub by_rows: &'k dyn Fn(&Dim, i64, bool),
     /// Into how many parts the op divides what it sums over, if it does: it emits, for each part, what it would
     /// for the whole, and what joins them, with the part as a first axis of each.

@@ -60,6 +60,13 @@ impl Target {
 
     /// An NVIDIA GPU of compute capability 9.0: tiles sized for registers and shared memory.
     pub fn cuda() -> Self {
+        let few = |most, product, swapped, [dense, experts]: [bool; 2]| FewRows {
+            most,
+            product,
+            swapped,
+            dense,
+            experts,
+        };
         let schedule = Schedule {
             product: [64, 64, 16],
             attention: [16, 32],
@@ -70,10 +77,12 @@ impl Target {
                 narrow: 256,
                 lines: 4,
                 few: vec![
-                    FewRows { most: 16, product: [64, 16, 128], swapped: true },
-                    FewRows { most: 64, product: [64, 64, 128], swapped: true },
-                    FewRows { most: 128, product: [128, 64, 128], swapped: false },
-                    FewRows { most: 512, product: [128, 128, 64], swapped: false },
+                    few(16, [64, 16, 128], true, [true, true]),
+                    few(64, [64, 64, 128], true, [true, true]),
+                    few(128, [128, 64, 128], false, [true, false]),
+                    // Few enough for one or two tiles an expert: its rows are one program's.
+                    few(256, [128, 256, 64], false, [false, true]),
+                    few(512, [128, 128, 64], false, [true, false]),
                 ],
                 parts: vec![
                     KeyParts { most: 128, parts: 32 },

@@ -98,9 +98,10 @@ impl OpDef for Grouped {
             (cx.by_rows)(&x.shape[0], experts as i64, true);
         }
         // With few rows of each expert, the columns are the rows of tiles.
-        let swapped = cx.few.is_some();
+        let swapped = cx.few.is_some_and(|few| few.swapped);
         let (bm, bn, bk) = match cx.few {
-            Some(FewRows { product: [columns, rows, terms], .. }) => (*rows, *columns, *terms),
+            Some(FewRows { product: [columns, rows, terms], swapped: true, .. }) => (*rows, *columns, *terms),
+            Some(few) => few.product.into(),
             None => cx.schedule.product_of(&[x, w]).into(),
         };
         let bn = cx.size(&w.shape[columns]).map_or(bn, |n| n.clamp(1, bn));

@@ -26,7 +26,7 @@ enum Variant<'a> {
 /// What an op has said of itself while its first kernel was written.
 #[derive(Default)]
 struct Said {
-    /// How many rows it has, for each so many, and whether columns must be rows where they are few.
+    /// How many rows it has, among how many experts, and whether there are experts.
     rows: Option<(Dim, i64, bool)>,
     /// How many queries.
     queries: Option<Dim>,
@@ -54,8 +54,8 @@ impl FnLower<'_> {
             Some(When { extent: extent.clone(), above: above.unwrap_or(i64::MIN), most })
         };
         let mut extent = None;
-        if let (Some((rows, each, swapped)), Some(tensor)) = (&said.rows, &tensor) {
-            for few in tensor.few.iter().filter(|few| few.swapped || !swapped) {
+        if let (Some((rows, each, experts)), Some(tensor)) = (&said.rows, &tensor) {
+            for few in tensor.few.iter().filter(|few| if *experts { few.experts } else { few.dense }) {
                 let (kernel, bases) =
                     self.written(root, chain, &homes, Variant::Few(few), &RefCell::default())?;
                 let most = few.most.saturating_mul(*each);
@@ -180,7 +180,7 @@ impl FnLower<'_> {
                 write: &into,
                 emit: &emit,
                 few: if let Variant::Few(few) = variant { Some(few) } else { None },
-                by_rows: &|rows, each, swapped| said.borrow_mut().rows = Some((rows.clone(), each, swapped)),
+                by_rows: &|rows, each, experts| said.borrow_mut().rows = Some((rows.clone(), each, experts)),
                 parts: if let Variant::Parts(parts) = variant { Some(parts) } else { None },
                 by_parts: &|queries| said.borrow_mut().queries = Some(queries.clone()),
                 merge_out: &merge_out,

@@ -1,7 +1,7 @@
 //! [`Code`]: a module's kernels, loaded on a GPU.
 
 use super::artifact::Artifact;
-use super::cache::Cache;
+use super::cache::{Cache, Key};
 use super::device::Gpu;
 use super::error::CudaError;
 use super::launch::{self, Launch};
@@ -14,7 +14,7 @@ use eva_ir::kernel::Kernel;
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What a compilation for a GPU may be told.
@@ -63,6 +63,33 @@ const STACK: usize = 16 << 20;
 /// The largest value that a kernel takes for a symbol.
 const LARGEST_SYM: i64 = i32::MAX as i64;
 
+/// A kernel's PTX: made before by this very program, or now.
+fn ptx_of(kernel: &Kernel, options: &eva_ptx::Options, cache: &Cache) -> Result<eva_ptx::Ptx, Error> {
+    let (text, options_text) = (kernel.to_string(), format!("{options:?}"));
+    let key = Key::of(&[b"ptx", program().as_bytes(), options_text.as_bytes(), text.as_bytes()]);
+    let make = || eva_ptx::compile(kernel, options).map(|ptx| ptx.text.into_bytes());
+    let (text, _) = cache.get_or_make(key, make)?;
+    let Ok(text) = String::from_utf8(text) else { return Ok(eva_ptx::compile(kernel, options)?) };
+    Ok(eva_ptx::Ptx {
+        name: kernel.name.clone(),
+        entry: eva_ptx::entry_name(kernel),
+        text,
+        shared_bytes: eva_ptx::shared_bytes(kernel),
+        threads: kernel.block.as_ref().map_or(0, |block| 32 * block.warps),
+        llvm: None,
+    })
+}
+
+/// Tells this program from others, whose backend may be another.
+fn program() -> &'static str {
+    static PROGRAM: OnceLock<String> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let file = std::env::current_exe().and_then(|path| path.metadata());
+        let built = file.and_then(|file| Ok((file.len(), file.modified()?)));
+        format!("{} {built:?}", env!("CARGO_PKG_VERSION"))
+    })
+}
+
 /// Threads for work with LLVM.
 pub(super) fn pool(threads: usize) -> Result<rayon::ThreadPool, Error> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK).build();
@@ -105,7 +132,7 @@ impl Code {
                 return Ok((loaded, Duration::ZERO, times));
             }
             let started = Instant::now();
-            let ptx = eva_ptx::compile(kernel, &backend)?;
+            let ptx = ptx_of(kernel, &backend, &cache)?;
             let spent = started.elapsed();
             let (loaded, times) = Loaded::new(gpu, &ptx, None, &cache)?;
             Ok((loaded, spent, times))

@@ -23,6 +23,7 @@ mod layout;
 mod product;
 mod roles;
 mod tensor;
+mod uses;
 mod write;
 
 use super::{Result, SpreadError, info, simplify};

@@ -6,7 +6,8 @@
 //! share a tile: the values of latent attention are the first part of its keys.
 
 use super::super::walk::{operands, result};
-use super::info::{Def, Info};
+use super::info::Info;
+use super::uses::{Found, collect, is_plain, load_of, loads_used, reads, users};
 use crate::target::Hopper;
 use eva_ir::dim::Dim;
 use eva_ir::kernel::block::MapData;
@@ -82,14 +83,6 @@ pub(super) struct Products {
     /// Stores that go through shared memory, and their maps.
     outs: HashMap<*const Inst, usize>,
     pub out_maps: Vec<MapData>,
-}
-
-/// A product of a kernel, and where it is.
-struct Found {
-    out: Reg,
-    acc: Reg,
-    x: Reg,
-    y: Reg,
 }
 
 impl Products {
@@ -438,81 +431,5 @@ impl Products {
         last == c.next
             && last != c.arg
             && self.spans.get(&body.as_ptr()).is_some_and(|spans| spans.len() == 1)
-    }
-}
-
-/// The place that a register is loaded from, if it is.
-fn load_of<'a>(info: &Info<'a>, reg: Reg) -> Option<&'a Place> {
-    match info.inst(reg) {
-        Some(Inst::Load { place, .. }) => Some(place),
-        _ => None,
-    }
-}
-
-fn collect(body: &[Inst], dots: &mut Vec<Found>) {
-    for inst in body {
-        match inst {
-            Inst::For { body, .. } => collect(body, dots),
-            Inst::Dot { out, acc, x, y } => dots.push(Found { out: *out, acc: *acc, x: *x, y: *y }),
-            _ => {}
-        }
-    }
-}
-
-/// Who uses each register: the results of instructions, or the register itself where there is no result.
-fn users(body: &[Inst]) -> HashMap<Reg, Vec<Reg>> {
-    fn visit(body: &[Inst], users: &mut HashMap<Reg, Vec<Reg>>) {
-        for inst in body {
-            for reg in operands(inst) {
-                users.entry(reg).or_default().push(result(inst).unwrap_or(reg));
-            }
-            if let Inst::For { body, carried, .. } = inst {
-                carried.iter().for_each(|c| users.entry(c.next).or_default().push(c.next));
-                visit(body, users);
-            }
-        }
-    }
-    let mut found = HashMap::new();
-    visit(body, &mut found);
-    found
-}
-
-/// The loads from pipes that an instruction, or one in its body, multiplies.
-fn loads_used(inst: &Inst, fed: &HashMap<Reg, Fed>) -> Vec<Reg> {
-    match inst {
-        Inst::For { body, .. } => body.iter().flat_map(|inst| loads_used(inst, fed)).collect(),
-        Inst::Dot { x, y, .. } => [*x, *y].into_iter().filter(|reg| fed.contains_key(reg)).collect(),
-        _ => Vec::new(),
-    }
-}
-
-/// Whether an instruction, or one in its body, reads a register.
-fn reads(inst: &Inst, reg: Reg) -> bool {
-    let inside = match inst {
-        Inst::For { body, carried, .. } => {
-            body.iter().any(|inst| reads(inst, reg)) || carried.iter().any(|c| c.next == reg)
-        }
-        _ => false,
-    };
-    inside || operands(inst).contains(&reg)
-}
-
-/// Whether a scalar can be computed without any tile: by arithmetic and loads of scalars.
-fn is_plain(info: &Info<'_>, reg: Reg, depth: usize) -> bool {
-    if depth > 60 || !info.ty(reg).is_scalar() {
-        return false;
-    }
-    match info.def(reg) {
-        Ok(Def::Index(_)) => true,
-        Ok(Def::Inst(inst)) => match inst {
-            Inst::Program { .. } | Inst::Extent { .. } | Inst::Const { .. } => true,
-            Inst::Map { .. }
-            | Inst::Zip { .. }
-            | Inst::Select { .. }
-            | Inst::Cast { .. }
-            | Inst::Load { .. } => operands(inst).into_iter().all(|reg| is_plain(info, reg, depth + 1)),
-            _ => false,
-        },
-        _ => false,
     }
 }

@@ -1,0 +1,91 @@
+//! Who uses what in a tile kernel: products, their operands, and scalars that need no tile.
+
+use super::super::walk::{operands, result};
+use super::info::{Def, Info};
+use super::tensor::Fed;
+use eva_ir::kernel::*;
+use std::collections::HashMap;
+
+/// A product of a kernel, and where it is.
+pub(super) struct Found {
+    pub out: Reg,
+    pub acc: Reg,
+    pub x: Reg,
+    pub y: Reg,
+}
+
+/// The place that a register is loaded from, if it is.
+pub(super) fn load_of<'a>(info: &Info<'a>, reg: Reg) -> Option<&'a Place> {
+    match info.inst(reg) {
+        Some(Inst::Load { place, .. }) => Some(place),
+        _ => None,
+    }
+}
+
+pub(super) fn collect(body: &[Inst], dots: &mut Vec<Found>) {
+    for inst in body {
+        match inst {
+            Inst::For { body, .. } => collect(body, dots),
+            Inst::Dot { out, acc, x, y } => dots.push(Found { out: *out, acc: *acc, x: *x, y: *y }),
+            _ => {}
+        }
+    }
+}
+
+/// Who uses each register: the results of instructions, or the register itself where there is no result.
+pub(super) fn users(body: &[Inst]) -> HashMap<Reg, Vec<Reg>> {
+    fn visit(body: &[Inst], users: &mut HashMap<Reg, Vec<Reg>>) {
+        for inst in body {
+            for reg in operands(inst) {
+                users.entry(reg).or_default().push(result(inst).unwrap_or(reg));
+            }
+            if let Inst::For { body, carried, .. } = inst {
+                carried.iter().for_each(|c| users.entry(c.next).or_default().push(c.next));
+                visit(body, users);
+            }
+        }
+    }
+    let mut found = HashMap::new();
+    visit(body, &mut found);
+    found
+}
+
+/// The loads from pipes that an instruction, or one in its body, multiplies.
+pub(super) fn loads_used(inst: &Inst, fed: &HashMap<Reg, Fed>) -> Vec<Reg> {
+    match inst {
+        Inst::For { body, .. } => body.iter().flat_map(|inst| loads_used(inst, fed)).collect(),
+        Inst::Dot { x, y, .. } => [*x, *y].into_iter().filter(|reg| fed.contains_key(reg)).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Whether an instruction, or one in its body, reads a register.
+pub(super) fn reads(inst: &Inst, reg: Reg) -> bool {
+    let inside = match inst {
+        Inst::For { body, carried, .. } => {
+            body.iter().any(|inst| reads(inst, reg)) || carried.iter().any(|c| c.next == reg)
+        }
+        _ => false,
+    };
+    inside || operands(inst).contains(&reg)
+}
+
+/// Whether a scalar can be computed without any tile: by arithmetic and loads of scalars.
+pub(super) fn is_plain(info: &Info<'_>, reg: Reg, depth: usize) -> bool {
+    if depth > 60 || !info.ty(reg).is_scalar() {
+        return false;
+    }
+    match info.def(reg) {
+        Ok(Def::Index(_)) => true,
+        Ok(Def::Inst(inst)) => match inst {
+            Inst::Program { .. } | Inst::Extent { .. } | Inst::Const { .. } => true,
+            Inst::Map { .. }
+            | Inst::Zip { .. }
+            | Inst::Select { .. }
+            | Inst::Cast { .. }
+            | Inst::Load { .. } => operands(inst).into_iter().all(|reg| is_plain(info, reg, depth + 1)),
+            _ => false,
+        },
+        _ => false,
+    }
+}
