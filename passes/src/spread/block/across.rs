@@ -33,11 +33,11 @@ impl Spread<'_, '_> {
     }
 
     /// A value as shared memory holds it: truth values are the floats 0 and 1.
-    fn into_shared(&mut self, value: Reg) -> Reg {
+    fn as_stored(&mut self, value: Reg) -> Reg {
         if self.w.elem(value) == Elem::Bool { self.w.cast(Elem::F32, value) } else { value }
     }
 
-    fn from_shared(&mut self, value: Reg, elem: Elem) -> Reg {
+    fn as_value(&mut self, value: Reg, elem: Elem) -> Reg {
         if elem != Elem::Bool {
             return value;
         }
@@ -86,7 +86,7 @@ impl Spread<'_, '_> {
         let elements = self.elements(ty);
         let own = self.owner(&self.family.axes([ty.rows, ty.cols]));
         let mask = self.w.both(elements, own);
-        let value = self.into_shared(value);
+        let value = self.as_stored(value);
         let value = self.w.stretch(value, self.w.slots(index));
         self.w.store(Space::Shared(shared), index, value, mask);
     }
@@ -96,7 +96,7 @@ impl Spread<'_, '_> {
         let index = self.w.add(index, base);
         let stored = if elem == Elem::Bool { Elem::F32 } else { elem };
         let value = self.w.load(stored, self.w.slots(index), Space::Shared(shared), index, mask);
-        self.from_shared(value, elem)
+        self.as_value(value, elem)
     }
 
     /// The tile with its elements taken from elsewhere in `x`: `from` gives their numbers, of `to`'s slots.
@@ -190,7 +190,7 @@ impl Spread<'_, '_> {
         }
         let inside = other.padded.then(|| self.inside(other, 1 - axis));
         mask = self.w.both(mask, inside);
-        let stored_value = self.into_shared(value);
+        let stored_value = self.as_stored(value);
         self.sync();
         self.w.store(Space::Shared(shared), here, stored_value, mask);
         self.sync();

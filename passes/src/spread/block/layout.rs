@@ -58,7 +58,7 @@ impl Axis {
     /// How many neighbouring slots are neighbouring elements, at least, in groups that start at multiples of that.
     pub fn run(&self) -> usize {
         let mut run = 1;
-        while self.slots.len() % (2 * run) == 0
+        while self.slots.len().is_multiple_of(2 * run)
             && self.slots.chunks(2 * run).all(|chunk| chunk.windows(2).all(|w| w[1] == w[0] + 1))
         {
             run *= 2;

@@ -173,7 +173,7 @@ impl Products {
         let [Some(row), Some(col)] = place.axes else { return None };
         let rounded = |n: usize, to: usize| n.next_multiple_of(to);
         let one = Dim::from(1);
-        let transposed = match (&data.strides[row] == &one, &data.strides[col] == &one) {
+        let transposed = match (data.strides[row] == one, data.strides[col] == one) {
             (_, true) => false,
             (true, _) => true,
             _ => return None,
@@ -302,7 +302,7 @@ impl Products {
         let turning: usize = (0..self.pipes.len()).filter(|&p| looped[p]).map(|p| self.bytes(p)).sum();
         let stages = |out: usize| {
             let spare = target.shared.checked_sub(total + self.left + out)?;
-            Some(if turning == 0 { 0 } else { (spare / turning).min(target.stages - 1) })
+            Some(spare.checked_div(turning).map_or(0, |more| more.min(target.stages - 1)))
         };
         // Copies that run ahead are worth more than a store through shared memory.
         let more = match stages(self.out_bytes()) {
