@@ -33,6 +33,8 @@ pub struct Hopper {
     pub stages: usize,
     /// Registers of a thread of the role that fills pipes, and of those that multiply.
     pub registers: [usize; 2],
+    /// The same where four warpgroups multiply.
+    pub many_registers: [usize; 2],
     /// Rows of tiles of a product that programs go down before they go on to the next column, so that those that run
     /// at the same time share what they read.
     pub raster: i64,
@@ -40,8 +42,14 @@ pub struct Hopper {
 
 impl Hopper {
     /// For an H100 or H200.
-    pub const H100: Hopper =
-        Hopper { slots: 16, shared: (227 << 10) - 3072, stages: 6, registers: [40, 232], raster: 8 };
+    pub const H100: Hopper = Hopper {
+        slots: 16,
+        shared: (227 << 10) - 3072,
+        stages: 6,
+        registers: [40, 232],
+        many_registers: [24, 112],
+        raster: 8,
+    };
 }
 
 impl Target {
@@ -80,8 +88,8 @@ impl Target {
                     few(16, [64, 16, 128], true, [true, true]),
                     few(64, [64, 64, 128], true, [true, true]),
                     few(128, [128, 64, 128], false, [true, false]),
-                    // Few enough for one or two tiles an expert: its rows are one program's.
-                    few(256, [128, 256, 64], false, [false, true]),
+                    // Few enough for one tile an expert: then its weights are read once.
+                    few(256, [256, 128, 64], false, [false, true]),
                     few(512, [128, 128, 64], false, [true, false]),
                 ],
                 parts: vec![

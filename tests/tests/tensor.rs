@@ -54,6 +54,8 @@ fn @f(%x: bf16[g, m], weight %w: bf16[e, f, m], %offsets: i32[e + 1]) -> bf16[g,
 }";
     check(text, &[("offsets", vec![0, 3, 3, 20])], &[&[("g", 20)]]);
     check(text, &[("offsets", vec![0, 1, 70, 131])], &[&[("g", 131)]]);
+    check(text, &[("offsets", vec![0, 60, 60, 330])], &[&[("g", 330)]]);
+    check(text, &[("offsets", vec![0, 770, 777, 780])], &[&[("g", 780)]]);
 }
 
 #[test]

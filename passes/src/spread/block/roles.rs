@@ -20,9 +20,7 @@ pub(super) fn family(products: &Products) -> Family {
     let [rows, cols] = products.groups;
     let mut row =
         vec![Bit::Thread(2), Bit::Thread(3), Bit::Thread(4), Bit::Slot, Bit::Thread(5), Bit::Thread(6)];
-    if rows == 2 {
-        row.push(Bit::Thread(7));
-    }
+    row.extend((7..7 + rows.trailing_zeros()).map(Bit::Thread));
     let col = vec![Bit::Slot, Bit::Thread(0), Bit::Thread(1)];
     let top = [None, (cols == 2).then_some(7)];
     Family { warps: rows * cols * GROUP, bits: [row, col], top, order: Order::Product }
@@ -55,7 +53,7 @@ impl<'k> Spread<'_, 'k> {
         self.w.shared = shared;
         self.barrier = (BARRIER, consumers);
 
-        let [fill, multiply] = target.registers;
+        let [fill, multiply] = if products.groups[0] == 4 { target.many_registers } else { target.registers };
         let mut roles = Vec::new();
         for (mode, name, warps, registers) in
             [(Mode::Fill, "fill", GROUP, fill), (Mode::Multiply, "multiply", consumers, multiply)]

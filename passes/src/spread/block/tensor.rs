@@ -94,7 +94,7 @@ impl Products {
         let cols = dots.iter().map(|dot| info.ty(dot.out).cols).max()?;
         let row_groups = rows.div_ceil(GROUP_ROWS);
         let col_groups = if row_groups == 1 && cols > MOST_COLS { 2 } else { 1 };
-        if row_groups > 2 || cols > MOST_COLS * col_groups {
+        if ![1, 2, 4].contains(&row_groups) || cols > MOST_COLS * col_groups {
             return None;
         }
         let fits = |dot: &Found| {
