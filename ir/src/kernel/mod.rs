@@ -204,7 +204,8 @@ pub enum Inst {
     Load { out: Reg, place: Place },
     /// Tile phase. Elements of a buffer, each shifted along `axis` by its own `index` (`i64`, the shape of `out`).
     Gather { out: Reg, place: Place, axis: usize, index: Reg },
-    /// Tile phase. Writes a rectangle, rounded to the buffer's type.
+    /// Tile phase. Writes a rectangle, rounded to the buffer's type. Where a program writes to a place more than once, it
+    /// is by the same element of the tile.
     Store { place: Place, value: Reg },
     /// Tile phase. Writes each element where `mask` holds, shifted along `axis` by its own `index`. No two elements
     /// that are written go to the same place.

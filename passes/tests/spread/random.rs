@@ -35,6 +35,8 @@ struct Made<'k> {
 }
 
 const STORES: i64 = 12;
+/// Starts that are there outside of loops.
+const STARTS: usize = 5;
 const SCATTERS: i64 = 5;
 
 impl<'k> Made<'k> {
@@ -76,7 +78,9 @@ impl<'k> Made<'k> {
             Elem::F32 => tile,
             _ => tile.cast(Elem::F32),
         };
-        let at = [self.program, self.k.int(self.stores), self.start(c), self.start(c)];
+        // Not where a loop is: a place is always the same element's.
+        let outside = |c: &mut Choices| self.starts[c.next(STARTS)];
+        let at = [self.program, self.k.int(self.stores), outside(c), outside(c)];
         let limits: Vec<_> =
             if c.next(3) == 0 { vec![(2 + c.next(2), self.start(c) + 1i64)] } else { vec![] };
         let axes = if c.next(5) == 0 { [Some(3), Some(2)] } else { [Some(2), Some(3)] };
@@ -192,7 +196,7 @@ impl<'k> Made<'k> {
                     let (ty, number) = (index.ty(), k.int(self.scatters));
                     let flat = k.iota(0, ty.rows) * ty.cols as i64 + k.iota(1, ty.cols);
                     let index = index % 3i64 - 1i64 + flat * 3i64;
-                    let at = [self.program, number, self.start(c)];
+                    let at = [self.program, number, self.starts[c.next(STARTS)]];
                     k.scatter(self.scattered, &at, 2, index, value, mask);
                     self.scatters += 1;
                 }
