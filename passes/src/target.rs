@@ -27,8 +27,6 @@ pub enum Machine {
 pub struct Hopper {
     /// How many elements of its largest tile a thread should have, where the ordinary units compute.
     pub slots: usize,
-    /// The same where long rows are only moved: then many accesses under way are worth more than many threads.
-    pub moved_slots: usize,
     /// Shared memory of a block for tiles, in bytes: what there is, less some for barriers and exchanges.
     pub shared: usize,
     /// The most stages of a pipe.
@@ -46,7 +44,6 @@ impl Hopper {
     /// For an H100 or H200.
     pub const H100: Hopper = Hopper {
         slots: 16,
-        moved_slots: 64,
         shared: (227 << 10) - 3072,
         stages: 6,
         registers: [56, 224],

@@ -279,12 +279,8 @@ impl Spread<'_, '_> {
     /// The same elements, row by row, in another shape.
     pub fn reshape(&mut self, x: Reg, to: RegType) -> Result<Reg> {
         let ty = self.info.ty(x);
-        let value = self.value(x)?;
-        if self.w.slots(value) == 1 && ty.rows * ty.cols > 1 && self.slots(ty) > 1
-            || (ty.rows, ty.cols) == (to.rows, to.cols)
-        {
-            // All elements are the same, or nothing moves.
-            return Ok(value);
+        if (ty.rows, ty.cols) == (to.rows, to.cols) {
+            return self.value(x);
         }
         let value = self.full(x)?;
         let from = self.flat(to, to.cols);

@@ -10,8 +10,6 @@ use eva_ir::kernel::{Inst, RegType};
 const MOST_THREADS: usize = 1024;
 /// The most threads where a program multiplies: they need registers for more than one tile.
 const MOST_THREADS_PRODUCT: usize = 256;
-/// The least elements of a tile that counts as a long row.
-const MOVED: usize = 4096;
 /// Warps of a block whose programs need one warp each.
 const SHARE: usize = 4;
 
@@ -21,11 +19,8 @@ pub(super) fn family(info: &Info<'_>, target: &Hopper) -> (Family, usize) {
     tiles.visit(info, &info.kernel.body);
     let product = tiles.product.is_some();
     let [rows, cols] = tiles.product.unwrap_or(tiles.largest);
-    // Rows that nothing folds are only moved.
-    let moved = !product && !tiles.folds && rows * cols >= MOVED;
-    let slots = if moved { target.moved_slots } else { target.slots };
     let most = if product { MOST_THREADS_PRODUCT } else { MOST_THREADS };
-    let threads = (rows * cols).div_ceil(slots).next_power_of_two().clamp(32, most);
+    let threads = (rows * cols).div_ceil(target.slots).next_power_of_two().clamp(32, most);
     let digits = threads.trailing_zeros();
 
     // Neighbouring columns of a thread, as far as every lane has some.
@@ -58,8 +53,6 @@ struct Tiles {
     product: Option<[usize; 2]>,
     /// The most neighbouring elements that one access can have.
     width: usize,
-    /// Whether elements meet others of their tile.
-    folds: bool,
 }
 
 impl Tiles {
@@ -72,9 +65,6 @@ impl Tiles {
             }
             match inst {
                 Inst::For { body, .. } => self.visit(info, body),
-                Inst::Reduce { .. } | Inst::Scan { .. } | Inst::Columns { .. } | Inst::Reshape { .. } => {
-                    self.folds = true;
-                }
                 Inst::Dot { out, .. } => {
                     self.product = Some(larger(self.product.unwrap_or_default(), info.ty(*out)));
                 }
