@@ -352,6 +352,15 @@ pub struct FewRows {
     pub experts: bool,
 }
 
+impl TensorSchedule {
+    /// Query rows and keys of a tile of attention whose values are `width` wide; `None` if tensor cores cannot do it: wide
+    /// values are divided between two warpgroups, each of which has whole panels of 64.
+    pub fn attention_of(&self, width: usize) -> Option<[usize; 2]> {
+        let divided = width <= 2 * self.narrow && width.is_multiple_of(2 * 64);
+        if width <= self.narrow { Some(self.attention) } else { divided.then_some(self.wide_attention) }
+    }
+}
+
 impl Schedule {
     /// The tile sizes of a product of these operands.
     pub fn product_of(&self, operands: &[&BufView]) -> [usize; 3] {

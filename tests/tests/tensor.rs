@@ -61,7 +61,7 @@ fn @f(%x: bf16[g, m], weight %w: bf16[e, f, m], %offsets: i32[e + 1]) -> bf16[g,
 #[test]
 fn attention_over_a_latent_cache() {
     // 9 heads: 9 queries in 32 parts, 360 in 16, 621 in 4; and all keys at once.
-    let text = "dim b dim s dim t dim h = 9 dim c = 288 dim p = 16
+    let text = "dim b dim s dim t dim h = 9 dim c = 384 dim p = 16
 fn @f(%q: bf16[b, s, h, c], %r: bf16[b, s, h, p], %start: i32[b], %kv: bf16[b, t, c], %k: bf16[b, t, p]) -> bf16[b, s, h, c] {
   %o = attend \"bshc,btc,bshp,btp,btd->bshd\" %q, %kv, %r, %k, %kv, %start {scale = 0.09} : bf16[b, s, h, c]
   return %o
@@ -69,6 +69,19 @@ fn @f(%q: bf16[b, s, h, c], %r: bf16[b, s, h, p], %start: i32[b], %kv: bf16[b, t
     check(text, &[("start", vec![69])], &[&[("b", 1), ("s", 1), ("t", 70)]]);
     check(text, &[("start", vec![3, 130])], &[&[("b", 2), ("s", 20), ("t", 150)]]);
     check(text, &[("start", vec![0, 11, 7])], &[&[("b", 3), ("s", 23), ("t", 34)]]);
+}
+
+#[test]
+fn latents_that_two_warpgroups_cannot_divide() {
+    // Half of 288 is no whole number of panels of 64: the ordinary units do it.
+    let text = "dim b dim t dim h = 3 dim c = 288
+fn @f(%q: bf16[b, 1, h, c], %start: i32[b], %kv: bf16[b, t, c]) -> bf16[b, 1, h, c] {
+  %o = attend \"bshc,btc,btd->bshd\" %q, %kv, %kv, %start {scale = 0.09} : bf16[b, 1, h, c]
+  return %o
+}";
+    let module = eva_ir::text::parse(text).unwrap_or_else(|e| panic!("{e}"));
+    let func: Func = module.funcs.iter().next().expect("there is a function").0;
+    check_chain(&module, func, &[("b", 2), ("t", 70)], &HashMap::from([("start", vec![69, 5])]), 7);
 }
 
 #[test]

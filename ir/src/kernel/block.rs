@@ -246,7 +246,8 @@ pub enum BlockInst {
     /// `out = keep · acc + Σ_k a[i,k] · b[j,k]`, started by the four warps of a warpgroup together.
     ///
     /// `a` is 64 rows of this warpgroup's; `b` is `n` rows of a shared tile (columns, where transposed) from `b_row`
-    /// on, a multiple of 8 that is the same in all threads of a warpgroup; `k` a multiple of 16 (32 for 8-bit
+    /// on, a multiple of 8 that is the same in all threads of a warpgroup (where `b` is transposed and they do not all lie
+    /// in one panel of 128 bytes, they begin with one); `k` a multiple of 16 (32 for 8-bit
     /// types). `out` has `n/2` slots, `n` a multiple of 8 up to 256: slot `s` of thread `t` of the warpgroup is row
     /// `16·(t / 32) + (t % 32) / 4 + 8·(s / 2 % 2)`, column `2·(t % 4) + s % 2 + 8·(s / 4)`.
     ///

@@ -176,11 +176,11 @@ impl OpDef for Attend {
             (rows, per_token) = (&rows * extent(head), extent(head).clone());
         }
 
-        let tensor = cx.schedule.tensor_of(&views.iter().collect::<Vec<_>>());
         let width = cx.fixed(extent(roles.value), "the width of a value")?;
-        let [most_rows, most_keys] = tensor.map_or(cx.schedule.attention, |tensor| {
-            if width <= tensor.narrow { tensor.attention } else { tensor.wide_attention }
-        });
+        let tensor = cx.schedule.tensor_of(&views.iter().collect::<Vec<_>>());
+        let tiles = tensor.and_then(|tensor| tensor.attention_of(width));
+        let tensor = tensor.filter(|_| tiles.is_some());
+        let [most_rows, most_keys] = tiles.unwrap_or(cx.schedule.attention);
         // Tensor cores have whole tiles only.
         let fit = |dim: &Dim, most: usize| {
             if tensor.is_some() { most } else { cx.size(dim).map_or(most, |n| n.clamp(1, most)) }

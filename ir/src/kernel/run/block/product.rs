@@ -153,6 +153,11 @@ impl<'a> Machine<'a> {
         if first.rem_euclid(8) != 0 {
             return Err(Fault::Misaligned { index: first, by: 8 });
         }
+        // Transposed rows lie side by side in panels: those that need several begin with one.
+        let panel = 128 / data.dtype.bytes();
+        if tile.transposed && first % panel != 0 && first % panel + rows as i64 > panel {
+            return Err(Fault::Misaligned { index: first, by: panel as usize });
+        }
         let height = if tile.transposed { data.cols } else { data.rows };
         let start = usize::try_from(first).ok().filter(|start| start.saturating_add(rows) <= height);
         let outside = || Fault::Outside { memory: self.name(tile.tile), index: first, len: height };
