@@ -101,13 +101,30 @@ impl<'k> Spread<'_, 'k> {
 
     /// Whether this thread is the one that writes a tile with these axes, if others have the same elements.
     pub fn owner(&mut self, axes: &[Axis; 2]) -> Option<Reg> {
-        let unused = self.family.unused(axes);
-        (unused != 0).then(|| {
+        self.is_first(self.family.unused(axes))
+    }
+
+    /// Whether some digits of this thread's number, given as a mask, are zero; nothing if there are none.
+    pub fn is_first(&mut self, digits: usize) -> Option<Reg> {
+        (digits != 0).then(|| {
             let digits: Vec<(u32, usize)> =
-                (0..usize::BITS).filter(|d| unused >> d & 1 == 1).map(|d| (d, 1 << d)).collect();
+                (0..usize::BITS).filter(|d| digits >> d & 1 == 1).map(|d| (d, 1 << d)).collect();
             let part = self.digits(&digits);
             self.w.zip_int(Fn2::Eq, part, 0)
         })
+    }
+
+    /// Which of some slots of a tile are elements of it, if not all.
+    pub fn elements(&mut self, axes: &[Axis; 2], slots: &[[usize; 2]]) -> Option<Reg> {
+        let mut mask = None;
+        for i in 0..2 {
+            if axes[i].padded {
+                let inside = self.inside(&axes[i], i);
+                let inside = self.w.pick(inside, slots.iter().map(|slot| slot[i]).collect());
+                mask = self.w.both(mask, Some(inside));
+            }
+        }
+        mask
     }
 
     /// The number of the first element of each access, whether it may be done (if that is in question), and how many
@@ -155,13 +172,8 @@ impl<'k> Spread<'_, 'k> {
                 mask = self.w.both(mask, Some(holds));
             }
         }
-        for i in 0..2 {
-            if axes[i].padded {
-                let inside = self.inside(&axes[i], i);
-                let inside = self.w.pick(inside, slots.iter().map(|slot| slot[i]).collect());
-                mask = self.w.both(mask, Some(inside));
-            }
-        }
+        let elements = self.elements(&axes, &slots);
+        mask = self.w.both(mask, elements);
         if let Some((axis, by)) = gather {
             let by = self.value(by)?;
             let stride = self.w.extent(&data.strides[axis]);

@@ -21,8 +21,7 @@ impl Spread<'_, '_> {
         // Every use begins with a barrier, so tiles of a kind may follow each other in the same memory.
         let data =
             SharedData { name: name.into(), dtype, rows, cols, stages: self.per_block, swizzle: false };
-        let found = self.w.shared.iter().find(|(_, have)| **have == data).map(|(shared, _)| shared);
-        let shared = found.unwrap_or_else(|| self.w.shared.push(data));
+        let shared = self.w.tile(data);
         let base = if self.per_block == 1 {
             self.w.int(0)
         } else {
@@ -58,18 +57,10 @@ impl Spread<'_, '_> {
     }
 
     /// Which slots of a tile are elements of it, if not all.
-    fn elements(&mut self, ty: RegType) -> Option<Reg> {
+    fn elements_of(&mut self, ty: RegType) -> Option<Reg> {
         let axes = self.family.axes([ty.rows, ty.cols]);
         let slots = self.family.slots([&axes[0], &axes[1]]);
-        let mut mask = None;
-        for i in 0..2 {
-            if axes[i].padded {
-                let inside = self.inside(&axes[i], i);
-                let inside = self.w.pick(inside, slots.iter().map(|slot| slot[i]).collect());
-                mask = self.w.both(mask, Some(inside));
-            }
-        }
-        mask
+        self.elements(&axes, &slots)
     }
 
     /// Puts a tile into shared memory, row by row with a pitch; seen by all threads of the program afterwards.
@@ -83,7 +74,7 @@ impl Spread<'_, '_> {
     pub fn put_now(&mut self, value: Reg, ty: RegType, shared: Shared, base: Reg, pitch: usize) {
         let index = self.flat(ty, pitch);
         let index = self.w.add(index, base);
-        let elements = self.elements(ty);
+        let elements = self.elements_of(ty);
         let own = self.owner(&self.family.axes([ty.rows, ty.cols]));
         let mask = self.w.both(elements, own);
         let value = self.as_stored(value);
@@ -104,7 +95,7 @@ impl Spread<'_, '_> {
         let stored = if ty.elem == Elem::Bool { Elem::F32 } else { ty.elem };
         let (shared, base) = self.shared("exchange", stored, ty.rows, ty.cols);
         self.put(x, ty, shared, base, ty.cols);
-        let mask = self.elements(to);
+        let mask = self.elements_of(to);
         self.fetch(shared, base, from, ty.elem, mask)
     }
 
@@ -179,15 +170,7 @@ impl Spread<'_, '_> {
 
         // One thread writes each: that whose digits are zero but for the warp's and the other axis'.
         let used = digits.iter().chain(&other.threads).fold(0usize, |mask, (digit, _)| mask | 1 << digit);
-        let unused: Vec<(u32, usize)> = (0..self.family.threads().trailing_zeros())
-            .filter(|digit| used >> digit & 1 == 0)
-            .map(|digit| (digit, 1 << digit))
-            .collect();
-        let mut mask = None;
-        if !unused.is_empty() {
-            let part = self.digits(&unused);
-            mask = Some(self.w.zip_int(Fn2::Eq, part, 0));
-        }
+        let mut mask = self.is_first((self.family.threads() - 1) & !used);
         let inside = other.padded.then(|| self.inside(other, 1 - axis));
         mask = self.w.both(mask, inside);
         let stored_value = self.as_stored(value);
@@ -211,7 +194,7 @@ impl Spread<'_, '_> {
         let slots = self.family.slots([&axes[0], &axes[1]]);
         let col = self.index(1, ty.cols);
         let col = self.w.pick(col, slots.iter().map(|slot| slot[1]).collect());
-        let elements = self.elements(ty);
+        let elements = self.elements_of(ty);
         let (shared, base) = self.shared("exchange", ty.elem, ty.rows, ty.cols);
         let mut step = 1;
         while step < ty.cols {

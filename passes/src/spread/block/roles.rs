@@ -294,8 +294,7 @@ impl<'k> Spread<'_, 'k> {
             stages: 1,
             swizzle: true,
         };
-        let found = self.w.shared.iter().find(|(_, have)| **have == data).map(|(shared, _)| shared);
-        let tile = found.unwrap_or_else(|| self.w.shared.push(data));
+        let tile = self.w.tile(data);
         let zero = self.w.int(0);
         self.sync();
         self.put_now(value, ty, tile, zero, cols);
@@ -312,8 +311,7 @@ impl<'k> Spread<'_, 'k> {
         let dtype = self.info.kernel.bufs[map.buf].dtype;
         let (rows, cols, stages) = (map.rows, map.cols, OUT_STAGES);
         let data = SharedData { name: "out".into(), dtype, rows, cols, stages, swizzle: true };
-        let found = self.w.shared.iter().find(|(_, have)| **have == data).map(|(shared, _)| shared);
-        let tile = found.unwrap_or_else(|| self.w.shared.push(data));
+        let tile = self.w.tile(data);
         let map = Map::new(products.fills.len() + out);
         let value = self.full(value)?;
         let at = place.at.iter().map(|&at| self.value(at)).collect::<Result<Vec<_>>>()?;

@@ -54,6 +54,12 @@ impl Write {
         self.blocks.last_mut().expect("the outermost block stays open").0.push(inst);
     }
 
+    /// A tile in shared memory: the one like it, if there is one.
+    pub fn tile(&mut self, data: SharedData) -> Shared {
+        let found = self.shared.iter().find(|(_, have)| **have == data).map(|(shared, _)| shared);
+        found.unwrap_or_else(|| self.shared.push(data))
+    }
+
     /// An instruction with a result that may not be shared: it reads what others write.
     pub fn emit(&mut self, elem: Elem, slots: usize, inst: impl FnOnce(Reg) -> Inst) -> Reg {
         let out = self.reg(elem, slots);
