@@ -23,6 +23,7 @@ pub mod kernel;
 pub mod lower;
 pub mod op;
 pub mod ops;
+pub mod poly;
 #[doc(hidden)]
 pub mod testing;
 pub mod text;

@@ -3,6 +3,7 @@
 use crate::attr::Attr;
 use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, Request, View};
+use crate::poly::Amount;
 use crate::types::{TensorType, Type};
 
 /// Everything the compiler asks of an op. One file of [`crate::ops`] answers for one op.
@@ -52,10 +53,11 @@ pub trait OpDef: Declared {
         None
     }
 
-    /// Floating-point operations, given the types. `size` is the number of elements of a tensor.
-    fn flops(&self, args: &[&TensorType], out: &Type, size: &dyn Fn(&TensorType) -> f64) -> f64 {
+    /// Floating-point operations, given the types; none where numbers are only moved. `size` is the number of elements
+    /// of a tensor.
+    fn flops<N: Amount>(&self, args: &[&TensorType], out: &Type, size: &dyn Fn(&TensorType) -> N) -> N {
         let _ = args;
-        out.parts().iter().map(size).sum()
+        out.parts().iter().map(size).fold(N::from(0.0), |sum, n| sum + n)
     }
 
     /// The gradient rule: each operand's share of the gradient, in ordinary ops; `None` for an operand without one.
@@ -212,7 +214,7 @@ macro_rules! ops {
             /// See [`OpDef::alias`].
             pub fn alias(&self, arg: &BufView) -> Option<BufView> { match self { $(Op::$Op(op) => op.alias(arg)),* } }
             /// See [`OpDef::flops`].
-            pub fn flops(&self, args: &[&TensorType], out: &Type, size: &dyn Fn(&TensorType) -> f64) -> f64 {
+            pub fn flops<N: Amount>(&self, args: &[&TensorType], out: &Type, size: &dyn Fn(&TensorType) -> N) -> N {
                 match self { $(Op::$Op(op) => op.flops(args, out, size)),* }
             }
             /// See [`OpDef::vjp`].

@@ -6,11 +6,12 @@
 //! new tokens and many cached ones the second moves much less memory; with many new tokens the first takes less
 //! arithmetic.
 //!
-//! [`Form::Auto`] decides by cost ([`crate::rewrite::cost`]), at the extents that the module fixes and, where it
+//! [`Form::Auto`] decides by cost ([`crate::cost`]), at the extents that the module fixes and, where it
 //! leaves them open, at those of decoding: one compile serves every length, and it has one form. Runs before
 //! [`crate::attend`], which recognizes either.
 
-use crate::rewrite::cost::{Cost, Roofline, representative};
+use crate::Options;
+use crate::cost::{Cost, CostOptions, Machine, representative};
 use crate::rewrite::{Choose, Rewriting, rewrite, rules};
 use eva_ir::diag::Diag;
 use eva_ir::dim::Sym;
@@ -39,12 +40,13 @@ pub struct Report {
 }
 
 /// The module with each attention in the form asked for.
-pub fn choose(module: &Module, form: Form) -> Result<Module, Diag> {
-    choose_and_report(module, form, Roofline::CPU).map(|(module, _)| module)
+pub fn choose(module: &Module, options: &Options) -> Result<Module, Diag> {
+    let machine = options.machine.clone().unwrap_or_else(Machine::cpu);
+    choose_and_report(module, options.form, &CostOptions::new(machine)).map(|(module, _)| module)
 }
 
-/// The module with each attention in the form asked for, chosen for `machine`; and what was done.
-pub fn choose_and_report(module: &Module, form: Form, machine: Roofline) -> Result<(Module, Report), Diag> {
+/// The module with each attention in the form asked for, chosen by those costs; and what was done.
+pub fn choose_and_report(module: &Module, form: Form, costs: &CostOptions) -> Result<(Module, Report), Diag> {
     let choose = match form {
         Form::Expanded => return Ok((module.clone(), Report::default())),
         Form::Absorbed => Choose::Rewritten,
@@ -57,7 +59,7 @@ pub fn choose_and_report(module: &Module, form: Form, machine: Roofline) -> Resu
         if !f.values.iter().any(|(_, data)| matches!(data.def, Def::Op(Op::Einsum(_), _))) {
             return Ok(None);
         }
-        let cost = Cost::new(module, f, machine);
+        let cost = Cost::new(module, f, costs);
         Ok(rewrite(f, &rules, &cost, choose)?.map(|(function, rewriting)| {
             report.functions.push(rewriting);
             function

@@ -6,6 +6,7 @@
 //! them to the target's lanes, and [`plan`] says which kernel runs when, on which buffers.
 
 pub mod attend;
+pub mod cost;
 pub mod form;
 pub mod interpret;
 pub mod lower;
@@ -29,6 +30,8 @@ use target::{Machine, Target};
 pub struct Options {
     /// Which form of attention to use.
     pub form: Form,
+    /// What costs are reckoned for; the target's if not given (and a CPU's if there is no target).
+    pub machine: Option<cost::Machine>,
     /// Passes to print the module after, as `EVA_DUMP` lists them.
     pub dump: Vec<String>,
 }
@@ -64,7 +67,7 @@ pub enum Error {
 /// Rewrites `module`'s graphs: the passes before lowering, in order.
 pub fn optimize(module: &Module, options: &Options) -> Result<Module, Error> {
     let mut p = Passes::new(module, options)?;
-    p.run("form", |m| form::choose(m, options.form))?;
+    p.run("form", |m| form::choose(m, options))?;
     p.run("attend", attend::recognize)?;
     p.run("order", order::binary)?;
     Ok(p.finish())
@@ -72,7 +75,8 @@ pub fn optimize(module: &Module, options: &Options) -> Result<Module, Error> {
 
 /// Compiles `module` for `target`. Read top to bottom: this is the order things happen in.
 pub fn compile(module: &Module, target: &Target, options: &Options) -> Result<Plan, Error> {
-    let module = optimize(module, options)?;
+    let machine = options.machine.clone().unwrap_or_else(|| target.costs.clone());
+    let module = optimize(module, &Options { machine: Some(machine), ..options.clone() })?;
     let mut plan = lower::lower(&module, target)?;
     plan.kernels = pass::kernels(&plan.tiles, |kernel| {
         let spread = match &target.machine {
@@ -94,7 +98,7 @@ pub fn run_pass(name: &str, module: &Module, options: &Options) -> Option<Result
         Err(e) => return Some(Err(e)),
     };
     let result = match name {
-        "form" => p.run("form", |m| form::choose(m, options.form)),
+        "form" => p.run("form", |m| form::choose(m, options)),
         "attend" => p.run("attend", attend::recognize),
         "order" => p.run("order", order::binary),
         _ => return None,

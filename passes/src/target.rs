@@ -1,5 +1,6 @@
 //! What the compiler knows of the machine it compiles for: plain data.
 
+use crate::cost;
 use eva_ir::lower::{FewRows, KeyParts, Schedule, TensorSchedule};
 
 /// A machine to compile for.
@@ -11,6 +12,8 @@ pub struct Target {
     pub machine: Machine,
     /// Tile sizes.
     pub schedule: Schedule,
+    /// What ops cost on it.
+    pub costs: cost::Machine,
 }
 
 /// What runs a program of a kernel.
@@ -63,7 +66,7 @@ impl Target {
             block: 512,
             sort: 128,
         };
-        Self { name: "cpu", machine: Machine::Cpu, schedule }
+        Self { name: "cpu", machine: Machine::Cpu, schedule, costs: cost::Machine::cpu() }
     }
 
     /// An NVIDIA GPU of compute capability 9.0: tiles sized for registers and shared memory.
@@ -102,6 +105,6 @@ impl Target {
             block: 1024,
             sort: 1024,
         };
-        Self { name: "cuda", machine: Machine::Hopper(Hopper::H100), schedule }
+        Self { name: "cuda", machine: Machine::Hopper(Hopper::H100), schedule, costs: cost::Machine::h100() }
     }
 }

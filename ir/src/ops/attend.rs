@@ -7,6 +7,7 @@ use crate::kernel::Elem;
 use crate::kernel::build::Tile;
 use crate::lower::{BufView, Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
+use crate::poly::Amount;
 use crate::ops::causal_softmax::CausalSoftmax;
 use crate::ops::einsum::{Einsum, extents, same_dtype};
 use crate::types::{Shape, TensorType, Type};
@@ -104,17 +105,17 @@ impl OpDef for Attend {
         Ok(TensorType::new(dtype, shape).into())
     }
 
-    fn flops(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> f64) -> f64 {
-        let Ok(extents) = extents(&self.spec, &args[..args.len() - 1]) else { return 0.0 };
+    fn flops<N: Amount>(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> N) -> N {
+        let Ok(extents) = extents(&self.spec, &args[..args.len() - 1]) else { return N::from(0.0) };
         let product = |axes: &[Axis]| {
             let mut all = axes.to_vec();
             all.sort();
             all.dedup();
-            2.0 * size(&args[0].with_shape(all.iter().map(|&a| extents[a as usize].clone())))
+            N::from(2.0) * size(&args[0].with_shape(all.iter().map(|&a| extents[a as usize].clone())))
         };
         let (values, pairs) = self.spec.inputs.split_last().expect("there are operands");
-        let scores: f64 = pairs.chunks(2).map(|pair| product(&pair.concat())).sum();
-        scores + product(&[values.as_slice(), &self.spec.out].concat())
+        let sum = product(&[values.as_slice(), &self.spec.out].concat());
+        pairs.chunks(2).fold(sum, |sum, pair| sum + product(&pair.concat()))
     }
 
     /// By its definition: scores, softmax, average.

@@ -4,6 +4,7 @@ use super::check;
 use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
+use crate::poly::Amount;
 use crate::types::{TensorType, Type};
 
 op! {
@@ -46,6 +47,10 @@ impl OpDef for CacheWrite {
 
     fn lowering(&self) -> Lowering {
         Lowering::Kernel
+    }
+
+    fn flops<N: Amount>(&self, _: &[&TensorType], _: &Type, _: &dyn Fn(&TensorType) -> N) -> N {
+        N::from(0.0)
     }
 
     /// One program for each block of a new row.

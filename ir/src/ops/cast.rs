@@ -5,6 +5,7 @@ use crate::kernel::Elem;
 use crate::kernel::build::Tile;
 use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
+use crate::poly::Amount;
 use crate::types::{DType, TensorType, Type};
 
 op! {
@@ -43,6 +44,10 @@ impl OpDef for Cast {
 
     fn lowering(&self) -> Lowering {
         Lowering::Pointwise
+    }
+
+    fn flops<N: Amount>(&self, _: &[&TensorType], _: &Type, _: &dyn Fn(&TensorType) -> N) -> N {
+        N::from(0.0)
     }
 
     fn tile<'k>(&self, _: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {

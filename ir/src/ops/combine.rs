@@ -5,6 +5,7 @@ use crate::eval::{Array, Sizes};
 use crate::kernel::build::Tile;
 use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
+use crate::poly::Amount;
 use crate::types::{TensorType, Type};
 
 op! {
@@ -56,7 +57,7 @@ impl OpDef for Combine {
         Ok(sum)
     }
 
-    fn flops(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> f64) -> f64 {
-        2.0 * size(args[0])
+    fn flops<N: Amount>(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> N) -> N {
+        N::from(2.0) * size(args[0])
     }
 }

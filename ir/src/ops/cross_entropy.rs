@@ -5,6 +5,7 @@ use super::{check, rows, softmax};
 use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
+use crate::poly::Amount;
 use crate::types::{DType, TensorType, Type};
 
 op! {
@@ -58,7 +59,7 @@ impl OpDef for CrossEntropy {
         cx.emit(&Request::element(&[]), total / count.max(cx.k.float(1.0)))
     }
 
-    fn flops(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> f64) -> f64 {
-        3.0 * size(args[0])
+    fn flops<N: Amount>(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> N) -> N {
+        N::from(3.0) * size(args[0])
     }
 }

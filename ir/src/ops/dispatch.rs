@@ -6,6 +6,7 @@ use crate::eval::{Array, Sizes};
 use crate::kernel::build::Tile;
 use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
+use crate::poly::Amount;
 use crate::types::{TensorType, Type};
 
 op! {
@@ -38,6 +39,10 @@ impl OpDef for Dispatch {
 
     fn lowering(&self) -> Lowering {
         Lowering::View
+    }
+
+    fn flops<N: Amount>(&self, _: &[&TensorType], _: &Type, _: &dyn Fn(&TensorType) -> N) -> N {
+        N::from(0.0)
     }
 
     fn tile<'k>(&self, cx: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {

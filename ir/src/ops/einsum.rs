@@ -5,6 +5,7 @@ use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, View};
 use crate::op::{OpDef, TypeError, op};
+use crate::poly::Amount;
 use crate::types::{Shape, TensorType, Type};
 
 mod product;
@@ -89,10 +90,10 @@ impl OpDef for Einsum {
         Ok(TensorType::new(dtype, shape).into())
     }
 
-    fn flops(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> f64) -> f64 {
-        let Ok(extents) = extents(&self.spec, args) else { return 0.0 };
+    fn flops<N: Amount>(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> N) -> N {
+        let Ok(extents) = extents(&self.spec, args) else { return N::from(0.0) };
         let all = TensorType::new(args[0].dtype, extents);
-        size(&all) * args.len() as f64
+        size(&all) * N::from(args.len() as f64)
     }
 
     fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {

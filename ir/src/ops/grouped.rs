@@ -6,6 +6,7 @@ use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
 use crate::lower::{Coord, Cx, FewRows, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
+use crate::poly::Amount;
 use crate::types::{DType, Shape, TensorType, Type};
 
 op! {
@@ -54,11 +55,10 @@ impl OpDef for Grouped {
         Ok(TensorType::new(dtype, shape).into())
     }
 
-    fn flops(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> f64) -> f64 {
+    fn flops<N: Amount>(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> N) -> N {
         // Every row meets one expert.
-        2.0 * size(args[0]) * size(args[1])
-            / (size(args[2]) - 1.0).max(1.0)
-            / size(&args[0].with_shape([args[0].shape[1].clone()]))
+        let each = args[1].with_shape(args[1].shape[1..].iter().cloned());
+        N::from(2.0) * size(&args[0].with_shape([args[0].shape[0].clone()])) * size(&each)
     }
 
     fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {

@@ -9,6 +9,7 @@ use crate::graph::Value;
 use crate::kernel::build::Tile;
 use crate::lower::{BufView, Cx, LowerError, Lowering, Request, View};
 use crate::op::{Declared, NoGradient, OpDef, TypeError, Vjp, ops};
+use crate::poly::Amount;
 use crate::types::{TensorType, Type};
 
 mod check;

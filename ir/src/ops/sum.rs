@@ -4,6 +4,7 @@ use super::reduce::{self, Fold};
 use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, View};
 use crate::op::{OpDef, TypeError, op};
+use crate::poly::Amount;
 use crate::types::{TensorType, Type};
 
 op! {
@@ -31,7 +32,7 @@ impl OpDef for Sum {
         reduce::kernel(cx, &args[0], self.axis as usize, Fold::Sum)
     }
 
-    fn flops(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> f64) -> f64 {
+    fn flops<N: Amount>(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> N) -> N {
         size(args[0])
     }
 }

@@ -3,21 +3,20 @@
 //!
 //! Terms are the graph IR's own ops ([`term`]), and a class of equal terms has one type ([`facts`]), so that a wrong
 //! rule is stopped by its name. Rules are a table ([`rules`]); those on products match up to the order of factors
-//! and axes ([`contraction`]). What is cheapest is decided by a roofline ([`cost`]), with shared values counted
+//! and axes ([`contraction`]). What is cheapest is decided by [`crate::cost`], with shared values counted
 //! once ([`extract`]). What is not rewritten keeps its name, its line and its op.
 //!
 //! The same function gives the same result always: e-graph and choices depend on no hash, and saturation is limited
 //! in nodes and iterations, never in time.
 
 pub mod contraction;
-pub mod cost;
 mod emit;
 pub mod extract;
 pub mod facts;
 pub mod rules;
 pub mod term;
 
-use cost::Cost;
+use crate::cost::Cost;
 use egg::{Id, Rewrite, Runner, SimpleScheduler, StopReason, Symbol};
 use eva_ir::diag::Diag;
 use eva_ir::graph::{Def, Function, Value};

@@ -1,24 +1,24 @@
 //! Every form computes the same.
 
-use crate::support::{difference, fix, last, mla, parse, results};
+use crate::support::{choose, difference, fix, last, mla, parse, results};
 use eva_ir::graph::{Def, Module};
 use eva_ir::ops::Op;
 use eva_ir::{text, verify};
 use eva_passes::attend;
-use eva_passes::form::{Form, choose, choose_and_report};
-use eva_passes::rewrite::cost::Roofline;
+use eva_passes::cost::CostOptions;
+use eva_passes::form::{Form, choose_and_report};
 use proptest::prelude::*;
 
 /// Checks that absorption is found in this many places, and that the forms agree before and after recognition.
 fn check(module: &Module, places: usize, sizes: &[(&str, i64)], start: &[i64], seed: u64) -> Module {
     let want = results(module, sizes, start, seed);
     for form in [Form::Expanded, Form::Auto, Form::Absorbed] {
-        let chosen = choose(module, form).unwrap();
+        let chosen = choose(module, form);
         verify::verify(&chosen).unwrap_or_else(|diags| panic!("{diags}\n{chosen}"));
         let d = difference(&results(&chosen, sizes, start, seed), &want);
         assert!(d < 1e-12, "{form:?}: {d:e}\n{chosen}");
     }
-    let (absorbed, done) = choose_and_report(module, Form::Absorbed, Roofline::CPU).unwrap();
+    let (absorbed, done) = choose_and_report(module, Form::Absorbed, &CostOptions::default()).unwrap();
     let chosen: usize = done.functions.iter().flat_map(|f| &f.rules).map(|rule| rule.chosen).sum();
     assert_eq!(chosen, places, "{}", text::print(&absorbed));
     let recognized = attend::recognize(&absorbed).unwrap();

@@ -1,13 +1,13 @@
 //! Which form is chosen, and what it looks like.
 
-use crate::support::{V3, arguments, case, difference, fix, last, mla, parse, results};
+use crate::support::{V3, arguments, case, choose, difference, fix, last, mla, parse, results};
 use eva_ir::graph::{Def, Module};
 use eva_ir::kernel::Phase;
 use eva_ir::ops::Op;
 use eva_ir::{text, verify};
-use eva_passes::form::{Form, Report, choose, choose_and_report};
+use eva_passes::cost::CostOptions;
+use eva_passes::form::{Form, Report, choose_and_report};
 use eva_passes::interpret::{How, interpret};
-use eva_passes::rewrite::cost::Roofline;
 use eva_passes::{Options, attend, lower, optimize, target::Target};
 use std::fmt::Write;
 
@@ -30,14 +30,14 @@ fn report(report: &Report) -> String {
 
 /// The function in this form, with the report above it.
 fn shown(module: &Module, form: Form) -> String {
-    let (chosen, done) = choose_and_report(module, form, Roofline::CPU).unwrap();
+    let (chosen, done) = choose_and_report(module, form, &CostOptions::default()).unwrap();
     verify::verify(&chosen).unwrap();
     report(&done) + &text::print_function(&chosen, last(&chosen).0)
 }
 
 fn is_absorbed(module: &Module, form: Form) -> bool {
-    let chosen = text::print(&choose(module, form).unwrap());
-    let absorbed = text::print(&choose(module, Form::Absorbed).unwrap());
+    let chosen = text::print(&choose(module, form));
+    let absorbed = text::print(&choose(module, Form::Absorbed));
     assert!(chosen == absorbed || chosen == text::print(module), "one form or the other\n{chosen}");
     chosen == absorbed
 }
@@ -50,7 +50,7 @@ fn absorbed() {
 #[test]
 fn expanded() {
     insta::assert_snapshot!(shown(&mla(), Form::Expanded));
-    assert_eq!(text::print(&choose(&mla(), Form::Expanded).unwrap()), text::print(&mla()));
+    assert_eq!(text::print(&choose(&mla(), Form::Expanded)), text::print(&mla()));
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn auto_turns_where_arithmetic_says() {
 fn the_cached_extent_is_known_by_what_it_does() {
     let renamed = text::print(&fix(mla(), V3)).replace("dim t\n", "dim past\n");
     let renamed = renamed.replace("[b, t, ", "[b, past, ").replace(", t]", ", past]");
-    let (_, done) = choose_and_report(&parse(&renamed), Form::Auto, Roofline::CPU).unwrap();
+    let (_, done) = choose_and_report(&parse(&renamed), Form::Auto, &CostOptions::default()).unwrap();
     let sizes: Vec<(&str, i64)> = done.sizes.iter().map(|(sym, n)| (sym.as_str(), *n)).collect();
     assert_eq!(sizes, [("b", 1), ("past", 4096), ("s", 1)]);
     assert_eq!(done.functions[0].rules[0].chosen, 1);
@@ -131,7 +131,7 @@ fn other_functions_are_not_touched() {
     for name in ["absorbed", "calls", "forms", "mla", "moe"] {
         let module = case(&format!("text/{name}.eva"));
         for form in [Form::Auto, Form::Absorbed, Form::Expanded] {
-            let (chosen, done) = choose_and_report(&module, form, Roofline::CPU).unwrap();
+            let (chosen, done) = choose_and_report(&module, form, &CostOptions::default()).unwrap();
             verify::verify(&chosen).unwrap();
             for (func, f) in module.funcs.iter() {
                 if !done.functions.iter().any(|g| g.function == f.name) {
@@ -155,6 +155,6 @@ fn every_time_the_same() {
 fn recognition_does_not_change_what_is_computed() {
     let sizes = [("b", 3), ("s", 2), ("t", 12)];
     let want = results(&mla(), &sizes, &[4, 10, 0], 7);
-    let absorbed = attend::recognize(&choose(&mla(), Form::Absorbed).unwrap()).unwrap();
+    let absorbed = attend::recognize(&choose(&mla(), Form::Absorbed)).unwrap();
     assert!(difference(&results(&absorbed, &sizes, &[4, 10, 0], 7), &want) < 1e-12);
 }

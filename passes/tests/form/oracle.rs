@@ -4,7 +4,7 @@ use crate::support::{V3, fix, last, mla};
 use egg::{Applier, Id, PatternAst, Rewrite, Subst, Symbol, Var, rewrite as rw};
 use eva_ir::attr::{Attr, Axis, Spec};
 use eva_ir::ops::OpKind;
-use eva_passes::rewrite::cost::{Cost, Roofline};
+use eva_passes::cost::{Cost, CostOptions};
 use eva_passes::rewrite::facts::{EGraph, Fact, Named, Types, equate};
 use eva_passes::rewrite::term::Term;
 use eva_passes::rewrite::{Choose, rewrite, rules, saturate};
@@ -111,7 +111,7 @@ fn general_laws_find_nothing_cheaper_than_the_rules() {
     for sizes in sizes {
         let module = fix(fix(mla(), V3), sizes);
         let (_, f) = last(&module);
-        let cost = Cost::new(&module, f, Roofline::CPU);
+        let cost = Cost::new(&module, f, &CostOptions::default());
         let (_, mine) = rewrite(f, &rules::absorption().unwrap(), &cost, Choose::Cheapest).unwrap().unwrap();
         let laws = saturate(f, &laws()).unwrap();
         let theirs = laws.cheapest(f, &cost, Choose::Cheapest).unwrap();

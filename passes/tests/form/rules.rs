@@ -2,7 +2,7 @@
 
 use crate::support::{last, mla, parse};
 use eva_ir::graph::Module;
-use eva_passes::rewrite::cost::{Cost, Roofline};
+use eva_passes::cost::{Cost, CostOptions};
 use eva_passes::rewrite::rules::{Exactness, Rule, absorption};
 use eva_passes::rewrite::{Choose, rewrite};
 
@@ -15,7 +15,7 @@ fn rule(name: &'static str, from: &'static str, to: &'static str) -> Rule {
 fn mistake(rules: &[Rule]) -> String {
     let module = mla();
     let (_, f) = last(&module);
-    let cost = Cost::new(&module, f, Roofline::CPU);
+    let cost = Cost::new(&module, f, &CostOptions::default());
     let error = rewrite(f, rules, &cost, Choose::Cheapest).expect_err("the rule is wrong");
     assert_eq!(error.code, "eva::internal");
     error.message
@@ -83,7 +83,7 @@ fn every_rule_says_why() {
 /// In how many places each rule applies.
 fn matched(module: &Module) -> Vec<usize> {
     let (_, f) = last(module);
-    let cost = Cost::new(module, f, Roofline::CPU);
+    let cost = Cost::new(module, f, &CostOptions::default());
     match rewrite(f, &absorption().unwrap(), &cost, Choose::Rewritten).unwrap() {
         Some((_, done)) => done.rules.iter().map(|rule| rule.matched).collect(),
         None => vec![0, 0, 0],
@@ -135,7 +135,7 @@ fn a_key_that_is_used_elsewhere_stays_but_scores_are_absorbed() {
         }";
     let module = parse(text);
     let (_, f) = last(&module);
-    let cost = Cost::new(&module, f, Roofline::CPU);
+    let cost = Cost::new(&module, f, &CostOptions::default());
     let (g, done) = rewrite(f, &absorption().unwrap(), &cost, Choose::Rewritten).unwrap().unwrap();
     assert_eq!(done.rules[0].chosen, 1);
     let names: Vec<&str> = g.values.iter().map(|(_, data)| data.name.as_str()).collect();
@@ -171,7 +171,7 @@ fn what_pays_only_together_is_chosen_together() {
     for (n, chosen) in [(1, 0), (2, 2), (3, 3)] {
         let module = averages(n);
         let (_, f) = last(&module);
-        let cost = Cost::new(&module, f, Roofline::CPU);
+        let cost = Cost::new(&module, f, &CostOptions::default());
         let (_, done) = rewrite(f, &absorption().unwrap(), &cost, Choose::Cheapest).unwrap().unwrap();
         assert_eq!((done.rules[1].matched, done.rules[1].chosen), (n, chosen));
         assert_eq!(done.cost.1 < done.cost.0, chosen > 0);
@@ -182,7 +182,7 @@ fn what_pays_only_together_is_chosen_together() {
 fn values_keep_their_lines_and_new_ones_have_those_that_asked_for_them() {
     let module = mla();
     let (_, f) = last(&module);
-    let cost = Cost::new(&module, f, Roofline::CPU);
+    let cost = Cost::new(&module, f, &CostOptions::default());
     let (g, _) = rewrite(f, &absorption().unwrap(), &cost, Choose::Rewritten).unwrap().unwrap();
     let loc = |name: &str| f.values.iter().find(|(_, data)| data.name == name).and_then(|(_, data)| data.loc);
     for (_, data) in g.values.iter() {

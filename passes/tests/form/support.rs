@@ -4,6 +4,8 @@ use eva_ir::eval::{Array, Sizes, eval_values};
 use eva_ir::graph::{Func, Function, Module};
 use eva_ir::kernel::run::round;
 use eva_ir::text;
+use eva_passes::Options;
+use eva_passes::form::{self, Form};
 use std::path::Path;
 
 /// The module that `source` says.
@@ -20,6 +22,11 @@ pub fn case(name: &str) -> Module {
 /// An attention block with latents, in the expanded form.
 pub fn mla() -> Module {
     case("run/mla.eva")
+}
+
+/// The module in this form, as a CPU would have it.
+pub fn choose(module: &Module, form: Form) -> Module {
+    form::choose(module, &Options { form, ..Options::default() }).unwrap()
 }
 
 /// The extents of DeepSeek-V3.
