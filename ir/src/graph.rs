@@ -3,6 +3,7 @@
 use crate::diag::Loc;
 use crate::dim::{Dim, Sym};
 use crate::entity::{Arena, Entity, entity};
+use crate::estimate::Estimate;
 use crate::op::TypeError;
 use crate::ops::Op;
 use crate::types::{TensorType, Type};
@@ -50,6 +51,16 @@ impl Module {
         self.funcs.iter().find(|(_, f)| f.name == name).map(|(func, _)| func)
     }
 
+    /// The module in which each function has one body alone: the one of the number that `choose` gives.
+    pub fn with_bodies(&self, choose: impl Fn(&Function) -> usize) -> Module {
+        let one = |f: &Arc<Function>| match f.alternatives.is_empty() {
+            true => f.clone(),
+            false => Arc::new(f.with_body(choose(f))),
+        };
+        let funcs = self.funcs.iter().map(|(_, f)| one(f)).collect();
+        Module { dims: self.dims.clone(), funcs, ..Module::default() }
+    }
+
     /// Adds a function without checking it; [`crate::verify::verify`] does.
     pub fn add(&mut self, function: Function) -> Func {
         self.funcs.push(Arc::new(function))
@@ -69,6 +80,21 @@ pub struct Function {
     pub values: Arena<Value, ValueData>,
     /// What the function returns. A result is known outside by its value's name.
     pub results: Vec<Value>,
+    /// What running this body takes, beside the alternatives; nothing if there are none.
+    pub estimate: Estimate,
+    /// Other bodies that compute the same. A call runs the one whose estimate is least for its extents, this function's
+    /// own first among equals.
+    pub alternatives: Vec<Alternative>,
+}
+
+/// Another body of a function, of the same meaning.
+#[derive(Clone, Debug)]
+pub struct Alternative {
+    /// The body: a function with the same parameters, results of the same types, and no alternatives. Its name tells it
+    /// from the other bodies.
+    pub body: Arc<Function>,
+    /// What running it takes.
+    pub estimate: Estimate,
 }
 
 /// What is known of a value.
@@ -168,6 +194,29 @@ impl Function {
             Def::Param(kind) => Some((value, kind)),
             _ => None,
         })
+    }
+
+    /// The bodies, this function itself first, with what running each takes.
+    pub fn bodies(&self) -> impl Iterator<Item = (&Function, &Estimate)> {
+        let others = self.alternatives.iter().map(|other| (&*other.body, &other.estimate));
+        std::iter::once((self, &self.estimate)).chain(others)
+    }
+
+    /// The function with each body replaced by what `change` makes of it; estimates stay.
+    pub fn map_bodies(&self, change: impl Fn(&Function) -> Function) -> Function {
+        let (estimate, body) = (self.estimate.clone(), change(self));
+        let alternative = |other: &Alternative| Alternative {
+            body: Arc::new(change(&other.body)),
+            estimate: other.estimate.clone(),
+        };
+        Function { estimate, alternatives: self.alternatives.iter().map(alternative).collect(), ..body }
+    }
+
+    /// This function with body `i` alone.
+    pub fn with_body(&self, i: usize) -> Function {
+        let body = i.checked_sub(1).map_or(self, |i| &*self.alternatives[i].body);
+        let (estimate, alternatives) = (Estimate::default(), Vec::new());
+        Function { name: self.name.clone(), estimate, alternatives, ..body.clone() }
     }
 
     /// The tensor type of `value`, which must not be a tuple.

@@ -17,6 +17,7 @@ pub mod attr;
 pub mod diag;
 pub mod dim;
 pub mod entity;
+pub mod estimate;
 pub mod eval;
 pub mod graph;
 pub mod kernel;

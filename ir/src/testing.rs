@@ -7,12 +7,15 @@
 
 use crate::dim::Dim;
 use crate::entity::Entity;
+use crate::estimate::Estimate;
 use crate::eval::{Array, Sizes};
-use crate::graph::{Def, Func, Function, Module, ParamKind, Value, ValueData, op_type};
+use crate::graph::{Alternative, Def, Func, Function, Module, ParamKind, Value, ValueData, op_type};
 use crate::ops::Op;
 use crate::ops::cast::round;
+use crate::poly::Poly;
 use crate::types::{DType, TensorType, Type};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 mod step;
 
@@ -270,7 +273,41 @@ impl<'a> Maker<'a> {
         let bounds = results.iter().map(bound).collect();
         self.f.results = results;
         self.ranges.truncate(params);
+        if self.rng.chance(0.3) {
+            self.alternative();
+        }
         (self.f, self.ranges, bounds)
+    }
+
+    /// Another body, which adds zero to the results, and random estimates.
+    fn alternative(&mut self) {
+        let mut body = Function { name: "other".into(), ..self.f.clone() };
+        for result in body.results.iter_mut() {
+            let offset = crate::ops::offset::Offset { by: crate::attr::Real::new(0.0) };
+            let name = format!("{}.other", body.values[*result].name);
+            // Whole numbers stay as they are.
+            if let Ok(ty) = op_type(&offset.clone().into(), &body.values, &[*result]) {
+                let def = Def::Op(offset.into(), vec![*result]);
+                *result = body.values.push(ValueData { name, ty, def, loc: None });
+            }
+        }
+        let mut poly = |monomials: &[&[&str]]| {
+            let term = |syms: &&[&str]| {
+                Poly::term(syms.iter().map(|&sym| sym.into()).collect(), self.rng.unit() * 1e-6)
+            };
+            monomials.iter().map(term).fold(Poly::default(), |sum, term| sum + term)
+        };
+        for estimate in 0..2 {
+            let mut seconds = Estimate::default();
+            seconds.add(poly(&[&[], &["b"]]));
+            seconds.add_max(poly(&[&["b", "s"], &["s"]]), poly(&[&["s"], &["b"]]));
+            match estimate {
+                0 => self.f.estimate = seconds,
+                _ => {
+                    self.f.alternatives.push(Alternative { body: Arc::new(body.clone()), estimate: seconds })
+                }
+            }
+        }
     }
 }
 
@@ -283,16 +320,28 @@ pub fn difference(a: &Module, b: &Module) -> Option<String> {
         return Some(format!("{} and {} functions", a.funcs.len(), b.funcs.len()));
     }
     for ((_, f), (_, g)) in a.funcs.iter().zip(b.funcs.iter()) {
-        if f.name != g.name || f.values.len() != g.values.len() || f.results != g.results {
-            return Some(format!("functions @{} and @{}", f.name, g.name));
+        if f.alternatives.len() != g.alternatives.len() {
+            return Some(format!("{} and {} bodies of @{}", f.bodies().count(), g.bodies().count(), f.name));
         }
-        for ((_, x), (_, y)) in f.values.iter().zip(g.values.iter()) {
-            if x.name != y.name || x.ty != y.ty || x.def != y.def {
-                return Some(format!("@{}: {x:?} and {y:?}", f.name));
+        for ((f, x), (g, y)) in f.bodies().zip(g.bodies()) {
+            if x != y {
+                return Some(format!("@{}: the estimates {x} and {y}", f.name));
+            }
+            if let Some(difference) = difference_of_bodies(f, g) {
+                return Some(difference);
             }
         }
     }
     None
+}
+
+fn difference_of_bodies(f: &Function, g: &Function) -> Option<String> {
+    if f.name != g.name || f.values.len() != g.values.len() || f.results != g.results {
+        return Some(format!("functions @{} and @{}", f.name, g.name));
+    }
+    let mut values = f.values.iter().zip(g.values.iter());
+    let other = values.find(|((_, x), (_, y))| x.name != y.name || x.ty != y.ty || x.def != y.def);
+    other.map(|((_, x), (_, y))| format!("@{}: {x:?} and {y:?}", f.name))
 }
 
 /// How many values of a module each op makes, by the op's name.

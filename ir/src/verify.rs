@@ -20,11 +20,17 @@
 //! a call whose parameter is state too. What such an update gives may be read, and updated again; it is not
 //! read after that, nor returned. The last version is a result. A call is given state only where
 //! its parameter is state, and always there.
+//!
+//! **Alternatives.** The bodies beside a function's own have distinct names that are an extent's in form, the same
+//! parameters (names, types and kinds), results of the same types, each state in the same place among them, and no
+//! alternatives of their own; everything above holds for them too. Estimates are of finite numbers and declared extents. A
+//! function without alternatives has none.
 
 use crate::attr::Attr;
 use crate::diag::{Diag, Diags};
 use crate::dim::{Dim, Sym};
 use crate::entity::{Arena, Entity};
+use crate::estimate::Estimate;
 use crate::graph::{Def, Func, Function, Module, Value, call_type, op_type};
 use crate::op::TypeError;
 use crate::text::{MAX_DIAGS, is_extent_name, is_value_name};
@@ -33,10 +39,14 @@ use state::States;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+mod bodies;
 pub mod limits;
 mod state;
 
 pub use state::{StateResults, state_results};
+
+/// Where each function before one returns its state.
+type Tables = Arena<Func, StateResults>;
 
 /// The extents and functions of a module when it was verified, if it was: see [`verified`].
 ///
@@ -99,9 +109,8 @@ pub fn verify(module: &Module) -> Result<(), Diags> {
     }
     let mut tables = Arena::default();
     for func in module.funcs.keys() {
-        let states = States::new(module, &module.funcs[func], &tables);
-        diags.extend(check_function(module, func, &states));
-        let table = states.table();
+        let (found, table) = check_function(module, func, &tables);
+        diags.extend(found);
         tables.push(table);
         if diags.len() >= MAX_DIAGS {
             break;
@@ -117,7 +126,7 @@ pub fn verify_function(module: &Module, func: Func) -> Result<(), Diags> {
         let table = States::new(module, &module.funcs[older], &tables).table();
         tables.push(table);
     }
-    finish(check_function(module, func, &States::new(module, &module.funcs[func], &tables)))
+    finish(check_function(module, func, &tables).0)
 }
 
 fn finish(mut diags: Vec<Diag>) -> Result<(), Diags> {
@@ -125,8 +134,19 @@ fn finish(mut diags: Vec<Diag>) -> Result<(), Diags> {
     if diags.is_empty() { Ok(()) } else { Err(Diags(diags)) }
 }
 
-fn check_function(module: &Module, func: Func, states: &States) -> Vec<Diag> {
+/// What is wrong with a function, and where it returns its state.
+fn check_function(module: &Module, func: Func, tables: &Tables) -> (Vec<Diag>, StateResults) {
     let f = &module.funcs[func];
+    let (mut diags, table) = check_body(module, func, f, tables);
+    if !(f.alternatives.is_empty() && f.estimate == Estimate::default()) && diags.is_empty() {
+        diags = bodies::check(module, f, &table, &|body| check_body(module, func, body, tables));
+    }
+    (diags, table)
+}
+
+/// The same for one body of `func`.
+fn check_body(module: &Module, func: Func, f: &Function, tables: &Tables) -> (Vec<Diag>, StateResults) {
+    let states = States::new(module, f, tables);
     let extents = module.dims.iter().map(|(sym, value)| (sym, *value)).collect();
     let (checked, sound, diags) = (HashSet::new(), Vec::new(), Vec::new());
     let mut checker = Checker { module, func, f, extents, checked, sound, diags };
@@ -135,7 +155,7 @@ fn check_function(module: &Module, func: Func, states: &States) -> Vec<Diag> {
     if checker.diags.is_empty() {
         checker.diags = states.check();
     }
-    checker.diags
+    (checker.diags, states.table())
 }
 
 struct Checker<'a> {

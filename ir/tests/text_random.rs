@@ -220,7 +220,7 @@ fn changed_texts_are_read_without_a_panic() {
     let texts = cases();
     let mut rng = Rng::new(7);
     let (mut good, mut bad) = (0, 0);
-    for _ in 0..4000 {
+    for _ in 0..6000 {
         let text = mutate(&texts[rng.below(texts.len())], &texts, &mut rng);
         match check_any(&text) {
             Some(_) => good += 1,

@@ -3,7 +3,8 @@
 use eva_ir::attr::{Dims, Range, Real, Spec, Word};
 use eva_ir::dim::Dim;
 use eva_ir::entity::Entity;
-use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value, ValueData};
+use eva_ir::estimate::Estimate;
+use eva_ir::graph::{Alternative, Def, Func, Function, Module, ParamKind, Value, ValueData};
 use eva_ir::ops::Op;
 use eva_ir::ops::concat::Concat;
 use eva_ir::ops::einsum::Einsum;
@@ -12,6 +13,7 @@ use eva_ir::ops::reshape::Reshape;
 use eva_ir::ops::rope::Rope;
 use eva_ir::ops::scale::Scale;
 use eva_ir::ops::slice::Slice;
+use eva_ir::poly::Poly;
 use eva_ir::text::{parse, print};
 use eva_ir::types::{DType, TensorType, Type};
 use eva_ir::verify::{limits, state_results, verified, verify, verify_function};
@@ -362,4 +364,63 @@ fn no_more_than_twenty_mistakes_are_reported() {
         push(&mut m, &format!("a b{i}"), f32(&["b", "m"]), Def::Op(Exp {}.into(), vec![x()]));
     }
     assert_eq!(verify(&m).unwrap_err().0.len(), 20);
+}
+
+/// What text cannot say of alternatives, or says without a line.
+#[test]
+fn alternatives() {
+    let with = |change: &dyn Fn(&mut Function)| {
+        let mut m = module();
+        let mut body = Function { name: "other".into(), ..Function::clone(&m.funcs[f()]) };
+        change(&mut body);
+        function(&mut m, f())
+            .alternatives
+            .push(Alternative { body: Arc::new(body), estimate: Estimate::default() });
+        m
+    };
+    verify(&with(&|_| {})).unwrap();
+    refused(&with(&|body| body.name = "a.b".into()), &["`a.b` cannot be the name of a body of @f"]);
+    refused(
+        &with(&|body| body.values[x()].name = "z".into()),
+        &["the body `other` has other parameters than @f"],
+    );
+    refused(
+        &with(&|body| body.values[x()].def = Def::Param(ParamKind::Weight)),
+        &["the body `other` has other parameters than @f"],
+    );
+    refused(
+        &with(&|body| {
+            let sb = body.op("sb", Einsum { spec: "bm->mb".parse().unwrap() }, &[x()]).unwrap();
+            body.results = vec![sb];
+        }),
+        &["the body `other` of @f returns f32[m, b], not f32[b, m]"],
+    );
+    refused(&with(&|body| body.values[y()].name = "x".into()), &["`%x` is defined twice"]);
+    let own = with(&|_| {}).funcs[f()].alternatives[0].clone();
+    refused(
+        &with(&|body| body.alternatives.push(own.clone())),
+        &["the body `other` of @f has alternatives of its own"],
+    );
+
+    let mut m = with(&|_| {});
+    let twice = m.funcs[f()].alternatives[0].clone();
+    function(&mut m, f()).alternatives.push(twice.clone());
+    refused(&m, &["there are two bodies `other` of @f"]);
+    function(&mut m, f()).alternatives.resize(limits::ALTERNATIVES + 1, twice);
+    refused(&m, &["@f has more than 16 alternatives"]);
+
+    let estimated = |mut m: Module, poly: Poly| {
+        function(&mut m, f()).estimate.add(poly);
+        m
+    };
+    verify(&estimated(with(&|_| {}), Poly::term(vec!["b".into()], 0.5))).unwrap();
+    refused(&estimated(module(), Poly::from(0.5)), &["@f has an estimate, but no alternatives"]);
+    refused(&estimated(with(&|_| {}), Poly::from(f64::NAN)), &["the estimate of `f` is not finite"]);
+    refused(
+        &estimated(with(&|_| {}), Poly::term(vec!["q".into()], 0.5)),
+        &["the extent `q` is not declared"],
+    );
+    let long = (0..=limits::ESTIMATE).map(|n| Poly::term(vec!["b".into(); n], 0.5));
+    let long = long.fold(Poly::default(), |sum, term| sum + term);
+    refused(&estimated(with(&|_| {}), long), &["the estimate of `f` is too long"]);
 }

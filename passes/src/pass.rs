@@ -63,10 +63,14 @@ impl Passes {
 /// Whether two functions are the same but for the lines they came from.
 fn is_same(a: &Function, b: &Function) -> bool {
     let values = || a.values.iter().zip(b.values.iter());
+    let others = || a.alternatives.iter().zip(&b.alternatives);
     a.name == b.name
         && a.results == b.results
         && a.values.len() == b.values.len()
         && values().all(|((_, x), (_, y))| x.def == y.def && x.name == y.name && x.ty == y.ty)
+        && a.estimate == b.estimate
+        && a.alternatives.len() == b.alternatives.len()
+        && others().all(|(x, y)| x.estimate == y.estimate && is_same(&x.body, &y.body))
 }
 
 /// Runs a pass over each kernel; its results are verified.

@@ -1,7 +1,7 @@
 //! Copying a function while changing it. Values that nothing needs any more stay behind.
 
 use eva_ir::diag::Diag;
-use eva_ir::graph::{Def, Function, Module, Value, ValueData};
+use eva_ir::graph::{Alternative, Def, Function, Module, Value, ValueData};
 use eva_ir::op::TypeError;
 use eva_ir::ops::Op;
 use std::collections::HashMap;
@@ -113,12 +113,31 @@ pub fn without_dead(f: &Function) -> Function {
     this.new
 }
 
-/// A module with those functions replaced for which `change` gives another.
+/// A module with those bodies replaced for which `change` gives another: of every function its own, and its
+/// alternatives. Alternatives that `change` gives a function which has none are kept.
 pub fn functions(
     module: &Module,
     mut change: impl FnMut(&Function) -> Result<Option<Function>, Diag>,
 ) -> Result<Module, Diag> {
-    let mut new = |f: &Arc<Function>| Ok(change(f)?.map_or_else(|| f.clone(), Arc::new));
+    let mut new = |f: &Arc<Function>| {
+        let base = change(f)?;
+        if f.alternatives.is_empty() {
+            return Ok(base.map_or_else(|| f.clone(), Arc::new));
+        }
+        let mut changed = base.is_some();
+        let mut alternatives = Vec::with_capacity(f.alternatives.len());
+        for Alternative { body, estimate } in &f.alternatives {
+            let new = change(body)?.map(Arc::new);
+            changed |= new.is_some();
+            alternatives
+                .push(Alternative { body: new.unwrap_or_else(|| body.clone()), estimate: estimate.clone() });
+        }
+        if !changed {
+            return Ok(f.clone());
+        }
+        let base = base.unwrap_or_else(|| (**f).clone());
+        Ok(Arc::new(Function { estimate: f.estimate.clone(), alternatives, ..base }))
+    };
     let funcs = module.funcs.iter().map(|(_, f)| new(f)).collect::<Result<_, _>>()?;
     Ok(Module { dims: module.dims.clone(), funcs, ..Module::default() })
 }

@@ -3,7 +3,10 @@
 //! ```text
 //! module  := dim* fn*
 //! dim     := "dim" NAME ("=" INT)?
-//! fn      := "fn" "@"NAME "(" (KIND? "%"NAME ":" tensor ",")* ")" "->" tensor,+ "{" stmt* "return" "%"NAME,+ "}"
+//! fn      := "fn" "@"NAME "(" (KIND? "%"NAME ":" tensor ",")* ")" "->" tensor,+ body (cost ("or" NAME body cost)+)?
+//! body    := "{" stmt* "return" "%"NAME,+ "}"
+//! cost    := "cost" (poly | "max" "(" poly "," poly ")") (("+" poly) | ("+" "max" "(" poly "," poly ")"))*
+//! poly    := "-"? term (("+" | "-") term)*               term := (NAME | NUMBER) ("*" (NAME | NUMBER))*
 //! stmt    := "%"NAME "=" (OP ("\"" SPEC "\"")? | "call" "@"NAME) "%"NAME,* ("{" (KEY "=" ATTR),+ "}")? ":" type
 //! KIND    := "weight" | "state"
 //! type    := tensor | "(" tensor,* ")"

@@ -11,6 +11,7 @@ use crate::graph::{Def, Func, Function, Module, ParamKind, Value, ValueData};
 use crate::types::{TensorType, Type};
 use std::collections::{HashMap, HashSet};
 
+mod bodies;
 mod cursor;
 mod stmt;
 mod value;
@@ -82,6 +83,7 @@ struct Scope<'a> {
 }
 
 /// What a name stands for.
+#[derive(Clone, Copy)]
 enum Known {
     /// A value.
     Value(Value, Token),
@@ -199,7 +201,10 @@ impl<'a> Parser<'a> {
         let results = self.signature(name)?;
         let open = self.peek();
         self.expect(b'{', "and the function's statements")?;
-        self.body(scope, results, open);
+        self.body(scope, results.clone(), open);
+        if self.bodies(scope, results).is_err() {
+            self.skip_to_item();
+        }
         Ok((name, token))
     }
 

@@ -1,6 +1,7 @@
 //! Writes a module. Any module can be written, well-formed or not; what is well-formed reads back.
 
 use crate::attr::{Attr, Axis, Spec};
+use crate::estimate::Estimate;
 use crate::graph::{Def, Func, Function, Module, Value};
 use crate::types::{TensorType, Type};
 use std::fmt::{self, Write};
@@ -33,8 +34,30 @@ pub fn print(module: &Module) -> String {
 /// The text of one function, without the extents that its module declares.
 pub fn print_function(module: &Module, func: Func) -> String {
     let mut text = String::new();
-    let _ = Printer { module, f: &module.funcs[func] }.function(&mut text);
+    let _ = function(module, &module.funcs[func], &mut text);
     text
+}
+
+/// A function with all its bodies.
+fn function(module: &Module, f: &Function, text: &mut String) -> fmt::Result {
+    let body = |text: &mut String, f: &Function| Printer { module, f }.body(text);
+    Printer { module, f }.signature(text)?;
+    body(text, f)?;
+    if !f.alternatives.is_empty() {
+        cost(text, &f.estimate)?;
+    }
+    for other in &f.alternatives {
+        write!(text, "\nor {} ", other.body.name)?;
+        body(text, &other.body)?;
+        cost(text, &other.estimate)?;
+    }
+    writeln!(text)
+}
+
+/// What a body takes, behind it.
+fn cost(text: &mut String, estimate: &Estimate) -> fmt::Result {
+    write!(text, " cost {}", estimate.sum())?;
+    estimate.maxima().iter().try_for_each(|(a, b)| write!(text, "\n  + max({a}, {b})"))
 }
 
 impl fmt::Display for Module {
@@ -49,7 +72,7 @@ struct Printer<'a> {
 }
 
 impl Printer<'_> {
-    fn function(&self, text: &mut String) -> fmt::Result {
+    fn signature(&self, text: &mut String) -> fmt::Result {
         write!(text, "fn @{}(", self.f.name)?;
         let params = self.f.params();
         let params = params.map(|(param, kind)| (format!("{}{}:", kind.keyword(), self.name(param)), param));
@@ -61,8 +84,12 @@ impl Printer<'_> {
         }
         let ty = |&value: &Value| self.f.values.get(value).map_or("?".into(), |data| data.ty.to_string());
         let results: Vec<String> = self.f.results.iter().map(ty).collect();
-        writeln!(text, ") -> {} {{", results.join(", "))?;
+        write!(text, ") -> {} ", results.join(", "))
+    }
 
+    /// Without a line's end.
+    fn body(&self, text: &mut String) -> fmt::Result {
+        writeln!(text, "{{")?;
         let stmts = self.f.values.iter().filter_map(|(value, data)| {
             let (head, args, tail) = self.parts(&data.def)?;
             let whole = format!("{head}{}{}{tail}", if args.is_empty() { "" } else { " " }, args.join(", "));
@@ -80,7 +107,7 @@ impl Printer<'_> {
         }
         let results: Vec<String> = self.f.results.iter().map(|&value| self.name(value)).collect();
         writeln!(text, "  return {}", results.join(", "))?;
-        writeln!(text, "}}")
+        write!(text, "}}")
     }
 
     /// A statement with its operands on lines of their own.

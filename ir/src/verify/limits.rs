@@ -13,6 +13,10 @@ pub const TERMS: usize = 16;
 pub const FACTORS: usize = 64;
 /// Terms of the product of one tensor's extents, before like ones are added.
 pub const SHAPE_TERMS: usize = 256;
+/// Bodies of one function beside its own.
+pub const ALTERNATIVES: usize = 16;
+/// Terms of the polynomials of one estimate.
+pub const ESTIMATE: usize = 1024;
 /// Operands of one op.
 pub const OPERANDS: usize = 1024;
 

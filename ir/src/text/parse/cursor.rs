@@ -82,7 +82,7 @@ impl<'a> Parser<'a> {
         let second = self.peek_second();
         let ends = || match second.kind {
             Kind::End => true,
-            Kind::Word => matches!(self.str(second), "fn" | "dim"),
+            Kind::Word => matches!(self.str(second), "fn" | "dim" | "cost" | "or"),
             _ => false,
         };
         self.is(b'}') && (self.peek().first || ends())

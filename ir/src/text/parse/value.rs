@@ -114,6 +114,12 @@ impl<'a> Parser<'a> {
         }
         self.bump();
         let name = self.str(token);
+        self.declared(token, name);
+        Ok(Dim::sym(name))
+    }
+
+    /// Says so, once, if nobody has declared this extent.
+    pub(super) fn declared(&mut self, token: Token, name: &'a str) {
         if !self.dims.contains_key(name) {
             let close = nearest(name, self.dims.keys().copied());
             let message = format!("the extent `{}` is not declared", clip(name));
@@ -125,7 +131,6 @@ impl<'a> Parser<'a> {
             });
             self.dims.insert(name, token);
         }
-        Ok(Dim::sym(name))
     }
 
     /// An integer that is not negative.

@@ -179,29 +179,26 @@ pub fn only(module: &Module, func: FuncId) -> Module {
     let mut needed = HashSet::new();
     while let Some(next) = wanted.pop() {
         if needed.insert(next) {
-            let calls = module.funcs[next].values.iter().filter_map(|(_, data)| match data.def {
+            let values = module.funcs[next].bodies().flat_map(|(body, _)| body.values.iter());
+            wanted.extend(values.filter_map(|(_, data)| match data.def {
                 Def::Call(callee, _) => Some(callee),
                 _ => None,
-            });
-            wanted.extend(calls);
+            }));
         }
     }
     let mut smaller = Module { dims: module.dims.clone(), ..Module::default() };
     let mut moved = HashMap::new();
     for (id, f) in module.funcs.iter().filter(|(id, _)| needed.contains(id)) {
-        let mut f = Function::clone(f);
-        // Callees come before their callers, so they have moved already.
-        f.values = f
-            .values
-            .iter()
-            .map(|(_, data)| {
-                let mut data = data.clone();
-                if let Def::Call(callee, _) = &mut data.def {
+        let f = f.map_bodies(|body| {
+            let mut values = body.values.clone();
+            for value in body.values.keys() {
+                if let Def::Call(callee, _) = &mut values[value].def {
+                    // Callees come before their callers, so they have moved already.
                     *callee = moved[callee];
                 }
-                data
-            })
-            .collect();
+            }
+            Function { values, ..body.clone() }
+        });
         moved.insert(id, smaller.add(f));
     }
     smaller
