@@ -2,6 +2,7 @@
 
 use eva_ir::dim::Dim;
 use eva_ir::entity::Arena;
+use eva_ir::estimate::{Estimate, least};
 use eva_ir::eval::Array;
 use eva_ir::graph::{Func, ParamKind};
 use eva_ir::kernel::Kernel;
@@ -50,6 +51,11 @@ pub struct FuncPlan {
     pub bases: Vec<Base>,
     /// What happens, in order.
     pub steps: Vec<Step>,
+    /// What this body takes, beside the alternatives.
+    pub estimate: Estimate,
+    /// Other bodies that compute the same from the same parameters, by names of their own. For given extents, the one
+    /// whose estimate is least runs.
+    pub alternatives: Vec<FuncPlan>,
 }
 
 /// A parameter of a function.
@@ -162,6 +168,25 @@ pub struct Layout {
 pub const ALIGNMENT: usize = 64;
 
 impl FuncPlan {
+    /// Body `i`: this one, or an alternative.
+    pub fn body(&self, i: usize) -> &FuncPlan {
+        i.checked_sub(1).map_or(self, |i| &self.alternatives[i])
+    }
+
+    /// All bodies, this one first.
+    pub fn bodies(&self) -> impl Iterator<Item = &FuncPlan> {
+        std::iter::once(self).chain(&self.alternatives)
+    }
+
+    /// The number of the body that runs for known sizes.
+    pub fn choose(&self, size_of: &dyn Fn(&Dim) -> Option<i64>) -> usize {
+        if self.alternatives.is_empty() {
+            return 0;
+        }
+        let estimates = self.bodies().map(|body| &body.estimate);
+        least(estimates, &|sym| size_of(&Dim::sym(sym.as_str())))
+    }
+
     /// Places the temporaries: the largest first, each at the lowest address where it meets no other that is alive
     /// at the same time. `None` if a size is not known or does not fit.
     pub fn layout(&self, size_of: &dyn Fn(&Dim) -> Option<i64>) -> Option<Layout> {
@@ -205,8 +230,9 @@ impl Plan {
         // Functions call older ones only: their needs are known when they are asked for.
         let mut needs: Vec<usize> = Vec::new();
         for (id, f) in self.funcs.iter() {
-            let own = f.layout(size_of)?.bytes;
-            let calls = f.steps.iter().filter_map(|step| match step {
+            let body = f.body(f.choose(size_of));
+            let own = body.layout(size_of)?.bytes;
+            let calls = body.steps.iter().filter_map(|step| match step {
                 Step::Call { func, .. } => Some(needs[eva_ir::entity::Entity::index(*func)]),
                 Step::Launch { .. } => None,
             });

@@ -12,12 +12,22 @@ use std::collections::HashMap;
 pub(crate) struct Bound {
     /// The function that runs.
     pub func: Func,
-    /// The arena's layout for each function that takes part.
-    funcs: HashMap<usize, Layout>,
+    /// Each function that takes part.
+    funcs: HashMap<usize, BoundFunc>,
     /// What each kernel is launched with.
     launches: HashMap<usize, Launch>,
     /// Bytes of arena in all.
     pub arena: usize,
+}
+
+/// What extents decide about a function.
+struct BoundFunc {
+    /// Which of its bodies runs.
+    body: usize,
+    /// The body's part of the arena.
+    layout: Layout,
+    /// Which of its steps are for these extents.
+    runs: Vec<bool>,
 }
 
 /// What a kernel is launched with, but for addresses.
@@ -41,19 +51,28 @@ pub(crate) fn bind(plan: &Plan, func: Func, sizes: &HashMap<Sym, i64>) -> Result
         if bound.funcs.contains_key(&next.index()) {
             continue;
         }
-        let f = &plan.funcs[next];
+        let body = plan.funcs[next].choose(&eval);
+        let f = plan.funcs[next].body(body);
+        if body > 0 {
+            tracing::debug!(function = plan.funcs[next].name, body = f.name, "another body");
+        }
         let layout = f.layout(&eval).ok_or_else(|| Error::TooLarge(format!("@{name}")))?;
+        let mut runs = Vec::with_capacity(f.steps.len());
         for step in &f.steps {
-            match step {
-                Step::Call { func, .. } => wanted.push(*func),
-                Step::Launch { when: Some(when), .. } if when.holds(&eval) == Some(false) => {}
+            runs.push(match step {
+                Step::Call { func, .. } => {
+                    wanted.push(*func);
+                    true
+                }
+                Step::Launch { when: Some(when), .. } if when.holds(&eval) == Some(false) => false,
                 Step::Launch { kernel, bases, name, .. } => {
                     let launch = bind_launch(f, &plan.kernels[*kernel], bases, name, &all)?;
                     bound.launches.insert(kernel.index(), launch);
+                    true
                 }
-            }
+            });
         }
-        bound.funcs.insert(next.index(), layout);
+        bound.funcs.insert(next.index(), BoundFunc { body, layout, runs });
     }
     let bytes = plan.arena_bytes(func, &eval);
     bound.arena = bytes.ok_or_else(|| Error::TooLarge(format!("@{name}")))?;
@@ -145,37 +164,38 @@ pub(crate) struct Addresses<'a> {
     pub arena: *mut u8,
 }
 
+/// A constant: its function, the function's body, and the base.
+pub(crate) type ConstantAt = (usize, usize, usize);
+
 /// What [`walk`] does with a launch: the kernel's number, the addresses of its buffers, and the rest.
 pub(crate) type OnLaunch<'a> = dyn FnMut(usize, &[*mut u8], &Launch) -> Result<(), Error> + 'a;
 
-/// Goes through the steps of a run in their order, and hands each launch to `launch`. `constant` has the address of each constant, by function and base.
+/// Goes through the steps of a run in their order, and hands each launch to `launch`. `constant` has the address of
+/// each constant, by function, body and base.
 pub(crate) fn walk(
     plan: &Plan,
     bound: &Bound,
     func: Func,
     at: Addresses,
-    constant: &dyn Fn(usize, usize) -> *mut u8,
+    constant: &dyn Fn(ConstantAt) -> *mut u8,
     launch: &mut OnLaunch,
 ) -> Result<(), Error> {
-    let f = &plan.funcs[func];
-    let layout = &bound.funcs[&func.index()];
+    let BoundFunc { body, layout, runs } = &bound.funcs[&func.index()];
+    let f = plan.funcs[func].body(*body);
     let address = |(i, base): (usize, &Base)| match base {
         Base::Param(p) => at.params[*p],
         Base::Result(r) => at.results[*r],
         Base::Temp(_) => at.arena.wrapping_add(layout.offsets[i].unwrap_or(0)),
-        Base::Constant(..) => constant(func.index(), i),
+        Base::Constant(..) => constant((func.index(), *body, i)),
     };
     let addresses: Vec<*mut u8> = f.bases.iter().enumerate().map(address).collect();
     let mut bufs = Vec::new();
-    for step in &f.steps {
+    for (step, _) in f.steps.iter().zip(runs).filter(|(_, runs)| **runs) {
         match step {
             Step::Launch { kernel, bases, .. } => {
                 bufs.clear();
                 bufs.extend(bases.iter().map(|&base| addresses[base]));
-                // Those that are for other extents are not bound.
-                if let Some(bound) = bound.launches.get(&kernel.index()) {
-                    launch(kernel.index(), &bufs, bound)?;
-                }
+                launch(kernel.index(), &bufs, &bound.launches[&kernel.index()])?;
             }
             Step::Call { func, args, results, .. } => {
                 let params: Vec<*mut u8> = args.iter().map(|&base| addresses[base]).collect();

@@ -1,6 +1,6 @@
 //! [`Executable`]: a compiled module; and how a plan runs.
 
-use crate::bind::{Addresses, Bound, walk};
+use crate::bind::{Addresses, Bound, ConstantAt, walk};
 use crate::cpu;
 #[cfg(feature = "cuda")]
 use crate::cuda;
@@ -53,8 +53,8 @@ pub struct CompileTimes {
 pub struct Executable {
     plan: Plan,
     pub(crate) code: Code,
-    /// Tensors computed by the compiler, by function and base.
-    constants: HashMap<(usize, usize), Memory>,
+    /// Tensors computed by the compiler.
+    constants: HashMap<ConstantAt, Memory>,
     /// How long the compilation took.
     pub times: CompileTimes,
 }
@@ -107,12 +107,15 @@ impl Executable {
     fn new(plan: Plan, code: Code, times: CompileTimes) -> Result<Self, Error> {
         let mut exe = Self { plan, code, constants: HashMap::new(), times };
         for (func, f) in exe.plan.funcs.iter() {
-            for (i, base) in f.bases.iter().enumerate() {
+            let bodies = f.bodies().enumerate();
+            let bases =
+                bodies.flat_map(|(body, f)| f.bases.iter().enumerate().map(move |(i, base)| (body, i, base)));
+            for (body, i, base) in bases {
                 if let Base::Constant(dtype, array) = base {
                     let tensor = Tensor::from_f64(*dtype, &array.shape, &array.data);
                     let mut memory = exe.zeroed(tensor.bytes().len(), "a constant")?;
                     memory.write(0, tensor.bytes())?;
-                    exe.constants.insert((func.index(), i), memory);
+                    exe.constants.insert((func.index(), body, i), memory);
                 }
             }
         }
@@ -202,9 +205,9 @@ impl Executable {
         }
     }
 
-    /// The address of a constant, by function and base.
-    pub(crate) fn constant(&self, func: usize, base: usize) -> *mut u8 {
-        self.constants[&(func, base)].address()
+    /// The address of a constant.
+    pub(crate) fn constant(&self, at: ConstantAt) -> *mut u8 {
+        self.constants[&at].address()
     }
 
     /// Runs a function on the CPU.
@@ -218,7 +221,7 @@ impl Executable {
         let mut done = Ok(());
         code.pool.enter(|| {
             let at = &at;
-            let constant = |func, base| self.constant(func, base);
+            let constant = |at| self.constant(at);
             let mut launch = |kernel, bufs: &[*mut u8], launch: &_| {
                 // SAFETY: the caller's; `bind` has checked every buffer, and the programs of a kernel write apart.
                 unsafe { code.launch(kernel, bufs, launch) };

@@ -26,7 +26,7 @@ impl FnLower<'_> {
     /// Writes the kernel of a value that no op with loops computes: one program for a row.
     pub(super) fn rows(&mut self, value: Value) -> Result<(), LowerError> {
         let home = self.new_home(value, 0);
-        let k = Build::new(&format!("{}.{}", self.f.name, self.f.values[value].name));
+        let k = Build::new(&format!("{}.{}", self.name, self.f.values[value].name));
         let bases = RefCell::new(Vec::new());
         {
             let low = &*self;
@@ -46,7 +46,7 @@ impl FnLower<'_> {
 
     /// Writes a kernel that copies a tensor.
     pub(super) fn copy(&mut self, from: &BufView, to: &BufView) -> Result<(), LowerError> {
-        let k = Build::new(&format!("{}.{}", self.f.name, to.name));
+        let k = Build::new(&format!("{}.{}", self.name, to.name));
         let bases = RefCell::new(Vec::new());
         {
             let low = &*self;

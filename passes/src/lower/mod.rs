@@ -7,13 +7,15 @@
 
 pub mod fuse;
 mod kernel;
+mod share;
 mod variants;
 
 use crate::Error;
-use crate::plan::{Base, CAPACITY, FuncPlan, KernelId, ParamPlan, Plan, ResultPlan, Step, Temp, When};
+use crate::plan::{Base, CAPACITY, FuncPlan, ParamPlan, Plan, ResultPlan, Step, Temp, When};
 use crate::target::Target;
 use eva_ir::dim::{Dim, Sym};
 use eva_ir::entity::{Arena, Entity};
+use eva_ir::estimate::Estimate;
 use eva_ir::eval::Sizes;
 use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value};
 use eva_ir::kernel::{Access, Kernel};
@@ -22,30 +24,35 @@ use eva_ir::ops::Op;
 use eva_ir::types::{DType, TensorType};
 use eva_ir::verify::{self, StateResults};
 use fuse::Fusion;
+use share::Kernels;
 use std::collections::HashMap;
 
 /// Lowers every function of a verified module; the plan's kernels are in the tile phase only.
 pub fn lower(module: &Module, target: &Target) -> Result<Plan, Error> {
-    let mut plan = Plan {
-        tiles: Arena::default(),
-        kernels: Arena::default(),
-        funcs: Arena::default(),
-        dims: module.dims.clone(),
-    };
+    let (mut kernels, mut funcs) = (Kernels::default(), Arena::default());
     for (func, states) in verify::state_results(module).iter() {
-        let lowered = FnLower::new(module, target, &module.funcs[func], &mut plan).run(states)?;
-        plan.funcs.push(lowered);
+        let f = &module.funcs[func];
+        let mut bodies = f.bodies().map(|(body, estimate)| {
+            let lower = FnLower::new(module, target, &f.name, body, &funcs, &mut kernels);
+            Ok(FuncPlan { estimate: estimate.clone(), ..lower.run(states)? })
+        });
+        let base = bodies.next().expect("a function has a body")?;
+        let alternatives = bodies.collect::<Result<_, _>>()?;
+        funcs.push(FuncPlan { alternatives, ..base });
     }
-    Ok(plan)
+    Ok(Plan { tiles: kernels.finish(), kernels: Arena::default(), funcs, dims: module.dims.clone() })
 }
 
 /// One function on its way to a plan.
 struct FnLower<'a> {
     module: &'a Module,
     target: &'a Target,
+    /// The function's name, which is in the names of kernels of all its bodies.
+    name: &'a str,
+    /// The body.
     f: &'a Function,
     fusion: Fusion,
-    tiles: &'a mut Arena<KernelId, Kernel>,
+    kernels: &'a mut Kernels,
     callees: &'a Arena<Func, FuncPlan>,
     /// The values of the extents that are fixed.
     sizes: HashMap<&'a Sym, i64>,
@@ -58,14 +65,22 @@ struct FnLower<'a> {
 }
 
 impl<'a> FnLower<'a> {
-    fn new(module: &'a Module, target: &'a Target, f: &'a Function, plan: &'a mut Plan) -> Self {
+    fn new(
+        module: &'a Module,
+        target: &'a Target,
+        name: &'a str,
+        f: &'a Function,
+        callees: &'a Arena<Func, FuncPlan>,
+        kernels: &'a mut Kernels,
+    ) -> Self {
         Self {
             module,
             target,
+            name,
             f,
             fusion: Fusion::new(f),
-            tiles: &mut plan.tiles,
-            callees: &plan.funcs,
+            kernels,
+            callees,
             sizes: module.dims.iter().filter_map(|(sym, n)| Some((sym, (*n)?))).collect(),
             homes: HashMap::with_capacity(f.values.len()),
             bases: Vec::new(),
@@ -102,7 +117,8 @@ impl<'a> FnLower<'a> {
             results.push(ResultPlan { name, ty, state });
         }
         self.find_lifetimes();
-        Ok(FuncPlan { name: self.f.name.clone(), params, results, bases: self.bases, steps: self.steps })
+        let (name, estimate, alternatives) = (self.f.name.clone(), Estimate::default(), Vec::new());
+        Ok(FuncPlan { name, params, results, bases: self.bases, steps: self.steps, estimate, alternatives })
     }
 
     /// Turns one value into steps, unless it is fused into others.
@@ -341,7 +357,7 @@ impl<'a> FnLower<'a> {
 
     fn unsupported(&self, value: Value, error: LowerError) -> Error {
         Error::Unsupported {
-            function: self.f.name.clone(),
+            function: self.name.into(),
             value: self.f.values[value].name.clone(),
             message: error.message,
         }
@@ -366,7 +382,7 @@ impl<'a> FnLower<'a> {
     /// Adds a finished kernel and the step that runs it.
     fn launch(&mut self, kernel: Kernel, bases: Vec<usize>, when: Option<When>) {
         let name = kernel.name.clone();
-        let kernel = self.tiles.push(kernel);
+        let kernel = self.kernels.add(kernel);
         self.steps.push(Step::Launch { kernel, bases, name, when });
     }
 }

@@ -133,7 +133,7 @@ impl FnLower<'_> {
         write: &dyn for<'k> Fn(&Cx<'k>, &Env<'k>) -> Result<(), LowerError>,
     ) -> Result<Written, LowerError> {
         let last = chain.last().copied().unwrap_or(root);
-        let mut name = format!("{}.{}", self.f.name, self.f.values[last].name);
+        let mut name = format!("{}.{}", self.name, self.f.values[last].name);
         match variant {
             Variant::Whole => {}
             Variant::Few(few) => name += &format!(".{}", few.most),

@@ -133,7 +133,7 @@ impl Calls {
                 launches.extend(call.code.prepare(number, kernel, bufs, &with.syms, with.programs)?);
                 Ok(())
             };
-            let constant = |func, base| call.exe.constant(func, base);
+            let constant = |at| call.exe.constant(at);
             let at = Addresses { params: &params, results: &results, arena };
             walk(call.exe.plan(), call.bound, call.bound.func, at, &constant, &mut prepare)?;
             self.last = Some((key, launches));
