@@ -16,7 +16,7 @@ use crate::model::{Options, causal_lm};
 use eva_ir::diag::Diags;
 use eva_ir::graph::{Module, ParamKind};
 use eva_ir::types::DType;
-use eva_passes::Form;
+use eva_passes::{CacheOptions, Form};
 use eva_runtime::checkpoint::{Checkpoint, CheckpointError};
 use eva_runtime::sample::{SampleError, Sampler, Sampling};
 use eva_runtime::{CompileOptions, Device, Executable, Session, States, Tensor, Weights, weights};
@@ -31,6 +31,13 @@ pub struct LoadOptions {
     pub dtype: DType,
     /// The form of attention.
     pub form: Form,
+    /// How caches are laid out.
+    pub cache: CacheOptions,
+    /// Whether the model is written with the keys and values of every head in its caches; see
+    /// [`Options::expanded_cache`].
+    pub expanded_cache: bool,
+    /// How many bytes a token may take in the caches of one layer; the configuration's by default.
+    pub kv_budget: Option<u64>,
     /// What the model runs on.
     pub device: Device,
     /// For a GPU: the folder of an artifact with the kernels, which are then not compiled. It must have been made of this
@@ -53,6 +60,9 @@ impl Default for LoadOptions {
         Self {
             dtype: DType::F32,
             form: Form::Auto,
+            cache: CacheOptions::default(),
+            expanded_cache: false,
+            kv_budget: None,
             device: Device::Cpu,
             artifact: None,
             threads: None,
@@ -137,6 +147,7 @@ impl Model {
         let (threads, device) = (options.threads, options.device);
         let mut compile = CompileOptions { threads, device, ..CompileOptions::default() };
         compile.passes.form = options.form;
+        compile.passes.cache = options.cache;
         use_artifact(&mut compile, options)?;
         let executable = Arc::new(Executable::compile(&module, &compile)?);
         progress.end();
@@ -267,6 +278,8 @@ pub fn module(
         weight_dtype: if checkpoint.is_some() { Some(&stored) } else { None },
         taps: options.taps,
         attn_probs: options.attn_probs,
+        expanded_cache: options.expanded_cache,
+        kv_budget: options.kv_budget,
         mtp: options.mtp,
     };
     causal_lm(config, &model).map_err(EngineError::Module)
@@ -365,6 +378,14 @@ impl Generator {
     /// Bytes that one token takes in the cache.
     pub fn cache_bytes_per_token(&self) -> usize {
         self.session.state_bytes_per_token()
+    }
+
+    /// Bytes that one token takes in the caches of the layer that has the most.
+    pub fn cache_bytes_per_token_and_layer(&self) -> u64 {
+        let executable = self.session.executable();
+        let func = executable.func("main").ok();
+        let bytes = func.and_then(|func| executable.plan().cache_bytes(func).ok());
+        bytes.map_or(0, |bytes| bytes.per_layer())
     }
 
     /// Bytes of the cache.

@@ -134,3 +134,34 @@ fn a_function_that_only_updates_state_gives_nothing() {
     });
     insta::assert_snapshot!(text(&p));
 }
+
+#[test]
+fn a_naive_block_caches_latents_within_its_budget() {
+    use eva_passes::cache::{CacheBytes, CacheOptions, lay_out};
+    let block = |budget| {
+        let p = Program::new().kv_budget(budget);
+        let [b, s, t] = ["b", "s", "t"].map(|name| p.dim(name));
+        let [m, c, h, n] = [("m", 29), ("c", 10), ("h", 3), ("n", 7)].map(|(name, n)| p.dim_fixed(name, n));
+        p.function("block", |f| {
+            let x = f.input("x", F32, [&b, &s, &m]);
+            let start = f.input("start", I32, [&b]);
+            let latent = x.linear(&f.weight("down", BF16, [&c, &m])).named("latent");
+            let k = latent.linear(&f.weight("up", BF16, [&(&h * &n), &c])).reshape([&b, &s, &h, &n]);
+            let k = f.scope("attn").state("k", F32, [&b, &t, &h, &n]).write(&k, &start);
+            let q = x.linear(&f.weight("q", BF16, [&(&h * &n), &m])).reshape([&b, &s, &h, &n]);
+            let probs = q.einsum("bshn,bthn->bhst", &k).causal_softmax(&start);
+            probs.einsum("bhst,bthn->bshn", &k)
+        });
+        p.finish().unwrap()
+    };
+    let laid_out = lay_out(&block(40), &CacheOptions::default()).unwrap();
+    let bytes = CacheBytes::of(&laid_out, laid_out.func("block").unwrap()).unwrap();
+    let names: Vec<&str> = bytes.states.iter().map(|(name, ..)| name.as_str()).collect();
+    assert_eq!((names, bytes.per_layer()), (vec!["attn.latent"], 40));
+    let error = lay_out(&block(39), &CacheOptions::default()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "a token takes 40 bytes in the caches of @block, but the module allows 39: `%attn.latent` 40 (f32[b, t, c])"
+    );
+    assert!(matches!(error.labels[0].0, eva_ir::diag::Loc::Rust(at) if at.file().ends_with("dsl.rs")));
+}

@@ -28,6 +28,8 @@ entity! {
 pub struct Module {
     /// The extents' names, and the values of those that are fixed for a model.
     pub dims: Vec<(Sym, Option<i64>)>,
+    /// How many bytes a token may take in the caches of one layer, if the module says so.
+    pub kv_budget: Option<u64>,
     /// The functions; the last is the one a user runs, unless another is asked for by name. A pass shares with
     /// the module before it those that it leaves alone.
     pub funcs: Arena<Func, Arc<Function>>,

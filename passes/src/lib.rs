@@ -6,6 +6,7 @@
 //! them to the target's lanes, and [`plan`] says which kernel runs when, on which buffers.
 
 pub mod attend;
+pub mod cache;
 pub mod cost;
 pub mod form;
 pub mod interpret;
@@ -20,6 +21,7 @@ pub mod target;
 
 use eva_ir::diag::Diags;
 use eva_ir::graph::Module;
+pub use cache::CacheOptions;
 pub use form::Form;
 use pass::Passes;
 use plan::Plan;
@@ -30,6 +32,8 @@ use target::{Machine, Target};
 pub struct Options {
     /// Which form of attention to use.
     pub form: Form,
+    /// How caches are laid out.
+    pub cache: CacheOptions,
     /// What costs are reckoned for; the target's if not given (and a CPU's if there is no target).
     pub machine: Option<cost::Machine>,
     /// Passes to print the module after, as `EVA_DUMP` lists them.
@@ -67,6 +71,7 @@ pub enum Error {
 /// Rewrites `module`'s graphs: the passes before lowering, in order.
 pub fn optimize(module: &Module, options: &Options) -> Result<Module, Error> {
     let mut p = Passes::new(module, options)?;
+    p.run("cache", |m| cache::lay_out(m, &options.cache))?;
     p.run("form", |m| form::choose(m, options))?;
     p.run("attend", attend::recognize)?;
     p.run("order", order::binary)?;
@@ -89,7 +94,7 @@ pub fn compile(module: &Module, target: &Target, options: &Options) -> Result<Pl
 }
 
 /// The names of the graph passes, in the order they run.
-pub const PASSES: [&str; 3] = ["form", "attend", "order"];
+pub const PASSES: [&str; 4] = ["cache", "form", "attend", "order"];
 
 /// Runs one graph pass by name; `None` if there is no such pass.
 pub fn run_pass(name: &str, module: &Module, options: &Options) -> Option<Result<Module, Error>> {
@@ -98,6 +103,7 @@ pub fn run_pass(name: &str, module: &Module, options: &Options) -> Option<Result
         Err(e) => return Some(Err(e)),
     };
     let result = match name {
+        "cache" => p.run("cache", |m| cache::lay_out(m, &options.cache)),
         "form" => p.run("form", |m| form::choose(m, options)),
         "attend" => p.run("attend", attend::recognize),
         "order" => p.run("order", order::binary),

@@ -1,6 +1,7 @@
 //! What the runtime runs: kernels in order, and the buffers they work on.
 
-use eva_ir::dim::Dim;
+use crate::cache::CacheBytes;
+use eva_ir::dim::{Dim, Sym};
 use eva_ir::entity::Arena;
 use eva_ir::estimate::{Estimate, least};
 use eva_ir::eval::Array;
@@ -225,6 +226,14 @@ impl FuncPlan {
 }
 
 impl Plan {
+    /// What one token takes in the states of `func`; the name of one whose bytes are not known before it runs
+    /// otherwise.
+    pub fn cache_bytes(&self, func: Func) -> Result<CacheBytes, String> {
+        let states = self.funcs[func].params.iter().filter(|param| param.kind == ParamKind::State);
+        let value = |sym: &Sym| self.dims.iter().find(|(name, _)| name == sym).and_then(|(_, value)| *value);
+        CacheBytes::new(states.map(|param| (param.name.as_str(), &param.ty)), &|dim| dim.eval(&value))
+    }
+
     /// The bytes of arena that a run of `func` needs, called functions included; `None` if that is not known.
     pub fn arena_bytes(&self, func: Func, size_of: &dyn Fn(&Dim) -> Option<i64>) -> Option<usize> {
         // Functions call older ones only: their needs are known when they are asked for.

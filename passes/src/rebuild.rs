@@ -139,7 +139,7 @@ pub fn functions(
         Ok(Arc::new(Function { estimate: f.estimate.clone(), alternatives, ..base }))
     };
     let funcs = module.funcs.iter().map(|(_, f)| new(f)).collect::<Result<_, _>>()?;
-    Ok(Module { dims: module.dims.clone(), funcs, ..Module::default() })
+    Ok(Module { dims: module.dims.clone(), kv_budget: module.kv_budget, funcs, ..Module::default() })
 }
 
 /// A rule that built something ill-typed: a mistake of the compiler's own, named.

@@ -5,7 +5,10 @@ use eva_ir::eval::{Array, Sizes, eval_values};
 use eva_ir::graph::{Def, Func, Function, Module, ParamKind};
 use eva_ir::kernel::Phase;
 use eva_ir::testing::Sample;
+use eva_ir::text;
 use eva_ir::types::DType;
+use eva_passes::CacheOptions;
+use eva_passes::cache;
 use eva_passes::interpret::{How, interpret};
 use eva_passes::plan::Plan;
 use eva_passes::target::Target;
@@ -81,8 +84,22 @@ pub fn check_chain(
     seed: u64,
 ) {
     let sizes = sizes(module, given);
-    let args = arguments(&module.funcs[func], &sizes, seed, ints);
-    check_args(module, func, &sizes, &args, &[]);
+    let check = |module: &Module| {
+        let args = arguments(&module.funcs[func], &sizes, seed, ints);
+        check_args(module, func, &sizes, &args, &[]);
+    };
+    check(module);
+    // With other states the function takes other arguments.
+    let laid_out = cache::lay_out(module, &CacheOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    if text::print(&laid_out) != text::print(module) {
+        check(&laid_out);
+    }
+}
+
+/// Passes that leave caches as they are written, so that arguments fit.
+pub fn as_written() -> eva_passes::Options {
+    let cache = CacheOptions { layout: cache::Layout::AsWritten };
+    eva_passes::Options { cache, ..eva_passes::Options::default() }
 }
 
 /// Checks the chain on one of the generator's modules.
@@ -95,8 +112,8 @@ pub fn check_args(module: &Module, func: Func, sizes: &Sizes, args: &[Array], bo
     let f = &module.funcs[func];
     let values = eval_values(module, func, sizes, args);
     let want: Vec<Array> = f.results.iter().map(|v| values[v][0].clone()).collect();
-    let executable =
-        Executable::compile(module, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    let options = CompileOptions { passes: as_written(), ..CompileOptions::default() };
+    let executable = Executable::compile(module, &options).unwrap_or_else(|e| panic!("{e}"));
     let plan: &Plan = executable.plan();
     // The narrowest type that anything is computed in decides how far results may be off.
     let computed = module.funcs.iter().flat_map(|(_, f)| f.values.iter());
@@ -113,7 +130,7 @@ pub fn check_args(module: &Module, func: Func, sizes: &Sizes, args: &[Array], bo
         compare(f, &format!("{phase:?}"), &have, &want, bounds, limit);
     }
     // What a GPU would run, in the interpreter.
-    let gpu = eva_passes::compile(module, &Target::cuda(), &eva_passes::Options::default())
+    let gpu = eva_passes::compile(module, &Target::cuda(), &as_written())
         .unwrap_or_else(|e| panic!("{e}"));
     for phase in [Phase::Tile, Phase::Block] {
         let how = How { phase, slack: 3, options: eva_ir::kernel::run::Options::default() };

@@ -42,6 +42,13 @@ impl Program {
         self
     }
 
+    /// How many bytes a token may take in the caches of one layer, as the compiler lays them out: a model that needs more
+    /// does not compile.
+    pub fn kv_budget(self, bytes: u64) -> Self {
+        self.0.module.borrow_mut().kv_budget = Some(bytes);
+        self
+    }
+
     /// An extent that is known when the program runs, such as the number of tokens.
     #[track_caller]
     pub fn dim(&self, name: &str) -> Dim {

@@ -41,13 +41,27 @@ pub struct Options<'a> {
     pub taps: bool,
     /// With `taps`: whether `layers.0.attn_probs`, the attention weights `[b, h, s, t]` of the first layer, is a result.
     pub attn_probs: bool,
+    /// Whether attention caches the keys and values of every head, as [`Mla::expanded_cache`] says.
+    ///
+    /// [`Mla::expanded_cache`]: super::Mla::expanded_cache
+    pub expanded_cache: bool,
+    /// How many bytes a token may take in the caches of one layer; the configuration's by default.
+    pub kv_budget: Option<u64>,
     /// Whether the MTP modules that the configuration has become functions `@mtp`, `@mtp_1`, ….
     pub mtp: bool,
 }
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        Self { dtype: F32, weight_dtype: None, taps: false, attn_probs: false, mtp: false }
+        Self {
+            dtype: F32,
+            weight_dtype: None,
+            taps: false,
+            attn_probs: false,
+            expanded_cache: false,
+            kv_budget: None,
+            mtp: false,
+        }
     }
 }
 
@@ -62,6 +76,10 @@ impl Default for Options<'_> {
 /// ```
 pub fn causal_lm(config: &Config, options: &Options) -> Result<Module, Diags> {
     let p = Program::new().taps(options.taps);
+    let p = match options.kv_budget.or(config.kv_budget) {
+        Some(bytes) => p.kv_budget(bytes),
+        None => p,
+    };
     let default = |name: &str| default_dtype(config, name);
     let stored = options.weight_dtype.unwrap_or(&default);
     let mut model = Model::new(&p, config, options, stored);
@@ -139,6 +157,7 @@ impl<'a> Model<'a> {
     fn layer(&mut self, index: usize) -> Func<Tensor> {
         let mut layer = Layer::of(self.p, self.config, index);
         layer.attention.observe = self.options.taps && self.options.attn_probs && index == 0;
+        layer.attention.expanded_cache = self.options.expanded_cache;
         let observe = layer.attention.observe;
         let experts = matches!(layer.ffn, Ffn::Experts(_));
         let stored = |name: &str| (self.stored)(&format!("model.layers.{index}.{name}"));

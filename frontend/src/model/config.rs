@@ -78,6 +78,8 @@ pub struct Config {
     pub initializer_range: f64,
     /// `quantization_config`: how the weights are stored.
     pub quantization: Option<Quantization>,
+    /// How many bytes a token may take in the caches of one layer: `kv_budget` of the object `eva`, which is eva's own.
+    pub kv_budget: Option<u64>,
 }
 
 /// Epsilon of the norms inside attention (q_a_layernorm, kv_a_layernorm). transformers never passes `rms_norm_eps`

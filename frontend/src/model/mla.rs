@@ -41,6 +41,9 @@ pub struct Mla {
     pub scale: f64,
     /// Whether `q_a_proj`, `kv_a_proj_with_mqa` and `o_proj` have biases.
     pub bias: bool,
+    /// Whether the keys and values of every head are cached, not the latents they are made of: `h·(n + p + v)` numbers
+    /// a token, if the compiler leaves it at that.
+    pub expanded_cache: bool,
     /// Whether the attention weights `[b, h, s, t]` are tapped, as `attn_probs`.
     pub observe: bool,
 }
@@ -70,11 +73,13 @@ impl Mla {
             pairs: Rope::of(config).rotary.pairs,
             scale: config.softmax_scale(),
             bias: config.attention_bias,
+            expanded_cache: false,
             observe: false,
         }
     }
 
-    /// `x [b, s, m] ↦ [b, s, m]`; keeps the latents of all tokens in the states `ckv [b, t, c]` and `kpe [b, t, p]`.
+    /// `x [b, s, m] ↦ [b, s, m]`; keeps the latents of all tokens in the states `ckv [b, t, c]` and `kpe [b, t, p]`, or the
+    /// keys and values in `k [b, t, h, n+p]` and `v [b, t, h, v]`.
     #[track_caller]
     pub fn apply(&self, w: &Weights, x: &Tensor, tokens: &Tokens) -> Tensor {
         let Self { heads: h, nope: n, rope: p, value: v, latent: c, .. } = self;
@@ -93,21 +98,36 @@ impl Mla {
         let [q_nope, q_pe] = q.reshape([&b, &s, h, &(n + p)]).split(-1, [n, p]);
         let (q_nope, q_pe) = (q_nope.named("q_nope"), q_pe.rope(&tokens.rope, self.pairs).named("q_pe"));
 
-        // Latents of the new tokens, and of all.
+        // Latents of the new tokens.
         let [y, z] = self.linear(&w.at("kv_a_proj_with_mqa"), x, &(c + p)).split(-1, [c, p]);
         let latent = rms_norm(&w.at("kv_a_layernorm"), &y, LATENT_NORM_EPS).tap("kv_latent");
         let k_pe = z.rope(&tokens.rope, self.pairs).tap("k_rope");
-        let ckv = w.scope().state("ckv", x.dtype(), [&b, t, c]).write(&latent, start);
-        let k_pe = w.scope().state("kpe", x.dtype(), [&b, t, p]).write(&k_pe, start);
 
-        // Keys and values of each head.
+        // What makes the keys and values of each head of them.
         let expansion = w.get("kv_b_proj.weight", [&(h * &(n + v)), c]).reshape([h, &(n + v), c]);
         let [w_uk, w_uv] = expansion.split(1, [n, v]);
         let (w_uk, w_uv) = (w_uk.cast(x.dtype()).named("w_uk"), w_uv.cast(x.dtype()).named("w_uv"));
-        let k_nope = ckv.einsum("btc,hnc->bthn", &w_uk).named("k_nope");
-        let value = ckv.einsum("btc,hvc->bthv", &w_uv).named("value");
+        let expand = |ckv: &Tensor| {
+            let k_nope = ckv.einsum("btc,hnc->bthn", &w_uk).named("k_nope");
+            (k_nope, ckv.einsum("btc,hvc->bthv", &w_uv).named("value"))
+        };
 
-        let scores = q_nope.einsum("bshn,bthn->bhst", &k_nope) + q_pe.einsum("bshp,btp->bhst", &k_pe);
+        // Latents, or keys and values, of all tokens.
+        let state = |name: &str, shape: &[&Dim]| w.scope().state(name, x.dtype(), shape.iter().copied());
+        let (scores, value) = if self.expanded_cache {
+            let (k_nope, value) = expand(&latent);
+            let of_each_head = w.scope().full(1.0, x.dtype(), [h]);
+            let k_pe = k_pe.einsum("bsp,h->bshp", &of_each_head).named("k_pe");
+            let k = state("k", &[&b, t, h, &(n + p)]).write(&k_nope.concat(-1, &k_pe), start);
+            let value = state("v", &[&b, t, h, v]).write(&value, start);
+            (q_nope.concat(-1, &q_pe).einsum("bshq,bthq->bhst", &k), value)
+        } else {
+            let ckv = state("ckv", &[&b, t, c]).write(&latent, start);
+            let k_pe = state("kpe", &[&b, t, p]).write(&k_pe, start);
+            let (k_nope, value) = expand(&ckv);
+            let scores = q_nope.einsum("bshn,bthn->bhst", &k_nope) + q_pe.einsum("bshp,btp->bhst", &k_pe);
+            (scores, value)
+        };
         let probs = (scores * self.scale).causal_softmax(start).named("probs");
         let probs = if self.observe { probs.tap("attn_probs") } else { probs };
         let out = probs.einsum("bhst,bthv->bshv", &value).reshape([&b, &s, &(h * v)]);

@@ -69,6 +69,13 @@ ops! {
     combine::Combine,
 }
 
+impl Op {
+    /// Whether operand 0 is a state that the op updates in place, its result being the next version of it.
+    pub fn updates_state(&self) -> bool {
+        matches!(self, Op::CacheWrite(_))
+    }
+}
+
 impl OpKind {
     /// The op with this name.
     pub fn by_name(name: &str) -> Option<OpKind> {

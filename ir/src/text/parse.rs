@@ -125,6 +125,11 @@ impl<'a> Parser<'a> {
                         self.skip_to_item();
                     }
                 }
+                (Kind::Word, "kv_budget") => {
+                    if self.kv_budget().is_err() {
+                        self.skip_to_item();
+                    }
+                }
                 (Kind::Word, "fn") => {
                     let before = self.failures;
                     self.bump();
@@ -146,6 +151,20 @@ impl<'a> Parser<'a> {
                 }
             }
         }
+    }
+
+    /// `kv_budget 1152`
+    fn kv_budget(&mut self) -> Parse<()> {
+        let token = self.peek();
+        self.bump();
+        let bytes = self.int("bytes a token and layer, as in `kv_budget 1152`")?;
+        match self.module.kv_budget {
+            Some(_) => {
+                self.error("eva::duplicate", token, "there are two budgets", "the second");
+            }
+            None => self.module.kv_budget = u64::try_from(bytes).ok(),
+        }
+        Ok(())
     }
 
     /// `dim h = 128`

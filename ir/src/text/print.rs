@@ -18,6 +18,9 @@ const LINE_WIDTH: usize = 100;
 /// The canonical text of `module`.
 pub fn print(module: &Module) -> String {
     let mut text = String::new();
+    if let Some(bytes) = module.kv_budget {
+        let _ = writeln!(text, "kv_budget {bytes}");
+    }
     for (name, value) in &module.dims {
         let value = value.map_or(String::new(), |n| format!(" = {n}"));
         let _ = writeln!(text, "dim {name}{value}");

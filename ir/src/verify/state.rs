@@ -177,7 +177,7 @@ impl<'a> States<'a> {
     /// Whether a use is an update.
     fn updates(&self, (user, operand): (Value, usize)) -> bool {
         match &self.f.values[user].def {
-            Def::Op(op, _) => operand == 0 && matches!(op, Op::CacheWrite(_)),
+            Def::Op(op, _) => operand == 0 && op.updates_state(),
             Def::Call(callee, _) => self.is_state_of(*callee, operand),
             Def::Param(_) => false,
         }

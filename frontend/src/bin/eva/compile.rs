@@ -123,6 +123,8 @@ mod with_cuda {
             assembler,
             notes,
         };
+        let caches = plan.funcs.keys().filter_map(|func| plan.cache_bytes(func).ok());
+        let per_layer = caches.map(|caches| caches.per_layer()).max().unwrap_or(0);
         let kernels: Vec<_> = plan.kernels.iter().map(|(_, kernel)| kernel).collect();
         let bar = bars.counter("assembling", kernels.len());
         let step = || bar.as_ref().map_or((), |bar| bar.inc(1));
@@ -139,6 +141,7 @@ mod with_cuda {
                 "ptx_bytes": written.ptx_bytes,
                 "cubin_bytes": made_by.is_some().then_some(written.code_bytes),
                 "assembler": made_by,
+                "cache_bytes_per_token_per_layer": per_layer,
                 "files": files,
             });
             format!("{report}\n")
@@ -147,8 +150,12 @@ mod with_cuda {
                 Some(name) => format!("{} of machine code ({name})", bytes(written.code_bytes)),
                 None => "no machine code".into(),
             };
+            let caches = match per_layer {
+                0 => String::new(),
+                n => format!(", {n} bytes of cache per token and layer"),
+            };
             let (n, ptx) = (written.kernels, bytes(written.ptx_bytes));
-            format!("{folder}: {n} kernel{}, {ptx} of PTX, {code}\n", if n == 1 { "" } else { "s" })
+            format!("{folder}: {n} kernel{}, {ptx} of PTX, {code}{caches}\n", if n == 1 { "" } else { "s" })
         };
         emit(&text)?;
         if made_by.is_none() {

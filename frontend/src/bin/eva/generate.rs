@@ -1,6 +1,6 @@
 //! `eva generate`: tokens from a model.
 
-use super::ui::{Bars, FormArg, NO_CUDA, TypeArg, Usage, bytes, count, device, emit, name_of, say};
+use super::ui::{Bars, CacheArg, FormArg, NO_CUDA, TypeArg, Usage, bytes, count, device, emit, name_of, say};
 use anyhow::bail;
 use clap::{ArgGroup, Args as ClapArgs, ValueEnum};
 use eva::engine::{LoadOptions, Model, check_prompt};
@@ -59,6 +59,12 @@ pub struct Args {
     /// Form of attention [default: auto, or the artifact's]
     #[arg(long, value_enum)]
     form: Option<FormArg>,
+    /// What caches keep of a token
+    #[arg(long, value_enum, default_value_t = CacheArg::Auto)]
+    cache: CacheArg,
+    /// The most bytes that a token may take in the caches of one layer [default: `eva.kv_budget` of config.json]
+    #[arg(long, value_name = "BYTES", value_parser = count)]
+    kv_budget: Option<usize>,
     /// Threads that compile and, on the CPU, run kernels [default: EVA_THREADS, or the processors]
     #[arg(long, value_name = "N", value_parser = count)]
     threads: Option<usize>,
@@ -106,6 +112,9 @@ fn load_options(args: &Args) -> anyhow::Result<LoadOptions> {
     Ok(LoadOptions {
         dtype: agreed("--dtype", args.dtype, dtype)?.unwrap_or(TypeArg::F32).into(),
         form: agreed("--form", args.form, form)?.unwrap_or(FormArg::Auto).into(),
+        cache: args.cache.options(),
+        expanded_cache: args.cache == CacheArg::Expanded,
+        kv_budget: args.kv_budget.map(|bytes| bytes as u64),
         device,
         artifact: args.artifact.clone(),
         threads: args.threads,
@@ -212,6 +221,7 @@ pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
             "threads": model.executable().threads(),
             "weight_bytes": model.weight_bytes(),
             "cache_bytes_per_token": generator.cache_bytes_per_token(),
+            "cache_bytes_per_token_per_layer": generator.cache_bytes_per_token_and_layer(),
             "cache_bytes": generator.cache_bytes(),
             "arena_bytes": {"prefill": arena.0, "decode": arena.1},
             "prefill_seconds": prefill.as_secs_f64(),
@@ -240,7 +250,7 @@ pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
              kernels       {} ({} of machine code)\n\
              runs on       {}\n\
              weights       {}\n\
-             cache         {} bytes per token, {} for {capacity} tokens\n\
+             cache         {} bytes per token, {} for {capacity} tokens, {} bytes per token and layer\n\
              arena         {} for prefill, {} for decoding\n\
              prefill       {}",
             model.compilations,
@@ -252,6 +262,7 @@ pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
             bytes(model.weight_bytes()),
             generator.cache_bytes_per_token(),
             bytes(generator.cache_bytes()),
+            generator.cache_bytes_per_token_and_layer(),
             bytes(arena.0),
             bytes(arena.1),
             speed(prompt.len(), prefill),

@@ -76,7 +76,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args, cli.verbose > 0, &bars),
         Command::Compare(args) => compare::run(args, &bars),
         Command::Compile(args) => compile::run(args, &bars),
-        Command::Print(args) => print::run(args),
+        Command::Print(args) => print::run(args, cli.verbose > 0),
         Command::Opt(args) => opt::run(args),
         Command::Check(args) => check::run(args),
         Command::Init(args) => init::run(args, &bars),

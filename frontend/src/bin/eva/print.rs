@@ -4,13 +4,14 @@ mod block;
 mod kernels;
 
 use super::input::{self, Source, run_passes};
-use super::ui::{FormArg, TypeArg, Usage, emit};
+use super::ui::{FormArg, TypeArg, Usage, emit, say};
 use anyhow::Context;
 use clap::Args as ClapArgs;
 use clap::builder::PossibleValuesParser;
 use eva::engine::{LoadOptions, module};
 use eva::prelude::{DType, Module};
 use eva_ir::text;
+use eva_passes::cache::{CacheBytes, entries};
 use eva_passes::{Options, PASSES};
 use kernels::{EmitArg, TargetArg};
 use std::path::{Path, PathBuf};
@@ -54,8 +55,8 @@ pub struct Args {
     dtype: Option<TypeArg>,
 }
 
-/// Prints.
-pub fn run(args: &Args) -> anyhow::Result<bool> {
+/// Prints; with `verbose` also says what caches take.
+pub fn run(args: &Args, verbose: bool) -> anyhow::Result<bool> {
     let after = args.after.as_deref().or(args.form.map(|_| "form"));
     let last = after.and_then(|name| PASSES.iter().position(|pass| *pass == name));
     let passes: Vec<String> =
@@ -68,7 +69,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         let (module, note) = of_model(&args.input, args.block.as_deref(), dtype)?;
         let text = match wanted {
             Some((target, emit)) => kernels::text(&kernels::plan(&module, target, &options)?, emit)?,
-            None => text::print(&run_passes(module, &passes, &options)?),
+            None => printed(&run_passes(module, &passes, &options)?, verbose),
         };
         emit(&format!("{note}{text}"))?;
         return Ok(true);
@@ -88,10 +89,24 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
             let plan = kernels::plan(&module, target, &options).map_err(|error| source.blame(error))?;
             kernels::text(&plan, emit)?
         }
-        None => text::print(&source.run(module, &passes, &options)?),
+        None => printed(&source.run(module, &passes, &options)?, verbose),
     };
     emit(&text)?;
     Ok(true)
+}
+
+/// The text of a module; if `verbose`, what a token takes in the caches of each function that users call is said too.
+fn printed(module: &Module, verbose: bool) -> String {
+    for func in entries(module) {
+        let Ok(bytes) = CacheBytes::of(module, func) else { continue };
+        if verbose && !bytes.states.is_empty() {
+            let (name, layers) = (&module.funcs[func].name, bytes.layers().len());
+            let (total, most) = (bytes.total(), bytes.per_layer());
+            let layers = if layers == 1 { "one layer".into() } else { format!("{layers} layers") };
+            say(&format!("@{name} caches {total} bytes a token, at most {most} a layer, in {layers}"));
+        }
+    }
+    text::print(module)
 }
 
 /// A model's module, or that of one of its blocks; and a comment to print before it.

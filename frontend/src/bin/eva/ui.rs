@@ -178,6 +178,26 @@ impl From<TypeArg> for DType {
     }
 }
 
+/// How caches are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CacheArg {
+    /// With the fewest bytes
+    Auto,
+    /// With the keys and values of every head
+    Expanded,
+}
+
+impl CacheArg {
+    /// What the passes are told.
+    pub fn options(self) -> eva_passes::CacheOptions {
+        let layout = match self {
+            CacheArg::Auto => eva_passes::cache::Layout::Auto,
+            CacheArg::Expanded => eva_passes::cache::Layout::AsWritten,
+        };
+        eva_passes::CacheOptions { layout }
+    }
+}
+
 /// The forms of attention.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum FormArg {

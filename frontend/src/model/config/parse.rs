@@ -83,6 +83,9 @@ fn read(r: &mut Reader) -> Option<Config> {
             (0.0..=10.0).contains(&x)
         });
     let quantization = r.optional("quantization_config", |r| r.inside("quantization_config", quantization));
+    let kv_budget = r.optional("eva", |r| {
+        r.inside("eva", |r| Some(r.optional("kv_budget", |r| r.size("kv_budget"))))
+    });
     let experts = moe(r, model_type);
     let first_dense = if matches!(experts, Some(None)) {
         r.count_or("first_k_dense_replace", 0, 0, MAX_SIZE)
@@ -116,6 +119,11 @@ fn read(r: &mut Reader) -> Option<Config> {
         eos: eos?,
         initializer_range: initializer_range?,
         quantization: quantization.map_or(Some(None), |q| q.map(Some))?,
+        kv_budget: match kv_budget {
+            Some(Some(Some(budget))) => Some(budget? as u64),
+            Some(None) => return None,
+            Some(Some(None)) | None => None,
+        },
     };
     check_totals(r, &config);
     Some(config)

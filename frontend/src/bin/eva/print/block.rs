@@ -186,7 +186,7 @@ pub fn only(module: &Module, func: FuncId) -> Module {
             }));
         }
     }
-    let mut smaller = Module { dims: module.dims.clone(), ..Module::default() };
+    let mut smaller = Module { dims: module.dims.clone(), kv_budget: module.kv_budget, ..Module::default() };
     let mut moved = HashMap::new();
     for (id, f) in module.funcs.iter().filter(|(id, _)| needed.contains(id)) {
         let f = f.map_bodies(|body| {

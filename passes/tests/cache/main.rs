@@ -1,0 +1,5 @@
+//! How caches are laid out.
+
+mod budget;
+mod latent;
+mod support;
