@@ -32,6 +32,7 @@ fn module() -> Result<Module, Diags> {
         pairs: rope.rotary.pairs,
         scale: 32f64.sqrt().recip(),
         bias: false,
+        expanded_cache: false,
         observe: false,
     };
     p.function("attention", |f| {
