@@ -75,3 +75,85 @@ fn @f(%x: f32[b, s, c], %start: i32[b], state %k: f32[b, t, c]) -> f32[b, 1, c],
     assert_eq!(have, want);
     assert_eq!(states.read("k", 5).unwrap().to_f32()[9..15], [0.0; 6], "rows that nothing was written to");
 }
+
+/// Bodies that differ, as they never should, so that a result shows which of them ran: x, 2 x and (with a constant) 3 x.
+/// The costs are 10 s, s + 20 and 31.
+const BODIES: &str = "dim s
+dim h
+dim m = 3
+fn @scaled(%x: f32[s, m], weight %w: f32[h, m]) -> f32[s, m], f32[h, m] {
+  %one = exp %w : f32[h, m]
+  %y = scale %x {by = 1.0} : f32[s, m]
+  return %y, %one
+} cost 10.0*s
+or twice {
+  %y = scale %x {by = 2.0} : f32[s, m]
+  %one = exp %w : f32[h, m]
+  return %y, %one
+} cost 1.0*s+20.0
+or thrice {
+  %k = full {value = 3.0, shape = [m], dtype = f32} : f32[m]
+  %a = softmax %x : f32[s, m]
+  %b = add %x, %a : f32[s, m]
+  %c = sub %b, %a : f32[s, m]
+  %y = einsum \"sm,m->sm\" %c, %k : f32[s, m]
+  %one = exp %w : f32[h, m]
+  return %y, %one
+} cost 31.0
+fn @f(%x: f32[s, m], weight %w: f32[h, m]) -> f32[s, m], f32[h, m] {
+  %a = call @scaled %x, %w : (f32[s, m], f32[h, m])
+  %y = get %a {index = 0} : f32[s, m]
+  %b = call @scaled %y, %w : (f32[s, m], f32[h, m])
+  %z = get %b {index = 0} : f32[s, m]
+  %one = get %b {index = 1} : f32[h, m]
+  return %z, %one
+}
+fn @g(%x: f32[s, m], weight %w: f32[h, m]) -> f32[s, m], f32[h, m] {
+  %z = scale %x {by = 1.0} : f32[s, m]
+  %one = exp %w : f32[h, m]
+  return %z, %one
+} cost 10.0*s
+or other {
+  %v = call @scaled %x, %w : (f32[s, m], f32[h, m])
+  %z = get %v {index = 0} : f32[s, m]
+  %one = get %v {index = 1} : f32[h, m]
+  return %z, %one
+} cost 100.0
+";
+
+#[test]
+fn calls_choose_a_body_by_their_lengths() {
+    let weight = Tensor::from_f32(&[1, 3], &[0.0; 3]);
+    let weights = Weights::from([("w".to_string(), Arc::new(weight.into()))]);
+    let exe = Executable::compile(&parse(BODIES).unwrap(), &CompileOptions::default()).unwrap();
+    let exe = Arc::new(exe);
+    let factor = |session: &mut Session, s: usize| {
+        let numbers: Vec<f32> = (0..3 * s).map(|i| 1.0 + i as f32).collect();
+        let results = session.run(&[("x", &Tensor::from_f32(&[s, 3], &numbers))], None, &[]).unwrap();
+        assert_eq!(results[0].0, "z");
+        assert_eq!(results[1].1.to_f32(), [1.0; 3]);
+        let ratios: Vec<f32> = results[0].1.to_f32().iter().zip(&numbers).map(|(y, x)| y / x).collect();
+        assert!(ratios.iter().all(|ratio| (ratio - ratios[0]).abs() < 1e-5), "{ratios:?}");
+        ratios[0].round()
+    };
+    let mut called = Session::new(exe.clone(), "f", &weights).unwrap();
+    // Equal costs are the first's, and lengths may go up and down: 10 s = s + 20 between 2 and 3, s + 20 = 31 at 11.
+    for (s, want) in [(1, 1.0), (2, 1.0), (3, 4.0), (11, 4.0), (12, 9.0), (40, 9.0), (2, 1.0), (3, 4.0)] {
+        assert_eq!(factor(&mut called, s), want, "{s}");
+    }
+    let mut itself = Session::new(exe, "g", &weights).unwrap();
+    for (s, want) in [(3, 1.0), (10, 1.0), (11, 2.0), (12, 3.0)] {
+        assert_eq!(factor(&mut itself, s), want, "{s}");
+    }
+    // Activations are those of the body that runs.
+    let arena = |s| called.arena_bytes(&[("s", s), ("h", 1)]).unwrap();
+    assert!(arena(12) > arena(11), "the last body has more to remember");
+}
+
+/// What bodies have in common is compiled once.
+#[test]
+fn equal_kernels_are_one() {
+    let exe = Executable::compile(&parse(BODIES).unwrap(), &CompileOptions::default()).unwrap();
+    let kernels = exe.plan().kernels.iter().filter(|(_, kernel)| kernel.name.ends_with(".one")).count();
+    assert_eq!(kernels, 1, "five bodies have `%one`");
+}

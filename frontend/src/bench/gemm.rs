@@ -31,7 +31,8 @@ pub fn cases(options: &Options) -> Vec<Case> {
     rows.iter().flat_map(|&m| of(m)).collect()
 }
 
-fn run(lab: &mut Lab, dtype: DType, [m, n, k]: [usize; 3]) -> Result<Measured, BenchError> {
+/// Measures one product of these rows, columns and terms.
+pub(super) fn run(lab: &mut Lab, dtype: DType, [m, n, k]: [usize; 3]) -> Result<Measured, BenchError> {
     let text = format!(
         "dim m dim n = {n} dim k = {k}
         fn @product(weight %x: {dtype}[m, k], weight %w: {dtype}[n, k]) -> {dtype}[m, n] {{

@@ -5,6 +5,7 @@
 //! of them that do not fit the cache together take turns, and runs of many calls are started as one graph each and
 //! timed by the GPU's clock. Outputs are no numbers before the call that is checked.
 
+mod calibrate;
 mod gemm;
 mod grouped;
 mod lab;
@@ -15,6 +16,7 @@ mod reference;
 mod routing;
 mod rows;
 
+pub use calibrate::calibrate;
 use eva_ir::diag::Diags;
 use eva_ir::types::DType;
 use eva_runtime::Device;
@@ -198,6 +200,9 @@ pub enum BenchError {
     /// Something that a benchmark cannot do.
     #[error("there is no benchmark for {0}")]
     Unsupported(String),
+    /// What was to be measured computes something else.
+    #[error("the results are wrong: their relative error is {0:e}")]
+    Wrong(f64),
     /// Runs that should be the same were not.
     #[error("`{0}` is not the same after the timed runs as before, which means that a kernel has a race")]
     Changed(String),

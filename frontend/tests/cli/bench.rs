@@ -74,3 +74,30 @@ fn devices_that_are_not_there_are_said_so() {
     assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""));
     assert!(ran.err.contains("the cases cannot be run"), "{}", ran.err);
 }
+
+#[test]
+fn a_machine_is_measured_and_described() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mine.toml");
+    let mut command = command();
+    command.args(["bench", "calibrate", "--runs", "1", "--run", "1", "--rest", "0", "-o"]).arg(&path);
+    let ran = finish(command, "");
+    assert_eq!((ran.code, ran.out.as_str()), (Some(0), ""), "{}", ran.err);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let machine = eva_passes::cost::Machine::from_toml(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    assert_eq!(machine.name, "cpu");
+    // Anything that runs this reads a megabyte a second, and nothing reads a petabyte.
+    assert!((1e6..1e15).contains(&machine.bytes) && machine.product.f32 > machine.vector / 100.0, "{text}");
+    assert!(machine.launch < 1e-2, "{text}");
+}
+
+#[test]
+fn calibrating_is_done_alone() {
+    for args in [&["calibrate", "gemm"][..], &["gemm", "-o", "x.toml"]] {
+        let mut command = command();
+        command.arg("bench").args(args);
+        let ran = finish(command, "");
+        assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{}", ran.err);
+        assert!(ran.err.contains("calibrate"), "{}", ran.err);
+    }
+}

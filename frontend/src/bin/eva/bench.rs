@@ -4,10 +4,12 @@ mod row;
 mod worker;
 
 use super::ui::{TypeArg, Usage, count, emit, say};
+use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
-use eva::bench::{Bench, BenchError, Case, Lab, Measured, Options, cases};
+use eva::bench::{Bench, BenchError, Case, Lab, Measured, Options, calibrate, cases};
 use eva_runtime::Device;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Arguments of `eva bench`.
@@ -17,6 +19,7 @@ Examples:
   eva bench
   eva bench gemm mla-decode --target cuda --json
   eva bench gemm --target cuda --filter m=1,m=16 --filter n=2112
+  eva bench calibrate -o machine.toml
 
 Each case is compiled, checked against a reference in f64 and timed; a row is printed when it is \
 done. A case that fails does not stop the others. The exit code is 1 if one failed or was wrong.")]
@@ -57,12 +60,15 @@ pub struct Args {
     /// Seconds for a case, after which it has failed [default: none on the CPU, 120 on a GPU]
     #[arg(long, value_name = "S", value_parser = count)]
     timeout: Option<usize>,
+    /// File for what `calibrate` finds [default: print it]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
     /// Run the cases from this one on for another process
     #[arg(long, value_name = "N", hide = true)]
     worker: Option<usize>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum BenchArg {
     /// Products of dense layers, with many rows and few
     Gemm,
@@ -76,17 +82,21 @@ enum BenchArg {
     Rows,
     /// A whole decoder layer with experts, and compiling it
     Layer,
+    /// This machine's rates, as a file for `eva explain --target FILE`; by itself, and not one of all
+    Calibrate,
 }
 
-impl From<BenchArg> for Bench {
-    fn from(arg: BenchArg) -> Self {
-        match arg {
-            BenchArg::Gemm => Bench::Gemm,
-            BenchArg::Grouped => Bench::Grouped,
-            BenchArg::MlaDecode => Bench::MlaDecode,
-            BenchArg::MlaPrefill => Bench::MlaPrefill,
-            BenchArg::Rows => Bench::Rows,
-            BenchArg::Layer => Bench::Layer,
+impl BenchArg {
+    /// The group of cases, if it is one.
+    fn group(self) -> Option<Bench> {
+        match self {
+            BenchArg::Gemm => Some(Bench::Gemm),
+            BenchArg::Grouped => Some(Bench::Grouped),
+            BenchArg::MlaDecode => Some(Bench::MlaDecode),
+            BenchArg::MlaPrefill => Some(Bench::MlaPrefill),
+            BenchArg::Rows => Some(Bench::Rows),
+            BenchArg::Layer => Some(Bench::Layer),
+            BenchArg::Calibrate => None,
         }
     }
 }
@@ -107,7 +117,13 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     options.rest = Duration::from_millis(args.rest);
     options.threads = args.threads;
 
-    let mut benches: Vec<Bench> = args.benches.iter().map(|&bench| bench.into()).collect();
+    let mut benches: Vec<Bench> = args.benches.iter().filter_map(|bench| bench.group()).collect();
+    match (args.benches.contains(&BenchArg::Calibrate), benches.is_empty()) {
+        (true, true) => return calibrated(options, args.output.as_deref()),
+        (true, false) => return Err(Usage("`calibrate` is measured by itself".into()).into()),
+        (false, _) if args.output.is_some() => return Err(Usage("--output is for `calibrate`".into()).into()),
+        (false, _) => {}
+    }
     if benches.is_empty() {
         benches = Bench::ALL.to_vec();
     }
@@ -143,6 +159,22 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         say("error: not every case is right");
     }
     Ok(right)
+}
+
+/// Measures the machine, and writes what it reaches to a file, or prints it.
+fn calibrated(options: Options, output: Option<&Path>) -> anyhow::Result<bool> {
+    let mut lab = Lab::new(options)?;
+    let name = lab.device_name();
+    let machine = calibrate(&mut lab, &name)?;
+    match output {
+        None => emit(&machine.to_toml())?,
+        Some(path) => {
+            std::fs::write(path, machine.to_toml())
+                .with_context(|| format!("cannot write {}", path.display()))?;
+            say(&format!("wrote {}", path.display()));
+        }
+    }
+    Ok(true)
 }
 
 /// What a case gave, or why it gave nothing.
