@@ -19,10 +19,14 @@ use eva_ir::types::DType;
 use eva_passes::{CacheOptions, Form};
 use eva_runtime::checkpoint::{Checkpoint, CheckpointError};
 use eva_runtime::sample::{SampleError, Sampler, Sampling};
-use eva_runtime::{CompileOptions, Device, Executable, Session, States, Tensor, Weights, weights};
+use eva_runtime::{CompileOptions, Device, Executable, Pages, Session, States, Tensor, Weights, weights};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+mod batch;
+
+pub use batch::{Batch, pages_needed};
 
 /// How a model is loaded.
 #[derive(Clone, Debug)]
@@ -186,12 +190,23 @@ impl Model {
         check_prompt(&self.config, prompt, max_new)?;
         let wanted = prompt.len() + max_new;
         let session = self.session("main")?;
-        let states = session.new_states(1, wanted)?;
+        // Alone, a sequence has all pages of its pool.
+        let (states, paged) = match session.page_rows() {
+            Some(rows) => {
+                let mut pages = Pages::new(wanted.div_ceil(rows), rows);
+                let states = session.new_pages(pages.count())?;
+                let mut sequence = pages.sequence();
+                pages.reserve(&mut sequence, wanted)?;
+                (states, Some(pages.table(&[&sequence])))
+            }
+            None => (session.new_states(1, wanted)?, None),
+        };
         let sampler = Sampler::new(sampling)?;
         let pending = prompt.to_vec();
         Ok(Generator {
             session,
             states,
+            table: paged,
             sampler,
             pending,
             cached: 0,
@@ -337,6 +352,8 @@ fn load_weights(
 pub struct Generator {
     session: Session,
     states: States,
+    /// The pages of the sequence, if the cache is in pages.
+    table: Option<Tensor>,
     sampler: Sampler,
     /// Tokens that are not in the cache yet.
     pending: Vec<u32>,
@@ -395,8 +412,22 @@ impl Generator {
 
     /// Bytes of activations that the next step needs.
     pub fn arena_bytes(&self) -> Result<usize, EngineError> {
-        let (s, t) = (self.pending.len(), self.cached + self.pending.len());
-        Ok(self.session.arena_bytes(&[("b", 1), ("s", s), ("t", t), ("@capacity", self.states.capacity)])?)
+        let n = self.pending.len();
+        self.arena_bytes_for(n, self.cached + n)
+    }
+
+    /// Bytes of activations that a step of `new` tokens needs, after which `cached` are in the cache.
+    pub fn arena_bytes_for(&self, new: usize, cached: usize) -> Result<usize, EngineError> {
+        let pages = self.states.batch;
+        let sizes = [
+            ("b", 1),
+            ("s", new),
+            ("t", cached),
+            ("@capacity", self.states.capacity),
+            ("pool", pages),
+            ("pages", pages),
+        ];
+        Ok(self.session.arena_bytes(&sizes)?)
     }
 
     /// Runs the pending tokens; the logits of the last.
@@ -406,7 +437,8 @@ impl Generator {
         let ids = Tensor::from_i64(&[1, n], &ids);
         let start = Tensor::from_i32(&[1], &[self.cached as i32]);
         let last = Tensor::from_i32(&[1], &[n as i32 - 1]);
-        let inputs = [("ids", &ids), ("start", &start), ("last", &last)];
+        let mut inputs = vec![("ids", &ids), ("start", &start), ("last", &last)];
+        inputs.extend(self.table.as_ref().map(|table| ("page_table", table)));
         let results = self.session.run(&inputs, Some(&mut self.states), &[("t", self.cached + n)])?;
         self.cached += n;
         let logits = results.into_iter().find(|(name, _)| name == "logits");

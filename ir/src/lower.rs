@@ -13,6 +13,10 @@ use crate::kernel::build::{Build, Tile};
 use crate::types::{DType, TensorType};
 use std::rc::Rc;
 
+mod pages;
+
+pub use pages::Pages;
+
 /// How an op becomes code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lowering {
@@ -58,17 +62,30 @@ pub struct BufView {
     pub strides: Vec<Dim>,
     /// Where the first element is, in elements.
     pub offset: Dim,
+    /// Where its tokens are, if they are in pages.
+    pub pages: Option<Box<Pages>>,
 }
 
 impl BufView {
     /// A whole allocation in row-major order.
     pub fn row_major(base: usize, name: &str, dtype: DType, shape: &[Dim]) -> Self {
         let strides = row_major_strides(shape);
-        Self { base, name: name.into(), dtype, shape: shape.to_vec(), strides, offset: Dim::from(0) }
+        Self {
+            base,
+            name: name.into(),
+            dtype,
+            shape: shape.to_vec(),
+            strides,
+            offset: Dim::from(0),
+            pages: None,
+        }
     }
 
     /// Whether elements follow one another in row-major order.
     pub fn is_row_major(&self) -> bool {
+        if self.pages.is_some() {
+            return false;
+        }
         let mut step = Dim::from(1);
         self.shape.iter().zip(&self.strides).rev().all(|(extent, stride)| {
             let fits = *stride == step;
@@ -85,6 +102,15 @@ impl BufView {
         for &len in groups {
             let (dims, steps) = (&self.shape[at..at + len], &self.strides[at..at + len]);
             at += len;
+            // Sequences and tokens in pages are not evenly spaced.
+            if self.pages.is_some() && shape.len() < 2 && len != 1 {
+                return None;
+            }
+            if len == 1 {
+                shape.push(dims[0].clone());
+                strides.push(steps[0].clone());
+                continue;
+            }
             // Axes of extent 1 do not matter; of the others, each must step over the whole of the next.
             let one = Dim::from(1);
             let real: Vec<usize> = (0..len).filter(|&i| dims[i] != one).collect();
@@ -100,6 +126,9 @@ impl BufView {
     /// Whether bulk copies can bring boxes of it to tensor cores: 16-bit floats, at most five axes, neighbours along
     /// one of them, and multiples of 16 bytes between neighbours along the others.
     pub fn is_bulk(&self) -> bool {
+        if let Some(pool) = self.pool() {
+            return pool.is_bulk();
+        }
         let bytes = self.dtype.bytes();
         let aligned = |dim: &Dim| dim.terms().all(|(_, n)| n * bytes % 16 == 0);
         let one = Dim::from(1);
@@ -117,6 +146,9 @@ impl BufView {
 
     /// The view in another shape with as many elements; `None` where strides cannot say it.
     pub fn reshape(&self, shape: &[Dim]) -> Option<BufView> {
+        if self.pages.is_some() {
+            return self.reshape_rows(shape);
+        }
         let strides = if self.is_row_major() {
             row_major_strides(shape)
         } else {
@@ -167,6 +199,7 @@ fn reshape_strides(old: &[Dim], strides: &[Dim], new: &[Dim]) -> Option<Vec<Dim>
             shape: old[i0..i].to_vec(),
             strides: strides[i0..i].to_vec(),
             offset: Dim::from(0),
+            pages: None,
         };
         let step = if i > i0 { run.merge(&[i - i0])?.strides.remove(0) } else { Dim::from(1) };
         out.extend(row_major_strides(&new[j0..j]).iter().map(|s| s * &step));
@@ -444,6 +477,9 @@ impl<'k> Cx<'k> {
 
     /// Loads the tile of a tensor in memory that `at` asks for.
     pub fn load(&self, view: &BufView, at: &Request<'k>) -> Tile<'k> {
+        if view.pages.is_some() {
+            return self.load_paged(view, at);
+        }
         let buf = (self.read)(view);
         let index: Vec<Tile<'k>> = at.coords.iter().map(|c| c.start()).collect();
         self.k.load(buf, &index, at.axes(), [at.rows, at.cols], &at.limits)

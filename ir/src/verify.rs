@@ -16,7 +16,8 @@
 //!
 //! **Results.** There is one at least; all are tensors; none is listed twice.
 //!
-//! **State.** A `state` parameter is used exactly once: as operand 0 of `cache_write`, or as an argument of
+//! **State.** A `state` parameter is used exactly once: as operand 0 of `cache_write` or
+//! `page_write`, or as an argument of
 //! a call whose parameter is state too. What such an update gives may be read, and updated again; it is not
 //! read after that, nor returned. The last version is a result. A call is given state only where
 //! its parameter is state, and always there.

@@ -74,15 +74,19 @@ pub fn interpret_with(
     let (storages, traffic) = (Vec::new(), Traffic::default());
     let mut machine = Machine { plan, env, how, runner, storages, traffic };
     let f = &plan.funcs[func];
-    let tokens =
-        f.params.iter().zip(args).filter(|(p, _)| p.kind == ParamKind::State).map(|(_, a)| a.shape[1]);
+    let tokens = f
+        .params
+        .iter()
+        .zip(args)
+        .filter(|(p, _)| p.kind == ParamKind::State && !p.paged)
+        .map(|(_, a)| a.shape[1]);
     let capacity = tokens.max().unwrap_or(0) + how.slack;
     machine.env.insert(CAPACITY.into(), capacity as i64);
 
     let mut params = Vec::new();
     for (param, arg) in f.params.iter().zip(args) {
         let roomy = match param.kind {
-            ParamKind::State => resize_rows(arg, capacity),
+            ParamKind::State if !param.paged => resize_rows(arg, capacity),
             _ => arg.clone(),
         };
         params.push(machine.storage(Storage::new(param.ty.dtype, roomy.data)));
@@ -103,12 +107,12 @@ pub fn interpret_with(
         let shape: Vec<usize> = result.ty.shape.iter().map(|d| machine.size(d)).collect::<Result<_, _>>()?;
         let data = machine.storages[at].data.clone();
         arrays.push(match result.state {
-            Some(_) => {
+            Some(param) if !f.params[param].paged => {
                 let mut roomy = shape.clone();
                 roomy[1] = capacity;
                 resize_rows(&Array::new(&roomy, data), shape[1])
             }
-            None => Array::new(&shape, data),
+            _ => Array::new(&shape, data),
         });
     }
     Ok((arrays, machine.traffic))

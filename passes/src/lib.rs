@@ -19,9 +19,9 @@ pub mod rewrite;
 pub mod spread;
 pub mod target;
 
+pub use cache::CacheOptions;
 use eva_ir::diag::Diags;
 use eva_ir::graph::Module;
-pub use cache::CacheOptions;
 pub use form::Form;
 use pass::Passes;
 use plan::Plan;

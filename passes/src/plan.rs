@@ -70,6 +70,8 @@ pub struct ParamPlan {
     pub ty: TensorType,
     /// Its buffer.
     pub base: usize,
+    /// Whether it is a pool of pages: as large as its type says, whatever the capacity.
+    pub paged: bool,
 }
 
 /// A result of a function.

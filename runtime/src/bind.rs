@@ -93,7 +93,7 @@ fn bind_launch(
         let Some(last) = last_element(buf, &eval)? else { continue };
         let elements = match &f.bases[base] {
             Base::Param(i) => match f.params[*i].kind {
-                ParamKind::State => state_elements(&f.params[*i].ty.shape, &eval)?,
+                ParamKind::State if !f.params[*i].paged => state_elements(&f.params[*i].ty.shape, &eval)?,
                 _ => eval(&f.params[*i].ty.elements())?,
             },
             Base::Result(i) => eval(&f.results[*i].ty.elements())?,

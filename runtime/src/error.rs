@@ -50,6 +50,19 @@ pub enum Error {
         /// The function.
         function: String,
     },
+    /// States are in pages where they should not be, or the other way round.
+    #[error("{0}")]
+    Pages(String),
+    /// A pool has too few pages.
+    #[error("{wanted} more page{} needed, but of {pages} only {free} {} free", if *wanted == 1 { " is" } else { "s are" }, if *free == 1 { "is" } else { "are" })]
+    OutOfPages {
+        /// How many more are needed.
+        wanted: usize,
+        /// How many are free.
+        free: usize,
+        /// How many there are.
+        pages: usize,
+    },
     /// A result that the last call did not have, or that was taken.
     #[error("the last call of @{function} has no result `{name}`, or it was taken")]
     NoResult {

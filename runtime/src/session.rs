@@ -113,8 +113,38 @@ impl Session {
         }
     }
 
+    /// Rows of a page, if the function's states are in pages.
+    pub fn page_rows(&self) -> Option<usize> {
+        let paged = self.plan().params.iter().find(|param| param.paged)?;
+        let rows = paged.ty.shape[1].eval(&|sym| self.fixed.get(sym).copied())?;
+        usize::try_from(rows).ok()
+    }
+
+    /// Zeroed states of `count` pages, for a function whose states are all in pages of as many rows; [`crate::Pages`]
+    /// says which sequence has which.
+    pub fn new_pages(&self, count: usize) -> Result<States, Error> {
+        let unpaged = self.plan().params.iter().find(|param| param.kind == ParamKind::State && !param.paged);
+        match (self.page_rows(), unpaged) {
+            (Some(rows), None) => {
+                let states = self.zeroed_states(count, rows)?;
+                Ok(States { capacity: count.saturating_mul(rows), ..states })
+            }
+            (_, unpaged) => {
+                let name = unpaged.map_or("a state".into(), |param| format!("`{}`", param.name));
+                Err(Error::Pages(format!("{name} of @{} is not in pages", self.plan().name)))
+            }
+        }
+    }
+
     /// Zeroed states for `batch` sequences with room for `capacity` tokens each.
     pub fn new_states(&self, batch: usize, capacity: usize) -> Result<States, Error> {
+        if let Some(paged) = self.plan().params.iter().find(|param| param.paged) {
+            return Err(Error::Pages(format!("`{}` of @{} is in pages", paged.name, self.plan().name)));
+        }
+        self.zeroed_states(batch, capacity)
+    }
+
+    fn zeroed_states(&self, batch: usize, capacity: usize) -> Result<States, Error> {
         let fixed = &self.fixed;
         let mut tensors: HashMap<String, State> = HashMap::new();
         for param in self.plan().params.iter().filter(|p| p.kind == ParamKind::State) {
@@ -191,6 +221,11 @@ impl Session {
         env.extend(sizes.iter().map(|&(name, n)| (Sym::from(name), n as i64)));
         if let Some(states) = &states {
             env.insert(CAPACITY.into(), states.capacity as i64);
+            for param in f.params.iter().filter(|param| param.paged) {
+                if let Some(state) = states.tensors.get(&param.name) {
+                    param.ty.bind(&state.shape, &mut env);
+                }
+            }
         }
         for &(name, tensor) in inputs {
             let param = f.params.iter().find(|p| p.name == name && p.kind == ParamKind::Input);
@@ -294,10 +329,13 @@ impl Session {
                         dim.eval(&|sym| env.get(sym).copied()).ok_or_else(unknown)
                     };
                     let (batch, tokens) = (value(&param.ty.shape[0])?, value(&param.ty.shape[1])?);
-                    if tokens as usize > states.capacity {
+                    if !param.paged && tokens as usize > states.capacity {
                         return Err(Error::Capacity { capacity: states.capacity, tokens: tokens as usize });
                     }
-                    let elements = state_elements(&param.ty.shape, &value)?;
+                    let elements = match param.paged {
+                        true => value(&param.ty.elements())?,
+                        false => state_elements(&param.ty.shape, &value)?,
+                    };
                     let mismatch = |have: String| Error::Shape {
                         name: param.name.clone(),
                         want: param.ty.to_string(),
@@ -306,7 +344,7 @@ impl Session {
                     if batch as usize != states.batch
                         || elements as usize * state.dtype.bytes() as usize != state.memory.len()
                     {
-                        return Err(mismatch(format!("a cache of {} sequences", states.batch)));
+                        return Err(mismatch(format!("a cache of {:?}", state.shape)));
                     }
                     if !state.memory.is_on(&self.exe) {
                         return Err(mismatch(format!("a cache that is not on {}", self.exe.device())));

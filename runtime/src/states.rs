@@ -2,20 +2,21 @@
 
 use crate::error::Error;
 use crate::memory::Memory;
+use crate::pages::PageCopy;
 use crate::tensor::Tensor;
 use eva_ir::types::DType;
 use std::collections::HashMap;
 
 /// Tensors kept between calls, by the names of a function's state parameters, on the device that the function runs on.
 pub struct States {
-    /// How many rows each sequence has room for.
+    /// How many rows each sequence has room for; of states in pages, the rows of all pages.
     pub capacity: usize,
-    /// How many sequences there are.
+    /// How many sequences there are; of states in pages, how many pages.
     pub batch: usize,
     pub(crate) tensors: HashMap<String, State>,
 }
 
-/// One of them: `[batch, capacity, …]`.
+/// One of them: `[batch, capacity, …]`, or pages `[count, rows, …]`.
 pub(crate) struct State {
     pub dtype: DType,
     pub shape: Vec<usize>,
@@ -33,6 +34,19 @@ impl States {
     /// Bytes in all.
     pub fn bytes(&self) -> usize {
         self.tensors.values().map(|state| state.memory.len()).sum()
+    }
+
+    /// Copies the first rows of one page to another, in every state; for states in pages.
+    pub fn copy_page(&mut self, copy: PageCopy) -> Result<(), Error> {
+        for state in self.tensors.values_mut() {
+            let (row, page) = (state.row(), state.row() * state.shape[1]);
+            state.memory.copy_within(
+                copy.from * page,
+                copy.to * page,
+                copy.rows.min(state.shape[1]) * row,
+            )?;
+        }
+        Ok(())
     }
 
     /// Fills the first rows of a state, `[batch, rows, …]`.
@@ -60,8 +74,8 @@ impl States {
     pub fn read(&self, name: &str, n: usize) -> Result<Tensor, Error> {
         let missing = || Error::Unknown { name: name.into(), function: "the states".into() };
         let state = self.tensors.get(name).ok_or_else(missing)?;
-        if n > self.capacity {
-            return Err(Error::Capacity { capacity: self.capacity, tokens: n });
+        if n > state.shape[1] {
+            return Err(Error::Capacity { capacity: state.shape[1], tokens: n });
         }
         let mut shape = state.shape.clone();
         shape[1] = n;

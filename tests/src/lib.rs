@@ -98,7 +98,7 @@ pub fn check_chain(
 
 /// Passes that leave caches as they are written, so that arguments fit.
 pub fn as_written() -> eva_passes::Options {
-    let cache = CacheOptions { layout: cache::Layout::AsWritten };
+    let cache = CacheOptions { layout: cache::Layout::AsWritten, ..CacheOptions::default() };
     eva_passes::Options { cache, ..eva_passes::Options::default() }
 }
 
@@ -130,8 +130,7 @@ pub fn check_args(module: &Module, func: Func, sizes: &Sizes, args: &[Array], bo
         compare(f, &format!("{phase:?}"), &have, &want, bounds, limit);
     }
     // What a GPU would run, in the interpreter.
-    let gpu = eva_passes::compile(module, &Target::cuda(), &as_written())
-        .unwrap_or_else(|e| panic!("{e}"));
+    let gpu = eva_passes::compile(module, &Target::cuda(), &as_written()).unwrap_or_else(|e| panic!("{e}"));
     for phase in [Phase::Tile, Phase::Block] {
         let how = How { phase, slack: 3, options: eva_ir::kernel::run::Options::default() };
         let (have, _) =
@@ -171,7 +170,11 @@ pub fn run_machine(executable: Arc<Executable>, f: &Function, sizes: &Sizes, arg
     let mut session = Session::new(executable.clone(), &f.name, &weights).unwrap_or_else(|e| panic!("{e}"));
     let batch = state_args.first().map_or(1, |(_, t)| t.shape()[0]);
     let tokens = state_args.iter().map(|(_, t)| t.shape()[1]).max().unwrap_or(0);
-    let mut states = session.new_states(batch, tokens + 3).unwrap_or_else(|e| panic!("{e}"));
+    let states = match session.page_rows() {
+        Some(_) => session.new_pages(batch),
+        None => session.new_states(batch, tokens + 3),
+    };
+    let mut states = states.unwrap_or_else(|e| panic!("{e}"));
     for (name, tensor) in &state_args {
         states.write(name, tensor).unwrap_or_else(|e| panic!("{e}"));
     }

@@ -67,8 +67,12 @@ fn a_budget_that_a_model_does_not_meet_is_an_error() {
     // 32 + 16 numbers of four bytes.
     load("v3-tiny", options(192, Layout::Auto));
     for (budget, layout) in [(191, Layout::Auto), (192, Layout::AsWritten)] {
-        let error = Model::load(&fixture("v3-tiny"), &options(budget, layout), &Quiet).err().expect("it is too much");
+        let error =
+            Model::load(&fixture("v3-tiny"), &options(budget, layout), &Quiet).err().expect("it is too much");
         let text = error.to_string();
-        assert!(text.contains(&format!("but the module allows {budget}: `%model.layers.0.self_attn.")), "{text}");
+        assert!(
+            text.contains(&format!("but the module allows {budget}: `%model.layers.0.self_attn.")),
+            "{text}"
+        );
     }
 }

@@ -94,3 +94,42 @@ fn @f(%q: bf16[b, s, h, n], %k: bf16[b, t, h, n], %v: bf16[b, t, h, v], %start: 
     check(text, &[("start", vec![0])], &[&[("b", 1), ("s", 140), ("t", 140)]]);
     check(text, &[("start", vec![5, 200])], &[&[("b", 2), ("s", 3), ("t", 203)]]);
 }
+
+/// Latents in pages of 64, which are attended to and expanded; 9 heads, as above.
+const PAGES: &str = "dim b dim s dim t dim g dim k dim h = 9 dim c = 384 dim p = 16 dim n = 72
+fn @f(%q: bf16[b, s, h, c], %r: bf16[b, s, h, p], %start: i32[b], %table: i32[b, k], %new: bf16[b, s, c],
+  %new_k: bf16[b, s, p], weight %w: bf16[h, n, c], state %kv: bf16[g, 64, c], state %k: bf16[g, 64, p],
+) -> bf16[b, s, h, c], bf16[b, t, h, n], bf16[g, 64, c], bf16[g, 64, p] {
+  %pool = page_write %kv, %new, %table, %start : bf16[g, 64, c]
+  %pool_k = page_write %k, %new_k, %table, %start : bf16[g, 64, p]
+  %all = page_read %pool, %table {tokens = [t]} : bf16[b, t, c]
+  %all_k = page_read %pool_k, %table {tokens = [t]} : bf16[b, t, p]
+  %o = attend \"bshc,btc,bshp,btp,btd->bshd\" %q, %all, %r, %all_k, %all, %start {scale = 0.09} : bf16[b, s, h, c]
+  %keys = einsum \"btc,hnc->bthn\" %all, %w : bf16[b, t, h, n]
+  return %o, %keys, %pool, %pool_k
+}";
+
+#[test]
+fn pages_are_copied_in_bulk_by_a_table() {
+    for (rows, tensor) in [(64, true), (128, true), (32, false)] {
+        let text = PAGES.replace("64", &rows.to_string());
+        let module = eva_ir::text::parse(&text).unwrap_or_else(|e| panic!("{e}"));
+        let plan = eva_passes::compile(&module, &Target::cuda(), &eva_passes::Options::default());
+        let plan = plan.unwrap_or_else(|e| panic!("{e}"));
+        for (_, kernel) in plan.kernels.iter().filter(|(_, kernel)| kernel.name.starts_with("f.o")) {
+            let mma = kernel.to_string().contains(" = mma ");
+            // Where a block of keys is as large as tensor cores want it, it is in one page.
+            assert!(joins(kernel) || !tensor || mma, "{}", kernel.name);
+        }
+        let func: Func = module.funcs.iter().next().expect("there is a function").0;
+        let ints = HashMap::from([("start", vec![69]), ("table", vec![4, 1, 6, 0])]);
+        let sizes =
+            |b, s, t: i64| [("b", b), ("s", s), ("t", t), ("g", 16), ("k", (t as u64).div_ceil(rows) as i64)];
+        check_chain(&module, func, &sizes(1, 1, 70), &ints, 3);
+        if rows == 64 {
+            let table = (0..16).map(|i| (i * 7 + 3) % 16).collect();
+            let ints = HashMap::from([("start", vec![3, 130]), ("table", table)]);
+            check_chain(&module, func, &sizes(2, 20, 150), &ints, 4);
+        }
+    }
+}

@@ -198,3 +198,54 @@ fn command_lines_without_sense_have_their_own_exit_code() {
     assert!(with(&["--threads", "0"]).contains("it must be a whole number, 1 or more"));
     assert!(with(&["--form", "folded"]).contains("[possible values: absorbed, expanded, auto]"));
 }
+
+#[test]
+fn caches_of_every_layout_make_the_recorded_tokens() {
+    let (prompt, expected) = recorded("v3-tiny");
+    let dir = fixture("v3-tiny");
+    for layout in
+        [&["--cache", "expanded"][..], &["--page-size", "7"], &["--cache", "expanded", "--page-size", "16"]]
+    {
+        let mut args = as_recorded(&dir, &prompt);
+        args.extend(layout);
+        assert_eq!(output(&args), format!("{expected}\n"), "{layout:?}");
+    }
+}
+
+#[test]
+fn prompts_that_go_together_make_the_tokens_that_they_make_alone() {
+    let dir = fixture("v3-tiny");
+    let (prompt, expected) = recorded("v3-tiny");
+    let other = format!("{prompt},3,1");
+    let mut args = as_recorded(&dir, &other);
+    let alone = output(&args);
+    args.extend(["--tokens", &prompt, "--page-size", "16", "--json"]);
+    let report: Value = serde_json::from_str(&output(&args)).unwrap();
+    let line = |i: usize| {
+        let tokens = report["sequences"][i]["tokens"].as_array().unwrap();
+        tokens.iter().map(Value::to_string).collect::<Vec<_>>().join(",")
+    };
+    assert_eq!((line(0), line(1)), (alone.trim().to_string(), expected));
+    let shared = prompt.split(',').count() - 1;
+    assert_eq!(report["prompt_tokens_run"], json!(shared + 3));
+    // Without pages they cannot; nor with too few.
+    args.retain(|arg| !["--page-size", "16", "--json"].contains(arg));
+    assert!(refusal(2, &args).contains("several prompts at once need caches in pages: give --page-size"));
+    args.extend(["--page-size", "16", "--pages", "2"]);
+    assert!(refusal(1, &args).contains("but of 2 only"));
+}
+
+#[test]
+fn a_budget_is_kept_or_refused() {
+    let (prompt, expected) = recorded("v2-lite-tiny");
+    let dir = fixture("v2-lite-tiny");
+    let mut args = as_recorded(&dir, &prompt);
+    args.extend(["--kv-budget", "192"]);
+    assert_eq!(output(&args), format!("{expected}\n"));
+    *args.last_mut().unwrap() = "191";
+    let text = refusal(1, &args);
+    assert!(
+        text.contains("eva::kv_budget") && text.contains("`%model.layers.0.self_attn.ckv` 128"),
+        "{text}"
+    );
+}

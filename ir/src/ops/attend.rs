@@ -186,7 +186,14 @@ impl OpDef for Attend {
         let fit = |dim: &Dim, most: usize| {
             if tensor.is_some() { most } else { cx.size(dim).map_or(most, |n| n.clamp(1, most)) }
         };
-        let (bm, bk) = (fit(&rows, most_rows), fit(extent(roles.key), most_keys));
+        // A block of keys is in one page.
+        let in_page = |most: usize| {
+            let keys = specs.iter().zip(&views).filter_map(|(axes, view)| {
+                Some(view.tile_along(axes.iter().position(|&axis| axis == roles.key)?, most))
+            });
+            keys.min().unwrap_or(most)
+        };
+        let (bm, bk) = (fit(&rows, most_rows), in_page(fit(extent(roles.key), most_keys)));
 
         // With narrow values each head has programs of its own, which are enough.
         if tensor.is_some_and(|tensor| width > tensor.narrow) && out.last() == Some(&roles.value) {
@@ -238,7 +245,7 @@ impl OpDef for Attend {
             };
             let coords = specs[operand].iter().map(coord).collect();
             let cols = whole.map_or(1, |(_, n)| n);
-            cx.load(&views[operand], &Request { coords, rows: rows.1, cols, limits: Vec::new() })
+            cx.load_in_page(&views[operand], &Request { coords, rows: rows.1, cols, limits: Vec::new() })
         };
         let mut queries = Vec::new();
         for (i, &inner) in roles.summed.iter().enumerate() {
@@ -273,7 +280,7 @@ impl OpDef for Attend {
                 _ => Coord::At(here(axis).start()),
             };
             let coords = specs[values].iter().map(coord).collect();
-            let v = cx.load(&views[values], &Request { coords, rows: width, cols: bk, limits: Vec::new() });
+            let v = cx.load_in_page(&views[values], &Request { coords, rows: width, cols: bk, limits: Vec::new() });
             [new_top, total * decay + weights.sum_along(1), (sum * decay).add_dot(weights, v)]
         });
         let at = Request { coords, rows: bm, cols: width, limits: Vec::new() };

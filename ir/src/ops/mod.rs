@@ -43,6 +43,8 @@ ops! {
     embedding::Embedding,
     take_row::TakeRow,
     cache_write::CacheWrite,
+    page_write::PageWrite,
+    page_read::PageRead,
     // Made from nothing, or from positions.
     full::Full,
     positions::Positions,
@@ -72,7 +74,7 @@ ops! {
 impl Op {
     /// Whether operand 0 is a state that the op updates in place, its result being the next version of it.
     pub fn updates_state(&self) -> bool {
-        matches!(self, Op::CacheWrite(_))
+        matches!(self, Op::CacheWrite(_) | Op::PageWrite(_))
     }
 }
 

@@ -88,7 +88,7 @@ impl<'a> Case<'a> {
             .collect();
         for (part, shape) in out.parts().iter().zip(&shapes) {
             storages.push(match self.op {
-                Op::CacheWrite(_) => storages[0].clone(),
+                Op::CacheWrite(_) | Op::PageWrite(_) => storages[0].clone(),
                 _ => Storage::unwritten(part.dtype, shape.iter().product()),
             });
         }

@@ -177,6 +177,27 @@ fn cache_write() {
 }
 
 #[test]
+fn page_write() {
+    // Tokens in the middle of pages, over several, beyond the table, and without a page.
+    for (r, start) in [(19, [0, 4]), (7, [3, 1]), (3, [6, -2])] {
+        let sizes = [("b", 2), ("g", 5), ("k", 2), ("s", 4), ("r", r), ("h", 3)];
+        for types in [
+            ["f32[g, 3, r]", "f32[b, s, r]", "i32[b, k]", "i32[b]"],
+            ["f32[g, 3, h, r]", "f32[b, s, h, r]", "i32[b, k]", "i32[b]"],
+            ["f32[g, 2]", "f32[b, s]", "i32[b, k]", "i32[b]"],
+        ] {
+            for given in [[&sizes[..], &[]], [&[], &sizes[..]]] {
+                let case = Case::new(page_write::PageWrite {}, &types, given[0], given[1]);
+                let mut args = case.arrays(wild);
+                args[2] = ints(&[2, 2], &[4, 1, -1, 0]);
+                args[3] = ints(&[2], &start);
+                case.check(&args, 0.0);
+            }
+        }
+    }
+}
+
+#[test]
 fn routers() {
     let golden = Golden::open("ops/gate");
     for name in ROUTER_CASES {

@@ -154,6 +154,43 @@ fn rows() {
 }
 
 #[test]
+fn pages() {
+    let op = || page_write::PageWrite {};
+    accepts(op(), &["bf16[g, 16, r]", "bf16[b, s, r]", "i32[b, k]", "i64[b]"], "bf16[g, 16, r]");
+    accepts(op(), &["f32[g, t]", "f32[b, s]", "i32[b, k]", "i32[b]"], "f32[g, t]");
+    refuses(
+        op(),
+        &["f32[g, 16, r]", "bf16[b, s, r]", "i32[b, k]", "i32[b]"],
+        "the pool has f32 elements but the new rows bf16 @1 (cast one of them: `.cast(F32)`)",
+    );
+    refuses(
+        op(),
+        &["f32[g, 16, r]", "f32[b, s, p]", "i32[b, k]", "i32[b]"],
+        "the new rows f32[b, s, p] do not fit f32[g, 16, r] but for axes 0 and 1 @1",
+    );
+    refuses(
+        op(),
+        &["f32[g, 16, r]", "f32[b, s, r]", "f32[b, k]", "i32[b]"],
+        "`page_write` takes integers for the table, not f32[b, k] @2",
+    );
+    refuses(
+        op(),
+        &["f32[g, 16, r]", "f32[b, s, r]", "i32[s, k]", "i32[b]"],
+        "the batch of the new rows is b, but here it is s @2",
+    );
+    refuses(
+        op(),
+        &["f32[g, 16, r]", "f32[b, s, r]", "i32[b, k]", "i32[b, s]"],
+        "the start i32[b, s] should have the axes [b] @3",
+    );
+    let read = || page_read::PageRead { tokens: Dim::sym("t") };
+    accepts(read(), &["bf16[g, 16, h, r]", "i32[b, k]"], "bf16[b, t, h, r]");
+    accepts(read(), &["i32[g, 7]", "i64[b, k]"], "i32[b, t]");
+    refuses(read(), &["f32[g]", "i32[b, k]"], "the pool f32[g] should have the axes [g, r, ...] @0");
+    refuses(read(), &["f32[g, 16]", "i32[b]"], "the table i32[b] should have the axes [b, k] @1");
+}
+
+#[test]
 fn rotary_positions() {
     accepts(freqs(), &[], "f32[2, p]");
     let bad = |f: fn(&mut rope_freqs::RopeFreqs), want: &str| {

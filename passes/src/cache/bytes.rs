@@ -93,7 +93,8 @@ pub(super) fn check_budget(module: &Module, reports: &[StateReport]) -> Result<(
     let Some(budget) = module.kv_budget else { return Ok(()) };
     for func in entries(module) {
         let f = &module.funcs[func];
-        let loc = |name: &str| f.values.iter().find(|(_, data)| data.name == name).and_then(|(_, data)| data.loc);
+        let loc =
+            |name: &str| f.values.iter().find(|(_, data)| data.name == name).and_then(|(_, data)| data.loc);
         let bytes = CacheBytes::of(module, func).map_err(|name| {
             let message = format!(
                 "the module allows {budget} bytes of cache a token and layer, but the bytes of `%{name}` are not known \
@@ -116,7 +117,9 @@ pub(super) fn check_budget(module: &Module, reports: &[StateReport]) -> Result<(
         }
         let mut why: Vec<&str> = Vec::new();
         for report in reports.iter().filter(|report| report.bytes.is_some_and(|(_, after)| after > 0)) {
-            why.extend(report.why.as_deref().filter(|why| why.starts_with("nothing") && !why.ends_with("it")));
+            why.extend(
+                report.why.as_deref().filter(|why| why.starts_with("nothing") && !why.ends_with("it")),
+            );
         }
         why.dedup();
         return Err(match why.first() {

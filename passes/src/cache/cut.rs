@@ -115,9 +115,10 @@ pub(super) fn cheapest(view: &View<'_>, rows: &[Node]) -> Cut {
     for (&node, operands) in &made {
         let [before, after] = ends[&node];
         // Rows are put in order by an einsum, which integers have not.
-        let keepable = view.f.tensor(node.0).is_some_and(|ty| {
-            ty.blocks.is_none() && (ty.dtype.is_float() || node.1 == Place::FIRST)
-        });
+        let keepable = view
+            .f
+            .tensor(node.0)
+            .is_some_and(|ty| ty.blocks.is_none() && (ty.dtype.is_float() || node.1 == Place::FIRST));
         let price = view.bytes(node).filter(|_| keepable).unwrap_or(NEVER);
         network.edge(before, after, price);
         match operands {

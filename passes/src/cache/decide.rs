@@ -83,6 +83,9 @@ enum Update {
     Call(Func, Value, usize),
 }
 
+/// A state, the op that writes it, and the rows that it writes.
+type Write = (Value, Value, Value);
+
 /// States that must stay, as functions and parameters, with the reason.
 type Blocked = BTreeMap<(Func, Value), String>;
 
@@ -166,7 +169,7 @@ impl Deciding<'_> {
 
     /// The states that one `cache_write` of this function updates: those with the same tokens are looked at together.
     fn written_here(&self, states: &[Value], d: &mut Decision) {
-        let mut sets: Vec<(Here, Vec<(Value, Value, Value)>)> = Vec::new();
+        let mut sets: Vec<(Here, Vec<Write>)> = Vec::new();
         let fixed = fixed(self.f);
         for &state in states {
             let updates = d.updates.get(&state).map_or(&[][..], Vec::as_slice);
@@ -195,13 +198,11 @@ impl Deciding<'_> {
             }
             let &[_, rows, start] = args.as_slice() else { unreachable!("operands were counted") };
             let shape = |value| &self.f.tensor(value).expect("states and rows are tensors").shape;
-            let tokens = |extents: &[eva_ir::dim::Dim]| Tokens {
-                batch: extents[0].clone(),
-                each: extents[1].clone(),
-            };
+            let tokens =
+                |extents: &[eva_ir::dim::Dim]| Tokens { batch: extents[0].clone(), each: extents[1].clone() };
             let (new, cached) = (tokens(shape(rows)), tokens(shape(state)));
             let here = Here { new, cached, start, kept: Vec::new(), writes: Vec::new() };
-            let same = |(other, _): &&mut (Here, _)| {
+            let same = |(other, _): &&mut (Here, Vec<Write>)| {
                 other.new == here.new && other.cached == here.cached && other.start == here.start
             };
             match sets.iter_mut().find(same) {
@@ -215,7 +216,7 @@ impl Deciding<'_> {
     }
 
     /// Decides for states that have the same tokens.
-    fn cut(&self, mut here: Here, writes: &[(Value, Value, Value)], fixed: &[bool], d: &mut Decision) {
+    fn cut(&self, mut here: Here, writes: &[Write], fixed: &[bool], d: &mut Decision) {
         let tokens = here.new.clone();
         let view = View { module: self.module, f: self.f, fixed, tokens: &tokens };
         let mut rows: Vec<Node> = writes.iter().map(|&(_, _, rows)| (rows, Place::FIRST)).collect();
@@ -267,7 +268,8 @@ impl Deciding<'_> {
 
     /// A name for the state that keeps `value`: the value's, in the scope of the state that goes.
     fn name(&self, old: Value, value: Value, taken: &[&str]) -> String {
-        let scope = self.f.values[old].name.rsplit_once('.').map_or(String::new(), |(scope, _)| format!("{scope}."));
+        let scope =
+            self.f.values[old].name.rsplit_once('.').map_or(String::new(), |(scope, _)| format!("{scope}."));
         let own = self.f.values[value].name.rsplit('.').next().unwrap_or_default();
         let free = |name: &String| {
             !taken.contains(&name.as_str()) && !self.f.values.iter().any(|(_, data)| data.name == *name)
@@ -295,7 +297,10 @@ impl Deciding<'_> {
         match blocked.find(|((value, _), _)| !is_input(*value)) {
             Some(((value, _), why)) => {
                 let data = &self.f.values[*value];
-                let why = format!("nothing smaller determines it: `%{}` cannot be computed again, {why}", data.name);
+                let why = format!(
+                    "nothing smaller determines it: `%{}` cannot be computed again, {why}",
+                    data.name
+                );
                 Stays { state, why, value: Some((data.name.clone(), data.loc)) }
             }
             None => Stays { state, why: "nothing smaller determines it".into(), value: None },
@@ -343,7 +348,11 @@ impl Deciding<'_> {
                 })
                 .collect();
             if groups.iter().all(Option::is_none) {
-                d.stays.push(Stays { state, why: "it stays in the function that updates it".into(), value: None });
+                d.stays.push(Stays {
+                    state,
+                    why: "it stays in the function that updates it".into(),
+                    value: None,
+                });
                 continue;
             }
             let first = groups[0].as_ref();
@@ -356,7 +365,8 @@ impl Deciding<'_> {
             let version = |value: &Value| d.versions.get(value) == Some(&state);
             let read = d.versions.keys().filter(|value| version(value)).any(|&value| {
                 uses.of(value).iter().any(|&(user, _)| {
-                    let updates = matches!(self.f.values[user].def, Def::Call(..)) || d.versions.contains_key(&user);
+                    let updates =
+                        matches!(self.f.values[user].def, Def::Call(..)) || d.versions.contains_key(&user);
                     !updates
                 })
             });
@@ -368,8 +378,8 @@ impl Deciding<'_> {
                     });
                     let (new, key) = (new.collect(), group.key.clone());
                     own.iter().for_each(|&state| {
-            d.of.insert(state, d.groups.len());
-        });
+                        d.of.insert(state, d.groups.len());
+                    });
                     d.groups.push(Group { old: own.clone(), new, key, made: Made::InCalls });
                 }
                 _ => {

@@ -11,6 +11,8 @@
 //! %all = cache_write %keys, %k, %start   =>   %all = einsum %kv, %w_uk
 //! ```
 //!
+//! Then, where pages are asked for, states become pools of pages that sequences can share; see `paged`.
+//!
 //! States are part of signatures, so callers are rewritten too, and functions that share states by name agree.
 //! No layout is changed where bytes do not shrink. A module may say how many bytes a token and layer are allowed
 //! ([`Module::kv_budget`]); more are an error here.
@@ -18,6 +20,7 @@
 mod bytes;
 mod cut;
 mod decide;
+mod paged;
 mod shrink;
 mod tokens;
 
@@ -43,6 +46,8 @@ pub enum Layout {
 pub struct CacheOptions {
     /// What is kept of a token.
     pub layout: Layout,
+    /// How many rows a page has, where tokens are kept in pages of a pool; in one piece for each sequence otherwise.
+    pub page: Option<usize>,
 }
 
 /// What became of a function's states.
@@ -83,14 +88,21 @@ pub fn lay_out_and_report(
     let any = module.funcs.iter().any(|(_, f)| f.params().any(|(_, kind)| has_state(kind)));
     if options.layout == Layout::AsWritten || !any {
         bytes::check_budget(module, &[])?;
-        return Ok((module.clone(), Vec::new()));
+        return Ok((in_pages(module, options)?, Vec::new()));
     }
     let decisions = decide::decide(module);
     let reports = report(module, &decisions);
     let unchanged = decisions.iter().all(|(_, decision)| decision.groups.is_empty());
     let module = if unchanged { module.clone() } else { shrink::rewrite(module, &decisions)? };
     bytes::check_budget(&module, &reports)?;
-    Ok((module, reports))
+    Ok((in_pages(&module, options)?, reports))
+}
+
+fn in_pages(module: &Module, options: &CacheOptions) -> Result<Module, Diag> {
+    match options.page {
+        Some(rows) => paged::rewrite(module, rows),
+        None => Ok(module.clone()),
+    }
 }
 
 /// Bytes that one token takes in a state of this type: all axes but sequences and tokens. `None` if an extent is open.

@@ -113,7 +113,9 @@ impl<'a> Writer<'a> {
                     self.expand(group, value, args[1])?;
                 }
                 Def::Op(Op::Get(get), args) => self.get(value, args[0], get.index as usize)?,
-                Def::Call(callee, args) if self.changes[*callee].is_some() => self.call(value, *callee, args)?,
+                Def::Call(callee, args) if self.changes[*callee].is_some() => {
+                    self.call(value, *callee, args)?
+                }
                 _ => self.copy(value),
             }
         }
@@ -244,8 +246,10 @@ impl<'a> Writer<'a> {
         };
         let rank = apart(&here.new).len();
         let own: Vec<usize> = (0..rank).collect();
-        let first: Vec<usize> =
-            [batch, token].into_iter().chain(own.iter().copied().filter(|a| ![batch, token].contains(a))).collect();
+        let first: Vec<usize> = [batch, token]
+            .into_iter()
+            .chain(own.iter().copied().filter(|a| ![batch, token].contains(a)))
+            .collect();
         let letter = |axis: usize| match axis {
             axis if axis == batch => 'b',
             axis if axis == token => 't',
@@ -310,7 +314,8 @@ impl<'a> Writer<'a> {
         let change = changes[callee].as_ref().expect("the caller has looked");
         let old = &self.old.funcs[callee];
         // The group here of each group there, by the first state of it.
-        let there = self.decisions[callee].groups.iter().map(|group| self.group_of(args[group.old[0].index()]));
+        let there =
+            self.decisions[callee].groups.iter().map(|group| self.group_of(args[group.old[0].index()]));
         let there: Vec<usize> =
             there.map(|own| own.expect("states that go in a callee go in its callers")).collect();
         let new_args: Vec<Value> = change
@@ -321,13 +326,15 @@ impl<'a> Writer<'a> {
                 From::New(group, k) => self.current[&(there[*group], *k)],
             })
             .collect();
-        let ty = call_type(&self.new.funcs[callee], &self.to.values, &new_args).map_err(|e| ill_typed("cache", e))?;
+        let ty = call_type(&self.new.funcs[callee], &self.to.values, &new_args)
+            .map_err(|e| ill_typed("cache", e))?;
         let data = &self.f.values[value];
         let mut name = data.name.clone();
         if data.ty.tensor().is_some() && ty.tensor().is_none() {
             name = self.free(&old.name);
         }
-        let new = self.to.values.push(ValueData { name, ty, def: Def::Call(callee, new_args), loc: data.loc });
+        let new =
+            self.to.values.push(ValueData { name, ty, def: Def::Call(callee, new_args), loc: data.loc });
         self.map.insert(value, new);
         for (i, from) in change.results.iter().enumerate() {
             if let From::New(group, k) = from {

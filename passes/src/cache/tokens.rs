@@ -183,7 +183,9 @@ impl View<'_> {
     pub fn same_elements(&self, node: Node) -> Option<Node> {
         let moves = match &self.f.values[node.0].def {
             Def::Op(Op::Reshape(_), _) => true,
-            Def::Op(Op::Einsum(einsum), args) => args.len() == 1 && einsum.spec.out.len() == einsum.spec.axes(),
+            Def::Op(Op::Einsum(einsum), args) => {
+                args.len() == 1 && einsum.spec.out.len() == einsum.spec.axes()
+            }
             _ => false,
         };
         match self.operands(node).ok()?.as_slice() {
@@ -194,7 +196,9 @@ impl View<'_> {
 
     /// `node`'s op for other tokens: the same but for the extents of tokens in attributes.
     pub fn for_tokens(&self, (value, place): Node, tokens: &Tokens) -> Op {
-        let Def::Op(op, _) = &self.f.values[value].def else { unreachable!("a node that is recomputed is an op") };
+        let Def::Op(op, _) = &self.f.values[value].def else {
+            unreachable!("a node that is recomputed is an op")
+        };
         let put = |dims: &Dims| {
             let mut dims = dims.clone();
             for (axis, extent) in place.axes().into_iter().zip(tokens.extents(place)) {

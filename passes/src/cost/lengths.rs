@@ -42,8 +42,11 @@ impl Lengths {
                 arg.map_or(&[][..], |ty| &ty.shape)
             };
             match &data.def {
-                Def::Param(ParamKind::State) => {
-                    if let Some([batch, cached, ..]) = data.ty.tensor().map(|ty| &ty.shape[..]) {
+                Def::Param(ParamKind::State) | Def::Op(Op::PageRead(_), _) => {
+                    // The rows of a page are a number, and no extent.
+                    if let Some([batch, cached, ..]) = data.ty.tensor().map(|ty| &ty.shape[..])
+                        && cached.as_const().is_none()
+                    {
                         self.take(Some(batch), None, Some(cached));
                     }
                 }
@@ -52,7 +55,7 @@ impl Lengths {
                         self.take(Some(batch), Some(new), Some(cached));
                     }
                 }
-                Def::Op(Op::CacheWrite(_), _) => {
+                Def::Op(Op::CacheWrite(_) | Op::PageWrite(_), _) => {
                     if let [batch, new, ..] = shape(1) {
                         self.take(Some(batch), Some(new), None);
                     }

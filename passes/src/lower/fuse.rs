@@ -121,8 +121,7 @@ impl Fusion {
             }
             let mut chain = Vec::new();
             let mut last = root;
-            while !self.stored[last.index()] && data.ty.tensor().is_some() && !matches!(op, Op::CacheWrite(_))
-            {
+            while !self.stored[last.index()] && data.ty.tensor().is_some() && !op.updates_state() {
                 let [(user, _)] = *self.uses.of(last) else { break };
                 let Def::Op(next, args) = &f.values[user].def else { break };
                 let same_shape = f.tensor(user).map(|ty| &ty.shape) == f.tensor(root).map(|ty| &ty.shape);

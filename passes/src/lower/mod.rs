@@ -7,6 +7,7 @@
 
 pub mod fuse;
 mod kernel;
+mod pages;
 mod share;
 mod variants;
 
@@ -100,7 +101,7 @@ impl<'a> FnLower<'a> {
             if !self.fusion.is_passed_on(self.f, value) {
                 self.homes.insert(value, vec![self.param_home(value, kind)]);
             }
-            params.push(ParamPlan { name, kind, ty, base });
+            params.push(ParamPlan { name, kind, ty, base, paged: self.is_pool(value) });
         }
         for (value, _) in self.f.values.iter() {
             self.value(value).map_err(|e| self.unsupported(value, e))?;
@@ -205,14 +206,11 @@ impl<'a> FnLower<'a> {
 
     /// Another view of the same bytes, or of a packed copy where strides cannot say it.
     fn alias(&mut self, value: Value, op: &Op, arg: Value) -> Result<(), LowerError> {
+        if let Op::PageRead(_) = op {
+            return self.page_read(value);
+        }
         let view = self.home(arg);
-        let fixed = |view: BufView| BufView {
-            shape: view.shape.iter().map(|d| self.fix(d)).collect(),
-            strides: view.strides.iter().map(|d| self.fix(d)).collect(),
-            offset: self.fix(&view.offset),
-            ..view
-        };
-        let found = match op.alias(&view).map(fixed) {
+        let found = match op.alias(&view).map(|view| self.fix_view(view)) {
             Some(found) => found,
             None => {
                 let copy = self.packed(view)?;
@@ -262,7 +260,7 @@ impl<'a> FnLower<'a> {
     /// come first, so the place of one among the buffers is its own.
     fn param_home(&self, value: Value, kind: ParamKind) -> BufView {
         let mut view = self.row_major(value.index(), &self.f.values[value].name, self.tensor(value));
-        if kind == ParamKind::State && view.shape.len() >= 2 {
+        if kind == ParamKind::State && view.shape.len() >= 2 && !self.is_pool(value) {
             view.strides[0] = &Dim::sym(CAPACITY) * &view.strides[1];
         }
         view
@@ -328,6 +326,11 @@ impl<'a> FnLower<'a> {
             shape: fix(&view.shape),
             strides: fix(&view.strides),
             offset: self.fix(&view.offset),
+            pages: view.pages.map(|pages| {
+                let eva_ir::lower::Pages { count, rows, step, table } = *pages;
+                let (count, step, table) = (self.fix(&count), self.fix(&step), self.fix_view(table));
+                Box::new(eva_ir::lower::Pages { count, rows, step, table })
+            }),
             ..view
         }
     }

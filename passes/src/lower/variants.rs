@@ -8,7 +8,7 @@ use eva_ir::graph::{Def, Value};
 use eva_ir::kernel::build::{Build, Tile};
 use eva_ir::kernel::{Access, Kernel};
 use eva_ir::lower::{BufView, Cx, FewRows, LowerError, Request, View};
-use eva_ir::ops::{Op, attend};
+use eva_ir::ops::attend;
 use eva_ir::types::{DType, TensorType};
 use std::cell::RefCell;
 
@@ -40,7 +40,7 @@ impl FnLower<'_> {
     pub(super) fn kernel(&mut self, root: Value, chain: &[Value]) -> Result<(), LowerError> {
         let last = chain.last().copied().unwrap_or(root);
         let Def::Op(op, args) = &self.f.values[root].def else { unreachable!("a root is an op") };
-        let homes: Vec<BufView> = if matches!(op, Op::CacheWrite(_)) {
+        let homes: Vec<BufView> = if op.updates_state() {
             vec![self.home(args[0])]
         } else {
             (0..self.f.values[last].ty.parts().len()).map(|part| self.new_home(last, part)).collect()

@@ -1,8 +1,8 @@
 //! What a token takes, and what it may take.
 
 use crate::support::parse;
-use eva_passes::cache::{CacheBytes, CacheOptions, Layout, lay_out};
 use eva_passes::Options;
+use eva_passes::cache::{CacheBytes, CacheOptions, Layout, lay_out};
 use eva_passes::target::Target;
 
 const TWO: &str = "dim b dim s dim t dim m = 6 dim h = 2 dim n = 5 dim c = 7

@@ -221,7 +221,8 @@ fn callers_have_the_new_states_too() {
 
 #[test]
 fn a_caller_that_reads_a_state_keeps_it() {
-    let reading = calls("main", "  %sum = sum %k1 {axis = 3} : f32[b, t, h, 1]", ", %sum", ", f32[b, t, h, 1]");
+    let reading =
+        calls("main", "  %sum = sum %k1 {axis = 3} : f32[b, t, h, 1]", ", %sum", ", f32[b, t, h, 1]");
     let module = parse(&format!("{LAYERS}{reading}"));
     let (new, report) = check(&module, "main");
     assert_eq!(text::print(&new), text::print(&module));

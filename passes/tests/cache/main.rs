@@ -2,4 +2,5 @@
 
 mod budget;
 mod latent;
+mod paged;
 mod support;

@@ -15,7 +15,8 @@ pub fn parse(source: &str) -> Module {
 
 /// The module laid out, verified; and what became of its states.
 pub fn lay_out(module: &Module) -> (Module, Vec<StateReport>) {
-    let (new, report) = lay_out_and_report(module, &CacheOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    let (new, report) =
+        lay_out_and_report(module, &CacheOptions::default()).unwrap_or_else(|e| panic!("{e}"));
     verify::verify(&new).unwrap_or_else(|e| panic!("{e}\n{new}"));
     (new, report)
 }
@@ -42,9 +43,27 @@ fn number(name: &str, call: usize, i: usize) -> f64 {
     (x >> 33) as f64 / (1u64 << 30) as f64 - 1.0
 }
 
+/// An argument that is no state: weights are the same in all calls, `start` and `positions` as they are, the rest
+/// random.
+pub fn argument(name: &str, kind: ParamKind, shape: &[usize], call: usize, start: &[i64]) -> Array {
+    let n: usize = shape.iter().product();
+    let data = |call| (0..n).map(|i| number(name, call, i)).collect();
+    match (kind, name) {
+        (ParamKind::Weight, _) => Array::new(shape, data(usize::MAX - 20)),
+        (_, "start") => Array::new(shape, start.iter().map(|&n| n as f64).collect()),
+        (_, "positions") => Array::from_fn(shape, |index| (start[index[0]] + index[1] as i64) as f64),
+        _ => Array::new(shape, data(call)),
+    }
+}
+
 /// Runs calls one after the other from empty caches; all results that are not states, by name and call. Inputs and
 /// weights are random; the integers are `start`, and `positions` counted from it.
-pub fn run(module: &Module, func: Func, steps: &[Step], fixed: &[(&str, i64)]) -> Vec<BTreeMap<String, Array>> {
+pub fn run(
+    module: &Module,
+    func: Func,
+    steps: &[Step],
+    fixed: &[(&str, i64)],
+) -> Vec<BTreeMap<String, Array>> {
     let f = &module.funcs[func];
     let table = &verify::state_results(module)[func];
     let mut kept: BTreeMap<String, Array> = BTreeMap::new();
@@ -61,19 +80,12 @@ pub fn run(module: &Module, func: Func, steps: &[Step], fixed: &[(&str, i64)]) -
                 let name = &f.values[param].name;
                 let ty = f.tensor(param).expect("parameters are tensors");
                 let shape: Vec<usize> = ty.shape.iter().map(|dim| sizes.of(dim)).collect();
-                let n: usize = shape.iter().product();
-                let data = |call| (0..n).map(|i| number(name, call, i)).collect();
-                match (kind, name.as_str()) {
-                    (ParamKind::State, _) => Array::from_fn(&shape, |index| match kept.get(name) {
+                match kind {
+                    ParamKind::State => Array::from_fn(&shape, |index| match kept.get(name) {
                         Some(old) if index[1] < old.shape[1] => old.at(index),
                         _ => 0.0,
                     }),
-                    (ParamKind::Weight, _) => Array::new(&shape, data(usize::MAX - 20)),
-                    (_, "start") => Array::new(&shape, step.start.iter().map(|&n| n as f64).collect()),
-                    (_, "positions") => {
-                        Array::from_fn(&shape, |index| (step.start[index[0]] + index[1] as i64) as f64)
-                    }
-                    _ => Array::new(&shape, data(call)),
+                    kind => argument(name, kind, &shape, call, &step.start),
                 }
             })
             .collect();

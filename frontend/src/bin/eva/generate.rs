@@ -1,5 +1,7 @@
 //! `eva generate`: tokens from a model.
 
+mod many;
+
 use super::ui::{Bars, CacheArg, FormArg, NO_CUDA, TypeArg, Usage, bytes, count, device, emit, name_of, say};
 use anyhow::bail;
 use clap::{ArgGroup, Args as ClapArgs, ValueEnum};
@@ -26,12 +28,12 @@ ends early after a token that ends a text (`eos_token_id` of config.json).")]
 pub struct Args {
     /// Directory with config.json and the checkpoint
     model_dir: PathBuf,
-    /// Text to go on from; needs the model's tokenizer.json
+    /// Text to go on from; needs the model's tokenizer.json. With --page-size, can be repeated
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    prompt: Option<String>,
-    /// Token ids to go on from, separated by commas
+    prompt: Vec<String>,
+    /// Token ids to go on from, separated by commas. With --page-size, can be repeated
     #[arg(long, value_name = "IDS", allow_hyphen_values = true, value_parser = ids)]
-    tokens: Option<Ids>,
+    tokens: Vec<Ids>,
     /// How many tokens to make at most
     #[arg(long, value_name = "N", value_parser = count)]
     max_new_tokens: usize,
@@ -62,6 +64,13 @@ pub struct Args {
     /// What caches keep of a token
     #[arg(long, value_enum, default_value_t = CacheArg::Auto)]
     cache: CacheArg,
+    /// Keep caches in pages of this many tokens; several prompts then go together, and share the pages of what they
+    /// begin with
+    #[arg(long, value_name = "N", value_parser = count)]
+    page_size: Option<usize>,
+    /// Pages in the pool [default: as many as are needed]
+    #[arg(long, value_name = "N", value_parser = count, requires = "page_size")]
+    pages: Option<usize>,
     /// The most bytes that a token may take in the caches of one layer [default: `eva.kv_budget` of config.json]
     #[arg(long, value_name = "BYTES", value_parser = count)]
     kv_budget: Option<usize>,
@@ -112,7 +121,7 @@ fn load_options(args: &Args) -> anyhow::Result<LoadOptions> {
     Ok(LoadOptions {
         dtype: agreed("--dtype", args.dtype, dtype)?.unwrap_or(TypeArg::F32).into(),
         form: agreed("--form", args.form, form)?.unwrap_or(FormArg::Auto).into(),
-        cache: args.cache.options(),
+        cache: args.cache.options(args.page_size),
         expanded_cache: args.cache == CacheArg::Expanded,
         kv_budget: args.kv_budget.map(|bytes| bytes as u64),
         device,
@@ -163,17 +172,24 @@ pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
     Sampler::new(sampling).map_err(|error| Usage(format!("{error}")))?;
     // What is wrong with the prompt is said before a large model is loaded.
     let config = Config::load(&args.model_dir)?;
-    let tokenizer = match args.prompt.as_deref() {
-        Some("") => bail!("the prompt is empty: give some text, or token ids with --tokens"),
-        Some(_) => Some(Tokenizer::load(&args.model_dir, config.vocab)?),
-        None => None,
+    if args.prompt.iter().any(String::is_empty) {
+        bail!("the prompt is empty: give some text, or token ids with --tokens");
+    }
+    let tokenizer = match args.prompt.is_empty() {
+        false => Some(Tokenizer::load(&args.model_dir, config.vocab)?),
+        true => None,
     };
-    let prompt = match (&tokenizer, &args.prompt, &args.tokens) {
-        (Some(tokenizer), Some(text), _) => tokenizer.encode(text)?,
-        (_, _, Some(ids)) => ids.0.clone(),
-        _ => Vec::new(),
+    let prompts: Vec<Vec<u32>> = match &tokenizer {
+        Some(tokenizer) => args.prompt.iter().map(|text| tokenizer.encode(text)).collect::<Result<_, _>>()?,
+        None => args.tokens.iter().map(|ids| ids.0.clone()).collect(),
     };
-    check_prompt(&config, &prompt, args.max_new_tokens)?;
+    for prompt in &prompts {
+        check_prompt(&config, prompt, args.max_new_tokens)?;
+    }
+    let prompt = match prompts.as_slice() {
+        [prompt] if args.pages.is_none() => prompt.clone(),
+        _ => return many::run(args, &prompts, tokenizer.as_ref(), sampling, verbose, bars),
+    };
 
     let options = load_options(args)?;
     let started = Instant::now();
@@ -184,8 +200,7 @@ pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
         generator.ignore_eos();
     }
     let capacity = prompt.len() + args.max_new_tokens;
-    let decode_sizes = [("b", 1), ("s", 1), ("t", capacity), ("@capacity", capacity)];
-    let arena = (generator.arena_bytes()?, model.session("main")?.arena_bytes(&decode_sizes)?);
+    let arena = (generator.arena_bytes()?, generator.arena_bytes_for(1, capacity)?);
 
     let mut stream = tokenizer.as_ref().map(Tokenizer::stream);
     let (mut tokens, mut text) = (Vec::new(), String::new());

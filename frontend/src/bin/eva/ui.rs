@@ -189,12 +189,12 @@ pub enum CacheArg {
 
 impl CacheArg {
     /// What the passes are told.
-    pub fn options(self) -> eva_passes::CacheOptions {
+    pub fn options(self, page: Option<usize>) -> eva_passes::CacheOptions {
         let layout = match self {
             CacheArg::Auto => eva_passes::cache::Layout::Auto,
             CacheArg::Expanded => eva_passes::cache::Layout::AsWritten,
         };
-        eva_passes::CacheOptions { layout }
+        eva_passes::CacheOptions { layout, page }
     }
 }
 

@@ -83,9 +83,8 @@ fn read(r: &mut Reader) -> Option<Config> {
             (0.0..=10.0).contains(&x)
         });
     let quantization = r.optional("quantization_config", |r| r.inside("quantization_config", quantization));
-    let kv_budget = r.optional("eva", |r| {
-        r.inside("eva", |r| Some(r.optional("kv_budget", |r| r.size("kv_budget"))))
-    });
+    let kv_budget =
+        r.optional("eva", |r| r.inside("eva", |r| Some(r.optional("kv_budget", |r| r.size("kv_budget")))));
     let experts = moe(r, model_type);
     let first_dense = if matches!(experts, Some(None)) {
         r.count_or("first_k_dense_replace", 0, 0, MAX_SIZE)

@@ -96,8 +96,10 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
     // Rows along the left side's longest own axis (one without a fixed length, if there is one), columns along
     // the right side's, the last of the result where that is one.
     let length = |&axis: &Axis| cx.size(&plan.extents[axis as usize]).unwrap_or(usize::MAX);
-    let rows = all().filter(|&a| is(a, true, false, true)).max_by_key(length);
-    let own = |&a: &Axis| is(a, false, true, true);
+    // (Of sequences in pages, a tile has one.)
+    let tiled = |&axis: &Axis| plan.tile_along(axis, 2) > 1;
+    let rows = all().filter(|&a| is(a, true, false, true)).filter(tiled).max_by_key(length);
+    let own = |&a: &Axis| is(a, false, true, true) && tiled(&a);
     let cols = out.last().copied().filter(own).or_else(|| all().filter(own).max_by_key(length));
     // The blocks of the sum run along an axis of neighbours in both sides, if there is one.
     let one = Dim::from(1);
@@ -105,7 +107,7 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
         let place = plan.specs[side].iter().position(|&a| a == axis).expect("a shared axis is in both sides");
         plan.views[side].strides[place] == one
     };
-    let inner = shared.iter().copied().max_by_key(|&a| (step(0, a) as u8 + step(1, a) as u8, length(&a)));
+    let inner = shared.iter().copied().filter(tiled).max_by_key(|&a| (step(0, a) as u8 + step(1, a) as u8, length(&a)));
 
     let operands = [&plan.views[0], &plan.views[1]];
     if let Some(rows) = rows.map(|axis| &plan.extents[axis as usize]).filter(|rows| cx.size(rows).is_none())
@@ -121,6 +123,9 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
         Some(all) if cx.few.is_none() && cx.schedule.tensor_of(&operands).is_some() => even(all, bn),
         _ => bn,
     };
+
+    let in_page = |axis: Option<Axis>, most: usize| axis.map_or(most, |axis| plan.tile_along(axis, most));
+    let (bm, bn, bk) = (in_page(rows, bm), in_page(cols, bn), in_page(inner, bk));
 
     let mut coords: Vec<Option<Coord<'k>>> = vec![None; plan.extents.len()];
     let mut at = Vec::new();
@@ -156,7 +161,7 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
             cols: bk,
             limits: Vec::new(),
         };
-        cx.load(&plan.views[side], &request)
+        cx.load_in_page(&plan.views[side], &request)
     };
     let zero = cx.k.full([bm, bn], 0.0);
     let blocks = |acc: Tile<'k>, index: &Index<'k>| match inner {
@@ -238,6 +243,15 @@ impl Plan {
             plan.merge(a, b, &mut groups);
         }
         plan
+    }
+
+    /// How many neighbours along an axis a tile may have; see [`BufView::tile_along`].
+    fn tile_along(&self, axis: Axis, most: usize) -> usize {
+        let sides = self.specs[..2].iter().zip(&self.views);
+        let along = sides.filter_map(|(spec, view)| {
+            Some(view.tile_along(spec.iter().position(|&a| a == axis)?, most))
+        });
+        along.min().unwrap_or(most)
     }
 
     /// Two axes that follow each other wherever one of them is, and can be made one in every operand.
