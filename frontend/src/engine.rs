@@ -14,7 +14,7 @@
 use crate::model::config::{CheckError, Config, ConfigError};
 use crate::model::{Options, causal_lm};
 use eva_ir::diag::Diags;
-use eva_ir::graph::{Module, ParamKind};
+use eva_ir::graph::Module;
 use eva_ir::types::DType;
 use eva_passes::{CacheOptions, Form};
 use eva_runtime::checkpoint::{Checkpoint, CheckpointError};
@@ -156,7 +156,9 @@ impl Model {
         let executable = Arc::new(Executable::compile(&module, &compile)?);
         progress.end();
         let compile_time = started.elapsed();
-        let weights = load_weights(&config, &executable, &checkpoint, &options.entries, progress)?;
+        let mut weights = load_weights(&config, &executable, &checkpoint, &options.entries, progress)?;
+        let entries: Vec<&str> = options.entries.iter().map(String::as_str).collect();
+        executable.prepare(&entries, &mut weights)?;
         Ok(Self { config, executable, weights, compile_time, compilations: 1 })
     }
 
@@ -170,7 +172,7 @@ impl Model {
         Ok(Session::new(self.executable.clone(), entry, &self.weights)?)
     }
 
-    /// Bytes of weights in memory.
+    /// Bytes of weights in memory, those included that were computed of others when the model was loaded.
     pub fn weight_bytes(&self) -> usize {
         self.weights.values().map(|weight| weight.bytes()).sum()
     }
@@ -317,7 +319,7 @@ fn load_weights(
     let mut names: Vec<String> = Vec::new();
     for entry in entries {
         let plan = executable.func_plan(executable.func(entry)?);
-        names.extend(plan.params.iter().filter(|p| p.kind == ParamKind::Weight).map(|p| p.name.clone()));
+        names.extend(plan.weights().map(|param| param.name.clone()));
     }
     names.sort();
     names.dedup();

@@ -43,6 +43,11 @@ impl Module {
         self.dims.iter().find(|(name, _)| name == sym).and_then(|(_, value)| *value)
     }
 
+    /// The function that prepares `func`, if there is one.
+    pub fn preparation(&self, func: Func) -> Option<Func> {
+        self.funcs.iter().find(|(_, f)| f.prepares == Some(func)).map(|(prepare, _)| prepare)
+    }
+
     /// The value of `dim`, if all its symbols are fixed.
     pub fn constant(&self, dim: &Dim) -> Option<i64> {
         dim.eval(&|sym| self.size_of(sym))
@@ -87,6 +92,9 @@ pub struct Function {
     /// Other bodies that compute the same. A call runs the one whose estimate is least for its extents, this function's
     /// own first among equals.
     pub alternatives: Vec<Alternative>,
+    /// The function that this one prepares, if it does: of weights of that function it computes others of its
+    /// weights, those named as the results, once and for all calls.
+    pub prepares: Option<Func>,
 }
 
 /// Another body of a function, of the same meaning.

@@ -26,6 +26,9 @@
 //! parameters (names, types and kinds), results of the same types, each state in the same place among them, and no
 //! alternatives of their own; everything above holds for them too. Estimates are of finite numbers and declared extents. A
 //! function without alternatives has none.
+//!
+//! **Preparation.** A function that prepares another ([`Function::prepares`]) is newer than it, and the only one to. Its
+//! parameters are weights, and weights of that function have their names and types; so have its results, others.
 
 use crate::attr::Attr;
 use crate::diag::{Diag, Diags};
@@ -42,6 +45,7 @@ use std::sync::Arc;
 
 mod bodies;
 pub mod limits;
+mod prepare;
 mod state;
 
 pub use state::{StateResults, state_results};
@@ -139,6 +143,9 @@ fn finish(mut diags: Vec<Diag>) -> Result<(), Diags> {
 fn check_function(module: &Module, func: Func, tables: &Tables) -> (Vec<Diag>, StateResults) {
     let f = &module.funcs[func];
     let (mut diags, table) = check_body(module, func, f, tables);
+    if diags.is_empty() {
+        diags = prepare::check(module, func);
+    }
     if !(f.alternatives.is_empty() && f.estimate == Estimate::default()) && diags.is_empty() {
         diags = bodies::check(module, f, &table, &|body| check_body(module, func, body, tables));
     }

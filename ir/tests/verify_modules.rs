@@ -424,3 +424,15 @@ fn alternatives() {
     let long = long.fold(Poly::default(), |sum, term| sum + term);
     refused(&estimated(with(&|_| {}), long), &["the estimate of `f` is too long"]);
 }
+
+#[test]
+fn what_is_prepared_is_older() {
+    let mut m = parse(include_str!("../../tests/cases/text/prepares.eva")).unwrap();
+    verify(&m).unwrap();
+    let [target, companion] = ["f", "f.prepare"].map(|name| m.func(name).unwrap());
+    assert_eq!(m.preparation(target), Some(companion));
+    for wrong in [companion, Func::new(7)] {
+        function(&mut m, companion).prepares = Some(wrong);
+        refused(&m, &["@f.prepare prepares a function that is not older"]);
+    }
+}

@@ -40,7 +40,7 @@ pub struct How {
 }
 
 /// Runs `func` on one array a parameter (a state's without room to grow), and returns its results; states' come
-/// in the shape they were given in.
+/// in the shape they were given in. What is prepared when a function is loaded is no argument, and not in the traffic.
 pub fn interpret(
     plan: &Plan,
     func: Func,
@@ -69,11 +69,12 @@ pub fn interpret_with(
     how: &How,
     runner: &mut Runner,
 ) -> Result<(Vec<Array>, Traffic), String> {
+    let f = &plan.funcs[func];
+    let args = &with_prepared(plan, func, sizes, args, how, runner)?;
     let mut env = sizes.0.clone();
     env.extend(plan.dims.iter().filter_map(|(sym, n)| Some((sym.clone(), (*n)?))));
     let (storages, traffic) = (Vec::new(), Traffic::default());
     let mut machine = Machine { plan, env, how, runner, storages, traffic };
-    let f = &plan.funcs[func];
     let tokens = f
         .params
         .iter()
@@ -116,6 +117,30 @@ pub fn interpret_with(
         });
     }
     Ok((arrays, machine.traffic))
+}
+
+/// The arguments with those that are prepared.
+fn with_prepared(
+    plan: &Plan,
+    func: Func,
+    sizes: &Sizes,
+    args: &[Array],
+    how: &How,
+    runner: &mut Runner,
+) -> Result<Vec<Array>, String> {
+    let f = &plan.funcs[func];
+    let Some(prepare) = f.prepare else { return Ok(args.to_vec()) };
+    let given: HashMap<&str, &Array> = f.given().map(|param| param.name.as_str()).zip(args).collect();
+    let weights: Vec<Array> =
+        plan.funcs[prepare].params.iter().map(|param| given[param.name.as_str()].clone()).collect();
+    let (results, _) = interpret_with(plan, prepare, sizes, &weights, how, runner)?;
+    let mut args = args.iter();
+    let all = f.params.iter().map(|param| match &param.prepared {
+        Some(prepared) => results.get(prepared.result),
+        None => args.next(),
+    });
+    all.map(|array| array.cloned().ok_or_else(|| format!("@{} has more parameters than arguments", f.name)))
+        .collect()
 }
 
 /// The array with its second axis cut or filled up with NaN to `n`.

@@ -9,6 +9,7 @@ pub mod attend;
 pub mod cache;
 pub mod cost;
 pub mod form;
+pub mod hoist;
 pub mod interpret;
 pub mod lower;
 pub mod order;
@@ -23,6 +24,7 @@ pub use cache::CacheOptions;
 use eva_ir::diag::Diags;
 use eva_ir::graph::Module;
 pub use form::Form;
+pub use hoist::Hoist;
 use pass::Passes;
 use plan::Plan;
 use target::{Machine, Target};
@@ -38,6 +40,8 @@ pub struct Options {
     pub machine: Option<cost::Machine>,
     /// Passes to print the module after, as `EVA_DUMP` lists them.
     pub dump: Vec<String>,
+    /// When what depends on weights alone is computed.
+    pub hoist: Hoist,
 }
 
 /// Why a module could not be compiled.
@@ -75,6 +79,9 @@ pub fn optimize(module: &Module, options: &Options) -> Result<Module, Error> {
     p.run("form", |m| form::choose(m, options))?;
     p.run("attend", attend::recognize)?;
     p.run("order", order::binary)?;
+    if options.hoist == Hoist::AtLoad {
+        p.run("hoist", hoist::hoist)?;
+    }
     Ok(p.finish())
 }
 
@@ -94,7 +101,7 @@ pub fn compile(module: &Module, target: &Target, options: &Options) -> Result<Pl
 }
 
 /// The names of the graph passes, in the order they run.
-pub const PASSES: [&str; 4] = ["cache", "form", "attend", "order"];
+pub const PASSES: [&str; 5] = ["cache", "form", "attend", "order", "hoist"];
 
 /// Runs one graph pass by name; `None` if there is no such pass.
 pub fn run_pass(name: &str, module: &Module, options: &Options) -> Option<Result<Module, Error>> {
@@ -107,6 +114,7 @@ pub fn run_pass(name: &str, module: &Module, options: &Options) -> Option<Result
         "form" => p.run("form", |m| form::choose(m, options)),
         "attend" => p.run("attend", attend::recognize),
         "order" => p.run("order", order::binary),
+        "hoist" => p.run("hoist", hoist::hoist),
         _ => return None,
     };
     Some(result.map(|()| p.finish()))

@@ -65,6 +65,7 @@ fn is_same(a: &Function, b: &Function) -> bool {
     let values = || a.values.iter().zip(b.values.iter());
     let others = || a.alternatives.iter().zip(&b.alternatives);
     a.name == b.name
+        && a.prepares == b.prepares
         && a.results == b.results
         && a.values.len() == b.values.len()
         && values().all(|((_, x), (_, y))| x.def == y.def && x.name == y.name && x.ty == y.ty)

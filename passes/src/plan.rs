@@ -2,7 +2,7 @@
 
 use crate::cache::CacheBytes;
 use eva_ir::dim::{Dim, Sym};
-use eva_ir::entity::Arena;
+use eva_ir::entity::{Arena, Entity};
 use eva_ir::estimate::{Estimate, least};
 use eva_ir::eval::Array;
 use eva_ir::graph::{Func, ParamKind};
@@ -17,7 +17,7 @@ pub const CAPACITY: &str = "@capacity";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KernelId(u32);
 
-impl eva_ir::entity::Entity for KernelId {
+impl Entity for KernelId {
     fn new(index: usize) -> Self {
         Self(u32::try_from(index).expect("fewer than 2^32 kernels fit in memory"))
     }
@@ -46,6 +46,8 @@ pub struct FuncPlan {
     pub name: String,
     /// Its parameters, in order.
     pub params: Vec<ParamPlan>,
+    /// The function that computes its [`ParamPlan::prepared`] weights, if it has any.
+    pub prepare: Option<Func>,
     /// Its results, in order.
     pub results: Vec<ResultPlan>,
     /// Its buffers; views and steps name them by their place here.
@@ -72,6 +74,21 @@ pub struct ParamPlan {
     pub base: usize,
     /// Whether it is a pool of pages: as large as its type says, whatever the capacity.
     pub paged: bool,
+    /// Whether a call looks at it at all. What is not needed has no address in a call.
+    pub needed: bool,
+    /// For a weight that is computed when the function is loaded: from what.
+    pub prepared: Option<Prepared>,
+}
+
+/// A weight that is computed when a function is loaded ([`crate::hoist`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prepared {
+    /// The number of the result of [`FuncPlan::prepare`] that it is.
+    pub result: usize,
+    /// What it is: of equal weights, prepared weights of one plan with one key are equal.
+    pub key: usize,
+    /// The names of the weights that it is computed from, sorted.
+    pub from: Vec<String>,
 }
 
 /// A result of a function.
@@ -190,6 +207,16 @@ impl FuncPlan {
         least(estimates, &|sym| size_of(&Dim::sym(sym.as_str())))
     }
 
+    /// The parameters that callers give: all but those that are prepared.
+    pub fn given(&self) -> impl Iterator<Item = &ParamPlan> {
+        self.params.iter().filter(|param| param.prepared.is_none())
+    }
+
+    /// The weights that are given when the function is loaded.
+    pub fn weights(&self) -> impl Iterator<Item = &ParamPlan> {
+        self.given().filter(|param| param.kind == ParamKind::Weight)
+    }
+
     /// Places the temporaries: the largest first, each at the lowest address where it meets no other that is alive
     /// at the same time. `None` if a size is not known or does not fit.
     pub fn layout(&self, size_of: &dyn Fn(&Dim) -> Option<i64>) -> Option<Layout> {
@@ -238,19 +265,27 @@ impl Plan {
 
     /// The bytes of arena that a run of `func` needs, called functions included; `None` if that is not known.
     pub fn arena_bytes(&self, func: Func, size_of: &dyn Fn(&Dim) -> Option<i64>) -> Option<usize> {
-        // Functions call older ones only: their needs are known when they are asked for.
-        let mut needs: Vec<usize> = Vec::new();
-        for (id, f) in self.funcs.iter() {
-            let body = f.body(f.choose(size_of));
-            let own = body.layout(size_of)?.bytes;
-            let calls = body.steps.iter().filter_map(|step| match step {
-                Step::Call { func, .. } => Some(needs[eva_ir::entity::Entity::index(*func)]),
+        let body = |func: Func| self.funcs[func].body(self.funcs[func].choose(size_of));
+        let callees = |func: Func| {
+            body(func).steps.iter().filter_map(|step| match step {
+                Step::Call { func, .. } => Some(*func),
                 Step::Launch { .. } => None,
-            });
-            needs.push(own.checked_add(calls.max().unwrap_or(0))?);
-            if id == func {
-                break;
+            })
+        };
+        // Functions call older ones only: whether one takes part is known when it is met from the last to the first, and
+        // what its callees need when they are met in order.
+        let mut takes_part = vec![false; func.index() + 1];
+        takes_part[func.index()] = true;
+        for (id, _) in self.funcs.iter().take(func.index() + 1).rev() {
+            if takes_part[id.index()] {
+                callees(id).for_each(|callee| takes_part[callee.index()] = true);
             }
+        }
+        let mut needs: Vec<usize> = Vec::with_capacity(takes_part.len());
+        for (id, takes_part) in self.funcs.keys().zip(takes_part) {
+            let own = if takes_part { body(id).layout(size_of)?.bytes } else { 0 };
+            let most = if takes_part { callees(id).map(|callee| needs[callee.index()]).max() } else { None };
+            needs.push(own.checked_add(most.unwrap_or(0))?);
         }
         needs.pop()
     }

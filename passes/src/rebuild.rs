@@ -20,7 +20,8 @@ pub struct Rebuild<'a> {
 impl<'a> Rebuild<'a> {
     /// Starts with the old function's parameters.
     pub fn new(old: &'a Function) -> Self {
-        let mut this = Self { old, new: Function::new(&old.name), map: HashMap::new() };
+        let new = Function { prepares: old.prepares, ..Function::new(&old.name) };
+        let mut this = Self { old, new, map: HashMap::new() };
         for (value, _) in old.params() {
             let new = this.new.values.push(old.values[value].clone());
             this.map.insert(value, new);

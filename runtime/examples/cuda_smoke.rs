@@ -228,7 +228,7 @@ fn function(
         })
     };
     let mut weights = Weights::new();
-    for param in plan.params.iter().filter(|p| p.kind == ParamKind::Weight) {
+    for param in plan.weights() {
         weights.insert(param.name.clone(), Arc::new(tensor(param, &[])?.into()));
     }
     let mut sessions =

@@ -81,6 +81,14 @@ pub enum Error {
         /// What was given.
         have: String,
     },
+    /// What a function has of weights alone could not be computed.
+    #[error("computing what @{function} needs of its weights: {error}")]
+    Prepare {
+        /// The function.
+        function: String,
+        /// Why not.
+        error: Box<Error>,
+    },
     /// A cache without enough room.
     #[error("the cache has room for {capacity} tokens, but {tokens} are needed")]
     Capacity {

@@ -8,6 +8,7 @@ use crate::device::Device;
 use crate::error::Error;
 use crate::memory::Memory;
 use crate::pool::Pool;
+use crate::prepare::Store;
 use crate::tensor::{Bytes, Tensor};
 use eva_ir::entity::Entity;
 use eva_ir::graph::{Func, Module};
@@ -55,6 +56,8 @@ pub struct Executable {
     pub(crate) code: Code,
     /// Tensors computed by the compiler.
     constants: HashMap<ConstantAt, Memory>,
+    /// Weights computed when functions were loaded.
+    pub(crate) prepared: Store,
     /// How long the compilation took.
     pub times: CompileTimes,
 }
@@ -105,7 +108,8 @@ impl Executable {
     }
 
     fn new(plan: Plan, code: Code, times: CompileTimes) -> Result<Self, Error> {
-        let mut exe = Self { plan, code, constants: HashMap::new(), times };
+        let (constants, prepared) = (HashMap::new(), Store::default());
+        let mut exe = Self { plan, code, constants, prepared, times };
         for (func, f) in exe.plan.funcs.iter() {
             let bodies = f.bodies().enumerate();
             let bases =

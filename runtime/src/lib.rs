@@ -15,6 +15,7 @@ pub mod exec;
 mod memory;
 pub mod pages;
 pub mod pool;
+mod prepare;
 pub mod sample;
 pub mod session;
 mod states;

@@ -5,6 +5,7 @@ use crate::bind::{Addresses, Bound, bind, state_elements};
 use crate::cuda;
 use crate::error::Error;
 use crate::exec::{Code, Executable};
+use crate::prepare::load;
 use crate::states::{State, States};
 use crate::tensor::{Bytes, Tensor};
 use crate::weights::{Weight, Weights};
@@ -26,6 +27,8 @@ pub struct Session {
     /// The sizes of the last call, and what they decide.
     bound: Option<(Vec<(Sym, i64)>, Bound)>,
     place: Place,
+    /// Bytes of weights on the device that are not this session's, for messages about memory.
+    pub(crate) beside: usize,
     /// The results of the last call, until they are taken; none for states.
     results: Vec<Option<Outcome>>,
 }
@@ -57,39 +60,20 @@ pub(crate) enum Arg<'a> {
 
 impl Session {
     /// Checks that every weight is there and fits. Those that are not on the executable's device are copied there.
+    ///
+    /// What the function has of weights alone is computed here, once for all sessions of the executable with these
+    /// weights; of the weights that only this needs the session keeps none. See [`Executable::prepare`].
     pub fn new(exe: Arc<Executable>, name: &str, weights: &Weights) -> Result<Self, Error> {
         let func = exe.func(name)?;
         let f = exe.func_plan(func);
         let mut fixed = fixed(&exe);
-        let mut found = Vec::new();
-        for param in &f.params {
-            if param.kind != ParamKind::Weight {
-                found.push(None);
-                continue;
-            }
-            let missing = || Error::Missing {
-                name: param.name.clone(),
-                function: f.name.clone(),
-                ty: param.ty.to_string(),
-            };
-            let weight = weights.get(&param.name).ok_or_else(missing)?;
-            param.ty.bind(&weight.shape, &mut fixed);
-            check(&param.name, &param.ty, weight.dtype, &weight.shape, &fixed)?;
-            if weight.bytes() != weight.shape.iter().product::<usize>() * weight.dtype.bytes() as usize {
-                return Err(Error::Internal(format!("`{}` has the wrong number of bytes", param.name)));
-            }
-            let copied = match weight.is_on(&exe) {
-                true => Ok(weight.clone()),
-                false => weight.copy_to(&exe, &param.name).map(Arc::new),
-            };
-            found.push(Some(copied.map_err(|e| with_numbers(e, &found, 0))?));
-        }
+        let found = load(&exe, f, weights, &mut fixed)?;
         let place = match &exe.code {
             Code::Cpu(_) => Place::Cpu { arena: Bytes::zeroed(0) },
             #[cfg(feature = "cuda")]
             Code::Cuda(_) => Place::Cuda(Box::new(cuda::Calls::new())),
         };
-        Ok(Self { exe, func, weights: found, fixed, bound: None, place, results: Vec::new() })
+        Ok(Self { exe, func, weights: found, fixed, bound: None, place, beside: 0, results: Vec::new() })
     }
 
     /// The executable.
@@ -178,7 +162,7 @@ impl Session {
         states.map(|p| width(&p.ty)).sum()
     }
 
-    /// Bytes of weights.
+    /// Bytes of the weights that calls use, those included that were computed when the session was made.
     pub fn weight_bytes(&self) -> usize {
         bytes(&self.weights)
     }
@@ -279,7 +263,7 @@ impl Session {
                 };
                 let results = shapes.iter().map(|shape| shape.as_ref().map(size)).collect();
                 let have = cuda::Need {
-                    weights: bytes(&self.weights),
+                    weights: bytes(&self.weights) + self.beside,
                     caches: states.as_ref().map_or(0, |states| states.bytes()),
                     arena: bound.arena,
                     ..cuda::Need::default()
@@ -314,6 +298,7 @@ impl Session {
                 ty: param.ty.to_string(),
             };
             args.push(match param.kind {
+                ParamKind::Weight if !param.needed => Arg::Kept(std::ptr::null_mut()),
                 ParamKind::Weight => Arg::Kept(weight.as_ref().ok_or_else(missing)?.address()),
                 ParamKind::Input => {
                     let given = inputs.iter().find(|(name, _)| *name == param.name);
@@ -382,6 +367,28 @@ impl Session {
         }
     }
 
+    /// The weights that were computed of others, by [`eva_passes::plan::Prepared::key`].
+    pub(crate) fn prepared(&self) -> impl Iterator<Item = (usize, &Arc<Weight>)> {
+        let params = self.plan().params.iter().zip(&self.weights);
+        params.filter_map(|(param, weight)| Some((param.prepared.as_ref()?.key, weight.as_ref()?)))
+    }
+
+    /// The results of the last call as weights, where they are; each can be taken once. None are states.
+    pub(crate) fn into_weights(mut self) -> Result<Vec<Weight>, Error> {
+        let outcomes = std::mem::take(&mut self.results).into_iter().enumerate();
+        let weight = |(at, outcome): (usize, Option<Outcome>)| match (outcome, &mut self.place) {
+            (Some(Outcome::Here(tensor)), _) => Ok(tensor.into()),
+            #[cfg(feature = "cuda")]
+            (Some(Outcome::There(dtype, shape)), Place::Cuda(calls)) => {
+                let buffer = calls.take_result(at);
+                let lost = || Error::Internal(format!("there is no result {at}"));
+                Ok(Weight::on_gpu(dtype, shape, buffer.ok_or_else(lost)?))
+            }
+            _ => Err(Error::Internal(format!("result {at} is no weight"))),
+        };
+        outcomes.map(weight).collect()
+    }
+
     /// Makes all bytes that calls so far have left in this session's memory `0xff`, which is no number in any float type,
     /// so that what the next call leaves out shows in its results.
     pub fn poison(&mut self) -> Result<(), Error> {
@@ -430,7 +437,7 @@ fn bytes(weights: &[Option<Arc<Weight>>]) -> usize {
 }
 
 /// An error; one about memory with what else is there: weights, and bytes of caches.
-fn with_numbers(error: Error, weights: &[Option<Arc<Weight>>], caches: usize) -> Error {
+pub(crate) fn with_numbers(error: Error, weights: &[Option<Arc<Weight>>], caches: usize) -> Error {
     match error {
         #[cfg(feature = "cuda")]
         Error::Cuda(e) => {
@@ -450,7 +457,7 @@ fn fixed(exe: &Executable) -> HashMap<Sym, i64> {
 }
 
 /// Checks a tensor against a parameter's type.
-fn check(
+pub(crate) fn check(
     name: &str,
     ty: &TensorType,
     dtype: DType,

@@ -28,6 +28,7 @@ pub struct Weight {
 /// The elements of a weight, little-endian, in row-major order.
 enum Data {
     Host(HostBytes),
+    Mapped(Mapped),
     #[cfg(feature = "cuda")]
     Gpu(cuda::Buffer),
 }
@@ -55,10 +56,26 @@ impl Weight {
         Self { dtype, shape, data: Data::Host(bytes) }
     }
 
+    /// A weight in a GPU's memory.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_gpu(dtype: DType, shape: Vec<usize>, buffer: cuda::Buffer) -> Self {
+        Self { dtype, shape, data: Data::Gpu(buffer) }
+    }
+
+    /// Gives the pages of a mapped file that hold the elements back to the system, and returns how many bytes that is;
+    /// 0 for weights that are not mapped. They come back when they are read.
+    pub fn release(&self) -> usize {
+        match &self.data {
+            Data::Mapped(mapped) => mapped.checkpoint.release(&mapped.name),
+            _ => 0,
+        }
+    }
+
     /// How many bytes its elements have.
     pub fn bytes(&self) -> usize {
         match &self.data {
             Data::Host(bytes) => bytes.len(),
+            Data::Mapped(mapped) => mapped.len(),
             #[cfg(feature = "cuda")]
             Data::Gpu(buffer) => buffer.bytes(),
         }
@@ -68,6 +85,7 @@ impl Weight {
     pub fn host(&self) -> Option<&[u8]> {
         match &self.data {
             Data::Host(bytes) => Some(bytes),
+            Data::Mapped(mapped) => Some(mapped),
             #[cfg(feature = "cuda")]
             Data::Gpu(_) => None,
         }
@@ -77,6 +95,7 @@ impl Weight {
     pub(crate) fn address(&self) -> *mut u8 {
         match &self.data {
             Data::Host(bytes) => bytes.as_ptr().cast_mut(),
+            Data::Mapped(mapped) => mapped.as_ptr().cast_mut(),
             #[cfg(feature = "cuda")]
             Data::Gpu(buffer) => cuda::address(buffer),
         }
@@ -85,7 +104,7 @@ impl Weight {
     /// Whether kernels of `exe` can read it.
     pub fn is_on(&self, exe: &Executable) -> bool {
         match (&exe.code, &self.data) {
-            (Code::Cpu(_), Data::Host(_)) => true,
+            (Code::Cpu(_), Data::Host(_) | Data::Mapped(_)) => true,
             #[cfg(feature = "cuda")]
             (Code::Cuda(code), Data::Gpu(buffer)) => Arc::ptr_eq(code.gpu(), buffer.gpu()),
             #[cfg(feature = "cuda")]
@@ -101,8 +120,10 @@ impl Weight {
                 let _ = name;
                 Data::Host(bytes.clone())
             }
+            (Code::Cpu(_), Data::Mapped(mapped)) => Data::Mapped(mapped.clone()),
             #[cfg(feature = "cuda")]
-            (Code::Cuda(code), Data::Host(bytes)) => {
+            (Code::Cuda(code), Data::Host(_) | Data::Mapped(_)) => {
+                let bytes = self.host().unwrap_or_default();
                 let buffer = code.gpu().allocate(bytes.len(), &format!("the weight `{name}`"))?;
                 buffer.write(0, bytes)?;
                 Data::Gpu(buffer)
@@ -169,6 +190,7 @@ pub fn dtype(of: CheckpointDType) -> Option<DType> {
 }
 
 /// A part of a mapped file, which stays mapped as long as this lives.
+#[derive(Clone)]
 struct Mapped {
     checkpoint: Arc<Checkpoint>,
     name: String,
@@ -185,8 +207,8 @@ impl Deref for Mapped {
 pub fn mapped(checkpoint: &Arc<Checkpoint>, name: &str) -> Option<Weight> {
     let tensor = checkpoint.get(name)?;
     let (dtype, shape) = (dtype(tensor.dtype)?, tensor.shape.to_vec());
-    let bytes = Mapped { checkpoint: checkpoint.clone(), name: name.into() };
-    Some(Weight::new(dtype, shape, Arc::new(bytes)))
+    let data = Data::Mapped(Mapped { checkpoint: checkpoint.clone(), name: name.into() });
+    Some(Weight { dtype, shape, data })
 }
 
 /// A tensor of a checkpoint where `exe` runs: mapped for the CPU, copied for a GPU, the mapped pages being given back.

@@ -3,7 +3,8 @@
 //! ```text
 //! module  := dim* fn*
 //! dim     := "dim" NAME ("=" INT)?
-//! fn      := "fn" "@"NAME "(" (KIND? "%"NAME ":" tensor ",")* ")" "->" tensor,+ body (cost ("or" NAME body cost)+)?
+//! fn      := "fn" "@"NAME "(" (KIND? "%"NAME ":" tensor ",")* ")" "->" tensor,+ ("prepares" "@"NAME)?
+//!            body (cost ("or" NAME body cost)+)?
 //! body    := "{" stmt* "return" "%"NAME,+ "}"
 //! cost    := "cost" (poly | "max" "(" poly "," poly ")") (("+" poly) | ("+" "max" "(" poly "," poly ")"))*
 //! poly    := "-"? term (("+" | "-") term)*               term := (NAME | NUMBER) ("*" (NAME | NUMBER))*

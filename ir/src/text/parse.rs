@@ -218,6 +218,7 @@ impl<'a> Parser<'a> {
             return Ok((name, token));
         }
         let results = self.signature(name)?;
+        scope.function.prepares = self.prepares(name)?;
         let open = self.peek();
         self.expect(b'{', "and the function's statements")?;
         self.body(scope, results.clone(), open);

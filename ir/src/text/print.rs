@@ -87,7 +87,10 @@ impl Printer<'_> {
         }
         let ty = |&value: &Value| self.f.values.get(value).map_or("?".into(), |data| data.ty.to_string());
         let results: Vec<String> = self.f.results.iter().map(ty).collect();
-        write!(text, ") -> {} ", results.join(", "))
+        let prepares = self.f.prepares.map_or(String::new(), |func| {
+            format!("prepares @{} ", self.module.funcs.get(func).map_or("?", |f| &f.name))
+        });
+        write!(text, ") -> {} {prepares}", results.join(", "))
     }
 
     /// Without a line's end.

@@ -8,6 +8,7 @@
 pub mod fuse;
 mod kernel;
 mod pages;
+mod prepare;
 mod share;
 mod variants;
 
@@ -37,11 +38,17 @@ pub fn lower(module: &Module, target: &Target) -> Result<Plan, Error> {
             let lower = FnLower::new(module, target, &f.name, body, &funcs, &mut kernels);
             Ok(FuncPlan { estimate: estimate.clone(), ..lower.run(states)? })
         });
-        let base = bodies.next().expect("a function has a body")?;
-        let alternatives = bodies.collect::<Result<_, _>>()?;
+        let mut base = bodies.next().expect("a function has a body")?;
+        let alternatives = bodies.collect::<Result<Vec<_>, _>>()?;
+        for other in &alternatives {
+            base.params.iter_mut().zip(&other.params).for_each(|(param, other)| param.needed |= other.needed);
+        }
         funcs.push(FuncPlan { alternatives, ..base });
     }
-    Ok(Plan { tiles: kernels.finish(), kernels: Arena::default(), funcs, dims: module.dims.clone() })
+    let mut plan =
+        Plan { tiles: kernels.finish(), kernels: Arena::default(), funcs, dims: module.dims.clone() };
+    prepare::link(module, &mut plan);
+    Ok(plan)
 }
 
 /// One function on its way to a plan.
@@ -101,7 +108,8 @@ impl<'a> FnLower<'a> {
             if !self.fusion.is_passed_on(self.f, value) {
                 self.homes.insert(value, vec![self.param_home(value, kind)]);
             }
-            params.push(ParamPlan { name, kind, ty, base, paged: self.is_pool(value) });
+            let paged = self.is_pool(value);
+            params.push(ParamPlan { name, kind, ty, base, paged, needed: false, prepared: None });
         }
         for (value, _) in self.f.values.iter() {
             self.value(value).map_err(|e| self.unsupported(value, e))?;
@@ -118,8 +126,10 @@ impl<'a> FnLower<'a> {
             results.push(ResultPlan { name, ty, state });
         }
         self.find_lifetimes();
+        self.find_needed(&mut params);
         let (name, estimate, alternatives) = (self.f.name.clone(), Estimate::default(), Vec::new());
-        Ok(FuncPlan { name, params, results, bases: self.bases, steps: self.steps, estimate, alternatives })
+        let (prepare, bases, steps) = (None, self.bases, self.steps);
+        Ok(FuncPlan { name, params, prepare, results, bases, steps, estimate, alternatives })
     }
 
     /// Turns one value into steps, unless it is fused into others.
@@ -363,6 +373,25 @@ impl<'a> FnLower<'a> {
             function: self.name.into(),
             value: self.f.values[value].name.clone(),
             message: error.message,
+        }
+    }
+
+    /// Fills in which parameters a call looks at; what a callee does not is not needed for its sake.
+    fn find_needed(&self, params: &mut [ParamPlan]) {
+        let mut need = |base: usize| {
+            if let Base::Param(i) = self.bases[base] {
+                params[i].needed = true;
+            }
+        };
+        for step in &self.steps {
+            match step {
+                Step::Launch { bases, .. } => bases.iter().for_each(|&base| need(base)),
+                Step::Call { func, args, .. } => {
+                    let needed =
+                        args.iter().zip(&self.callees[*func].params).filter(|(_, param)| param.needed);
+                    needed.for_each(|(&base, _)| need(base));
+                }
+            }
         }
     }
 

@@ -172,6 +172,11 @@ impl Calls {
         kept.filter(|buffer| buffer.bytes() > 0).try_for_each(|buffer| buffer.fill(0xff))
     }
 
+    /// The buffer of a result of the last call, which is in it once everything started before is done.
+    pub(crate) fn take_result(&mut self, result: usize) -> Option<Buffer> {
+        self.results.get_mut(result).and_then(Option::take)
+    }
+
     /// Copies the first bytes of a result of the last call to `out`, once it is there.
     pub(crate) fn read(&self, result: usize, out: &mut [u8]) -> Result<(), Error> {
         let buffer = self.results.get(result).and_then(Option::as_ref);

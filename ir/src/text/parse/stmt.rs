@@ -4,7 +4,7 @@ use super::{Parse, Parser, Reported, Scope};
 use crate::attr::{Attr, Dims, Range, Real, Spec};
 use crate::diag::{Diag, Loc};
 use crate::dim::Dim;
-use crate::graph::{Def, Value, call_type, op_type};
+use crate::graph::{Def, Func, Value, call_type, op_type};
 use crate::op::TypeError;
 use crate::ops::{Op, OpKind};
 use crate::text::lex::{Kind, Token, clip};
@@ -145,29 +145,48 @@ impl<'a> Parser<'a> {
         if let Some((token, _)) = stmt.spec {
             return Err(self.error("eva::syntax", token, "a call has no spec", "here"));
         }
-        let name = &self.str(stmt.head)[1..];
-        let Some(&(func, _)) = self.funcs.get(name) else {
-            let shown = clip(name);
-            let close = nearest(name, self.funcs.keys().copied()).map(str::to_owned);
-            let (message, help) = if scope.function.name == name {
-                (format!("@{shown} calls itself"), Some("a function may call only those before it".into()))
-            } else if self.later.contains(name) {
-                let help = "a function may call only those before it: move that one up";
-                (format!("@{shown} is defined after this function"), Some(help.into()))
-            } else {
-                (
-                    format!("there is no function @{shown}"),
-                    close.map(|close| format!("did you mean `@{close}`?")),
-                )
-            };
-            let diag = Diag::new("eva::undefined", message).label(Some(stmt.head.loc()), "called here");
-            return Err(self.diag(Diag { help, ..diag }));
-        };
+        let func = self.callee(&scope.function.name, stmt.head, "called here");
         // A function with mistakes has been complained about.
-        let (func, args) = (func.ok_or(Reported)?, args?);
+        let (func, args) = (func?.ok_or(Reported)?, args?);
         let ty = call_type(&self.module.funcs[func], &scope.function.values, &args)
             .map_err(|error| self.type_error(scope, stmt, &args, None, error))?;
         Ok((Def::Call(func, args), ty))
+    }
+
+    /// `prepares @name` of the function `inside`, or nothing.
+    pub(super) fn prepares(&mut self, inside: &str) -> Parse<Option<Func>> {
+        let token = self.peek();
+        if token.kind != Kind::Word || self.str(token) != "prepares" {
+            return Ok(None);
+        }
+        self.bump();
+        let token = self.peek();
+        if token.kind != Kind::Func {
+            return Err(self.expected("the function that is prepared, as in `prepares @main`"));
+        }
+        self.bump();
+        self.callee(inside, token, "named here")
+    }
+
+    /// The function before `inside` that `token` names; `None` for one that has mistakes.
+    fn callee(&mut self, inside: &str, token: Token, label: &str) -> Parse<Option<Func>> {
+        let name = &self.str(token)[1..];
+        if let Some(&(func, _)) = self.funcs.get(name) {
+            return Ok(func);
+        }
+        let shown = clip(name);
+        let close = nearest(name, self.funcs.keys().copied()).map(str::to_owned);
+        let (message, help) = if inside == name {
+            (format!("@{shown} calls itself"), Some("a function may call only those before it".into()))
+        } else if self.later.contains(name) {
+            let help = "a function may call only those before it: move that one up";
+            (format!("@{shown} is defined after this function"), Some(help.into()))
+        } else {
+            let help = close.map(|close| format!("did you mean `@{close}`?"));
+            (format!("there is no function @{shown}"), help)
+        };
+        let diag = Diag::new("eva::undefined", message).label(Some(token.loc()), label);
+        Err(self.diag(Diag { help, ..diag }))
     }
 
     fn op(&mut self, scope: &mut Scope<'a>, stmt: &Stmt<'a>) -> Parse<(Def, Type)> {
