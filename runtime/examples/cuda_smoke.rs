@@ -12,6 +12,8 @@ use eva_ir::graph::{Module, ParamKind};
 use eva_ir::text::parse;
 use eva_ir::types::DType;
 use eva_ir::verify::verify;
+use eva_passes::CacheOptions;
+use eva_passes::cache::Layout;
 use eva_runtime::cuda::{CacheFolder, Gpu, bench};
 use eva_runtime::{CompileOptions, Device, Error, Executable, Session, Tensor, Weights};
 use std::collections::HashMap;
@@ -21,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The modules that are run if no files are named, simple ones first.
-const MODULES: [(&str, &str); 7] = [
+const MODULES: [(&str, &str); 10] = [
     ("norm", NORM),
     ("product", PRODUCT),
     ("products in bf16", PRODUCT_BF16),
@@ -29,6 +31,9 @@ const MODULES: [(&str, &str); 7] = [
     ("tokens.eva", include_str!("../../tests/cases/run/tokens.eva")),
     ("routers.eva", include_str!("../../tests/cases/run/routers.eva")),
     ("mla.eva", include_str!("../../tests/cases/run/mla.eva")),
+    ("naive.eva", include_str!("../../tests/cases/run/naive.eva")),
+    ("pages.eva", include_str!("../../tests/cases/run/pages.eva")),
+    ("pages in bf16", PAGES_BF16),
 ];
 
 const NORM: &str = "// sizes: s=5
@@ -50,6 +55,23 @@ fn @product(%x: f32[s, m], weight %g: f32[m], weight %w: f32[n, m]) -> f32[s, n]
   %y = einsum \"sm,nm->sn\" %h, %w : f32[s, n]
   %z = sigmoid %y : f32[s, n]
   return %z
+}";
+
+const PAGES_BF16: &str = "// sizes: b=2 s=1 t=700 g=32 k=11
+// sizes: b=2 s=9 t=150 g=32 k=3
+// ints: start = 690 140
+// ints: table = 4 31 17 9 30 2 12 22 7 15 1 25 11 0 18 5 28 3 24 19 8 14
+dim b dim s dim t dim g dim k dim h = 16 dim c = 512 dim p = 64 dim n = 128
+fn @f(%q: bf16[b, s, h, c], %r: bf16[b, s, h, p], %start: i32[b], %table: i32[b, k], %new: bf16[b, s, c],
+  %new_k: bf16[b, s, p], weight %w: bf16[h, n, c], state %kv: bf16[g, 64, c], state %k: bf16[g, 64, p],
+) -> bf16[b, s, h, c], bf16[b, t, h, n], bf16[g, 64, c], bf16[g, 64, p] {
+  %pool = page_write %kv, %new, %table, %start : bf16[g, 64, c]
+  %pool_k = page_write %k, %new_k, %table, %start : bf16[g, 64, p]
+  %all = page_read %pool, %table {tokens = [t]} : bf16[b, t, c]
+  %all_k = page_read %pool_k, %table {tokens = [t]} : bf16[b, t, p]
+  %o = attend \"bshc,btc,bshp,btp,btd->bshd\" %q, %all, %r, %all_k, %all, %start {scale = 0.09} : bf16[b, s, h, c]
+  %keys = einsum \"btc,hnc->bthn\" %all, %w : bf16[b, t, h, n]
+  return %o, %keys, %pool, %pool_k
 }";
 
 const PRODUCT_BF16: &str = "// sizes: s=300
@@ -155,9 +177,13 @@ fn module(name: &str, text: &str, device: Device) -> Outcome<usize> {
     println!("--- {name}");
     let module = parse(text).map_err(|diags| diags.to_string())?;
     verify(&module).map_err(|diags| diags.to_string())?;
-    let on_cpu = Arc::new(Executable::compile(&module, &CompileOptions::default())?);
+    // Caches stay as they are written, so that states fit.
+    let cache = CacheOptions { layout: Layout::AsWritten, page: None };
+    let passes = eva_passes::Options { cache, ..eva_passes::Options::default() };
+    let on_cpu = CompileOptions { passes: passes.clone(), ..CompileOptions::default() };
+    let on_cpu = Arc::new(Executable::compile(&module, &on_cpu)?);
     let folder = std::env::temp_dir().join(format!("eva-cuda-smoke-{}", std::process::id()));
-    let mut options = CompileOptions { device, ..CompileOptions::default() };
+    let mut options = CompileOptions { passes, device, ..CompileOptions::default() };
     options.cuda.cache = CacheFolder::At(folder.clone());
     let on_gpu = Executable::compile(&module, &options);
     // Made again, it is found.
@@ -288,7 +314,10 @@ fn call(
 ) -> Outcome<Vec<(String, Tensor)>> {
     let batch = before.first().map_or(1, |(_, tensor)| tensor.shape()[0]);
     let tokens = before.iter().map(|(_, tensor)| tensor.shape()[1]).max().unwrap_or(0);
-    let mut states = session.new_states(batch, tokens + 3)?;
+    let mut states = match session.page_rows() {
+        Some(_) => session.new_pages(batch)?,
+        None => session.new_states(batch, tokens + 3)?,
+    };
     for (name, tensor) in before {
         states.write(name, tensor)?;
     }

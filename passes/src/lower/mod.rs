@@ -108,7 +108,7 @@ impl<'a> FnLower<'a> {
             if !self.fusion.is_passed_on(self.f, value) {
                 self.homes.insert(value, vec![self.param_home(value, kind)]);
             }
-            let paged = self.is_pool(value);
+            let paged = kind == ParamKind::State && self.is_pool(value);
             params.push(ParamPlan { name, kind, ty, base, paged, needed: false, prepared: None });
         }
         for (value, _) in self.f.values.iter() {

@@ -9,6 +9,8 @@ use eva_ir::kernel::run::{Storage, round};
 use eva_ir::kernel::{Access, Kernel, Phase};
 use eva_ir::testing::{Options as Wanted, random_module};
 use eva_ir::types::DType;
+use eva_passes::CacheOptions;
+use eva_passes::cache::Layout;
 use eva_passes::interpret::{Extents, How, interpret_with};
 use eva_passes::target::Target;
 use eva_ptx::Ptx;
@@ -30,8 +32,10 @@ fn limits(dtype: DType) -> (f64, f64) {
 
 /// Runs a function's plan for a GPU, and each kernel's PTX beside it on the same numbers. Gives why there is no plan.
 fn check(module: &Module, func: Func, sizes: &Sizes, args: &[Array]) -> Result<(), String> {
-    let plan = eva_passes::compile(module, &Target::cuda(), &eva_passes::Options::default())
-        .map_err(|e| e.to_string())?;
+    // Caches stay as they are written, so that arguments fit.
+    let cache = CacheOptions { layout: Layout::AsWritten, page: None };
+    let options = eva_passes::Options { cache, ..eva_passes::Options::default() };
+    let plan = eva_passes::compile(module, &Target::cuda(), &options).map_err(|e| e.to_string())?;
     let how = How { phase: Phase::Block, slack: 3, options: Default::default() };
     let mut made: HashMap<String, Ptx> = HashMap::new();
     let mut runner = |kernel: &Kernel, sizes: &Extents, storages: &mut [Storage], binding: &[usize]| {
@@ -171,6 +175,32 @@ fn latent_attention_of_tensor_cores_means_the_same_as_ptx() {
     let runs =
         "// sizes: b=2 s=1 t=70\n// sizes: b=1 s=37 t=90\n// ints: start = 69 40\n// ints: positions = 50 51";
     case("latent attention", &(text + runs));
+}
+
+/// Blocks of keys come by bulk copies from the pages that a table names.
+#[test]
+fn attention_over_pages_means_the_same_as_ptx() {
+    for width in [128, 384] {
+        let module = format!(
+            "dim b dim s dim t dim g dim k dim h = 5 dim c = {width} dim p = 16 dim n = 72
+fn @f(%q: bf16[b, s, h, c], %r: bf16[b, s, h, p], %start: i32[b], %table: i32[b, k], %new: bf16[b, s, c],
+  %new_k: bf16[b, s, p], weight %w: bf16[h, n, c], state %kv: bf16[g, 64, c], state %k: bf16[g, 64, p],
+) -> bf16[b, s, h, c], bf16[b, t, h, n], bf16[g, 64, c], bf16[g, 64, p] {{
+  %pool = page_write %kv, %new, %table, %start : bf16[g, 64, c]
+  %pool_k = page_write %k, %new_k, %table, %start : bf16[g, 64, p]
+  %all = page_read %pool, %table {{tokens = [t]}} : bf16[b, t, c]
+  %all_k = page_read %pool_k, %table {{tokens = [t]}} : bf16[b, t, p]
+  %o = attend \"bshc,btc,bshp,btp,btd->bshd\" %q, %all, %r, %all_k, %all, %start {{scale = 0.09}} : bf16[b, s, h, c]
+  %keys = einsum \"btc,hnc->bthn\" %all, %w : bf16[b, t, h, n]
+  return %o, %keys, %pool, %pool_k
+}}
+// sizes: b=2 s=1 t=70 g=5 k=2
+// ints: start = 69 40
+// ints: table = 4 1 3 0
+"
+        );
+        case(&format!("pages, {width} wide"), &module);
+    }
 }
 
 #[test]
