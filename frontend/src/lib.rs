@@ -11,3 +11,4 @@ pub mod model;
 pub mod prelude;
 pub mod report;
 pub mod tokenizer;
+pub mod viz;

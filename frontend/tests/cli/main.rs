@@ -14,3 +14,4 @@ mod print;
 mod support;
 mod target;
 mod text;
+mod viz;

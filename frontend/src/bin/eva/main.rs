@@ -14,6 +14,7 @@ mod input;
 mod opt;
 mod print;
 mod ui;
+mod viz;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -60,6 +61,8 @@ enum Command {
     Opt(opt::Args),
     /// Check an IR file
     Check(check::Args),
+    /// Show what compiling does, as a page
+    Viz(viz::Args),
     /// Make a model with random weights
     Init(init::Args),
     /// Measure how fast compiled code is
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Command::Print(args) => print::run(args, cli.verbose > 0),
         Command::Opt(args) => opt::run(args),
         Command::Check(args) => check::run(args),
+        Command::Viz(args) => viz::run(args),
         Command::Init(args) => init::run(args, &bars),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),

@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
 }
 
 /// A setting on the command line.
-fn setting(text: &str) -> Result<(String, i64), String> {
+pub fn setting(text: &str) -> Result<(String, i64), String> {
     let (name, value) = text.split_once('=').ok_or("it must have the form EXTENT=VALUE, as in s=1")?;
     match value.trim().parse() {
         Ok(n) if n > 0 => Ok((name.trim().into(), n)),
