@@ -4,7 +4,8 @@ use super::StateReport;
 use eva_ir::diag::Diag;
 use eva_ir::dim::Dim;
 use eva_ir::entity::Entity;
-use eva_ir::graph::{Def, Func, Module, ParamKind};
+use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value};
+use eva_ir::ops::Op;
 use eva_ir::types::TensorType;
 
 /// What one token takes in a function's states.
@@ -73,6 +74,55 @@ fn layer_of(name: &str) -> &str {
         at += 1;
     }
     &name[..end]
+}
+
+/// What the caches of `func` and of what it calls hold, in a word or two: `latent` where a product with a weight makes
+/// more of what is read, `expanded` where attention reads what is cached, `paged` before either where it is in pages;
+/// nothing if there are no caches.
+pub fn layout(module: &Module, func: Func) -> Option<&'static str> {
+    let (mut wanted, mut seen) = (vec![func], vec![false; module.funcs.len()]);
+    let [mut any, mut latent, mut paged] = [false; 3];
+    while let Some(func) = wanted.pop() {
+        if std::mem::replace(&mut seen[func.index()], true) {
+            continue;
+        }
+        let f = &module.funcs[func];
+        let fixed = super::tokens::fixed(f);
+        // What is read of caches, and what is only another view of it.
+        let mut cached = vec![false; f.values.len()];
+        for (value, data) in f.values.iter() {
+            let Def::Op(op, args) = &data.def else {
+                wanted.extend(match data.def {
+                    Def::Call(callee, _) => Some(callee),
+                    _ => None,
+                });
+                continue;
+            };
+            any |= op.updates_state();
+            paged |= matches!(op, Op::PageWrite(_));
+            let reads = || args.iter().any(|arg| cached[arg.index()]);
+            cached[value.index()] = match op {
+                Op::CacheWrite(_) | Op::PageRead(_) => true,
+                Op::Reshape(_) | Op::Slice(_) | Op::Cast(_) => reads(),
+                Op::Einsum(_) => {
+                    latent |= reads() && args.iter().any(|arg| fixed[arg.index()] && !is_full(f, *arg));
+                    false
+                }
+                _ => false,
+            };
+        }
+    }
+    any.then_some(match (paged, latent) {
+        (false, true) => "latent",
+        (false, false) => "expanded",
+        (true, true) => "paged latent",
+        (true, false) => "paged expanded",
+    })
+}
+
+/// Whether a value is one number everywhere, which a product only copies with.
+fn is_full(f: &Function, value: Value) -> bool {
+    matches!(f.values[value].def, Def::Op(Op::Full(_), _))
 }
 
 /// The functions that no other calls: those that users call, in the module's order.

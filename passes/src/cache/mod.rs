@@ -24,7 +24,7 @@ mod paged;
 mod shrink;
 mod tokens;
 
-pub use bytes::{CacheBytes, entries};
+pub use bytes::{CacheBytes, entries, layout};
 use eva_ir::diag::{Diag, Loc};
 use eva_ir::dim::Dim;
 use eva_ir::entity::Arena;

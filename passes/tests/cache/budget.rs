@@ -2,7 +2,7 @@
 
 use crate::support::parse;
 use eva_passes::Options;
-use eva_passes::cache::{CacheBytes, CacheOptions, Layout, lay_out};
+use eva_passes::cache::{CacheBytes, CacheOptions, Layout, lay_out, layout};
 use eva_passes::target::Target;
 
 const TWO: &str = "dim b dim s dim t dim m = 6 dim h = 2 dim n = 5 dim c = 7
@@ -30,6 +30,22 @@ fn bytes_are_counted_by_token_and_layer() {
     // The input itself is the least that all of them can be made of.
     let compiled = plan.cache_bytes(func).unwrap();
     assert_eq!((compiled.total(), compiled.per_layer()), (24, 24));
+}
+
+#[test]
+fn a_layout_has_a_name() {
+    let naive = parse(include_str!("../../../tests/cases/run/naive.eva"));
+    let of = |cache: CacheOptions| {
+        let new = lay_out(&naive, &cache).unwrap();
+        layout(&new, new.func("attention").unwrap())
+    };
+    let written = CacheOptions { layout: Layout::AsWritten, page: None };
+    assert_eq!(of(CacheOptions::default()), Some("latent"));
+    assert_eq!(of(written), Some("expanded"));
+    assert_eq!(of(CacheOptions { page: Some(7), ..CacheOptions::default() }), Some("paged latent"));
+    assert_eq!(of(CacheOptions { page: Some(7), ..written }), Some("paged expanded"));
+    let none = parse("dim s fn @f(%x: f32[s]) -> f32[s] { %y = exp %x : f32[s] return %y }");
+    assert_eq!(layout(&none, none.func("f").unwrap()), None);
 }
 
 fn budget(bytes: u64, layout: Layout) -> Result<(), String> {

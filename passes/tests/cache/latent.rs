@@ -114,6 +114,22 @@ fn a_bias_a_norm_and_a_cast_are_computed_again() {
     latent(&format!("{}{spelled}{KEYS}", FUSED.replace("%k_nope", "%k_nope_0")));
 }
 
+#[test]
+fn what_is_infinite_for_a_row_without_a_token_is_not_computed_again() {
+    // 1/x of rows that were never written would make the probabilities of zero that they meet into something else.
+    let divided = FUSED.replace("%k_nope", "%k_nope_0");
+    let inverse = "\n  %k_nope = recip %k_nope_0 : f32[b, s, h, n]";
+    let (new, report) = check(&parse(&naive(&format!("{divided}{inverse}{KEYS}"))), "f");
+    assert!(states(&new, "f").contains(&"attn.k_nope f32[b, t, h, n]".to_string()), "{new}");
+    assert!(report.iter().all(|r| r.rewritten()), "the rotated key and the values are smaller");
+    // Where it is surely more than zero, it is.
+    let sure = "
+  %k_exp = exp %k_nope_0 : f32[b, s, h, n]
+  %k_more = offset %k_exp {by = 1.0} : f32[b, s, h, n]
+  %k_nope = recip %k_more : f32[b, s, h, n]";
+    latent(&format!("{divided}{sure}{KEYS}"));
+}
+
 /// Checks that both states stay, for this reason.
 fn stays(source: &str, why: &str, blame: Option<&str>) {
     let module = parse(source);

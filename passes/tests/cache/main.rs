@@ -3,4 +3,5 @@
 mod budget;
 mod latent;
 mod paged;
+mod random;
 mod support;
