@@ -4,6 +4,7 @@ use super::source::{Place, Sources};
 use eva_ir::attr::Attr;
 use eva_ir::entity::Entity;
 use eva_ir::graph::{Def, Function, Module, ParamKind, ValueData};
+use eva_ir::ops::Op;
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
 use serde::Serialize;
@@ -44,6 +45,8 @@ pub struct Node {
     pub call: Option<String>,
     /// The line that it comes from.
     pub at: Option<Place>,
+    /// Whether it is a weight, or another reading of one: a view of it, or a cast.
+    pub reads_weight: bool,
     /// Whether the stage before has no such value.
     pub changed: bool,
     /// The row to draw it in: below all that it is computed from.
@@ -88,8 +91,13 @@ pub(super) fn of_function(
     for (i, (body, _)) in f.bodies().enumerate() {
         let name = (i > 0).then(|| body.name.clone());
         let prepares = f.prepares.and_then(|func| module.funcs.get(func)).map(|f| f.name.clone());
-        let nodes: Vec<Node> =
+        let mut nodes: Vec<Node> =
             body.values.iter().map(|(_, data)| node(module, body, data, sources)).collect();
+        for (value, data) in body.values.iter() {
+            if let Def::Op(Op::Reshape(_) | Op::Slice(_) | Op::Cast(_), args) = &data.def {
+                nodes[value.index()].reads_weight = args.iter().all(|arg| nodes[arg.index()].reads_weight);
+            }
+        }
         let results = body.results.iter().map(|value| value.index()).collect();
         let mut graph =
             Graph { function: f.name.clone(), body: name, prepares, nodes, results, removed: Vec::new() };
@@ -160,7 +168,9 @@ fn node(module: &Module, f: &Function, data: &ValueData, sources: &mut Sources) 
     let args = data.def.args().iter().map(|arg| arg.index()).collect();
     let at = data.loc.and_then(|loc| sources.place(loc));
     let (name, ty) = (data.name.clone(), data.ty.to_string());
-    Node { name, kind, op, ty, args, call, at, changed: false, layer: 0, order: 0, kernels: Vec::new() }
+    let reads_weight = kind == Kind::Weight;
+    let (changed, layer, order, kernels) = (false, 0, 0, Vec::new());
+    Node { name, kind, op, ty, args, call, at, reads_weight, changed, layer, order, kernels }
 }
 
 /// A spec with axes by the first letters of their extents, as IR text has it.
@@ -195,15 +205,16 @@ fn place(nodes: &mut [Node]) {
     let of = |id: NodeIndex, direction| graph.neighbors_directed(id, direction).map(|other| graph[other]);
     // Values are in an order that they can be computed in.
     let is_param = |node: &Node| matches!(node.kind, Kind::Input | Kind::Weight | Kind::State);
-    let params: Vec<bool> = nodes.iter().map(is_param).collect();
-    for id in graph.node_indices().filter(|id| !params[id.index()]) {
+    // What a call needs no time for, or could have at any time, is right above the first that uses it.
+    let late: Vec<bool> =
+        nodes.iter().map(|node| is_param(node) || node.reads_weight || node.args.is_empty()).collect();
+    for id in graph.node_indices() {
         let below = of(id, Direction::Incoming).map(|arg| nodes[arg].layer + 1).max();
-        nodes[graph[id]].layer = below.unwrap_or(1);
+        nodes[graph[id]].layer = below.unwrap_or(usize::from(!is_param(&nodes[graph[id]])));
     }
-    // A parameter is right above the first that uses it.
-    for id in graph.node_indices().filter(|id| params[id.index()]) {
+    for id in graph.node_indices().rev().filter(|id| late[id.index()]) {
         let above = of(id, Direction::Outgoing).map(|user| nodes[user].layer - 1).min();
-        nodes[graph[id]].layer = above.unwrap_or(0);
+        nodes[graph[id]].layer = above.unwrap_or(nodes[graph[id]].layer);
     }
     let rows = nodes.iter().map(|node| node.layer + 1).max().unwrap_or(0);
     let mut layers: Vec<Vec<usize>> = vec![Vec::new(); rows];
