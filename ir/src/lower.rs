@@ -337,6 +337,9 @@ pub struct Schedule {
     pub row: usize,
     /// The columns of one tile where any number does.
     pub block: usize,
+    /// The most columns of one tile of rows that are read several times: programs do some columns of all rows before
+    /// the next, so that what is read again is still in the cache.
+    pub again: usize,
     /// Items looked at together when tokens are sorted by expert.
     pub sort: usize,
 }

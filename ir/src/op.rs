@@ -41,6 +41,11 @@ pub trait OpDef: Declared {
         false
     }
 
+    /// [`Lowering::View`]: whether rows of an operand are rows of the result several times, at places far apart.
+    fn repeats_rows(&self) -> bool {
+        false
+    }
+
     /// [`Lowering::Kernel`]: the loops of the op's own kernel; each tile of the result is handed to `cx.emit`.
     fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
         let _ = (cx, args);
@@ -207,6 +212,8 @@ macro_rules! ops {
             pub fn in_memory(&self, i: usize) -> bool { match self { $(Op::$Op(op) => op.in_memory(i)),* } }
             /// See [`OpDef::whole_rows`].
             pub fn whole_rows(&self) -> bool { match self { $(Op::$Op(op) => op.whole_rows()),* } }
+            /// See [`OpDef::repeats_rows`].
+            pub fn repeats_rows(&self) -> bool { match self { $(Op::$Op(op) => op.repeats_rows()),* } }
             /// See [`OpDef::kernel`].
             pub fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
                 match self { $(Op::$Op(op) => op.kernel(cx, args)),* }

@@ -64,6 +64,7 @@ impl Target {
             tensor: None,
             row: 16384,
             block: 512,
+            again: usize::MAX,
             sort: 128,
         };
         Self { name: "cpu", machine: Machine::Cpu, schedule, costs: cost::Machine::cpu() }
@@ -103,6 +104,8 @@ impl Target {
             }),
             row: 16384,
             block: 1024,
+            // Of 4096 rows, 4 MB: rows that are far apart meet in the cache while more is written through it.
+            again: 512,
             sort: 1024,
         };
         Self { name: "cuda", machine: Machine::Hopper(Hopper::H100), schedule, costs: cost::Machine::h100() }

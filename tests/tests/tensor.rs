@@ -130,6 +130,80 @@ fn pages_are_copied_in_bulk_by_a_table() {
             let table = (0..16).map(|i| (i * 7 + 3) % 16).collect();
             let ints = HashMap::from([("start", vec![3, 130]), ("table", table)]);
             check_chain(&module, func, &sizes(2, 20, 150), &ints, 4);
+
+/// Checks the first function of a module, whatever multiplies.
+fn whole(text: &str, ints: &[(&'static str, Vec<i64>)], sizes: &[&[(&str, i64)]]) {
+    let module = eva_ir::text::parse(text).unwrap_or_else(|e| panic!("{e}"));
+    let ints: HashMap<&str, Vec<i64>> = ints.iter().cloned().collect();
+    let func: Func = module.funcs.iter().next().expect("there is a function").0;
+    for (seed, sizes) in sizes.iter().enumerate() {
+        check_chain(&module, func, sizes, &ints, seed as u64 + 11);
+    }
+}
+
+#[test]
+fn products_of_awkward_widths() {
+    // One column too many for a product, few of them, an odd sum, and all at once.
+    for (m, n) in [(200, 17), (200, 9), (136, 1), (72, 4), (8, 264), (13, 70), (7, 3), (56, 200)] {
+        let text = format!(
+            "dim s dim m = {m} dim n = {n}
+fn @f(%x: bf16[s, m], weight %w: bf16[n, m], %z: bf16[s, n]) -> bf16[s, n] {{
+  %y = einsum \"sm,nm->sn\" %x, %w : bf16[s, n]
+  %a = silu %y : bf16[s, n]
+  %b = mul %a, %z : bf16[s, n]
+  return %b
+}}"
+        );
+        whole(&text, &[], &[&[("s", 2)], &[("s", 21)], &[("s", 90)], &[("s", 530)]]);
+    }
+}
+
+#[test]
+fn what_follows_a_product_is_written_in_parts() {
+    // Wider than a tile, with another operand as wide, and one that is a row.
+    let text = "dim s dim m = 88 dim n = 520
+fn @f(%x: bf16[s, m], weight %w: bf16[n, m], %z: bf16[s, n], weight %g: bf16[n]) -> bf16[s, n] {
+  %y = einsum \"sm,nm->sn\" %x, %w : bf16[s, n]
+  %a = silu %y : bf16[s, n]
+  %b = mul %a, %z : bf16[s, n]
+  %c = add %b, %g : bf16[s, n]
+  return %c
+}";
+    check(text, &[], &[&[("s", 5)], &[("s", 40)], &[("s", 100)], &[("s", 300)], &[("s", 600)]]);
+    let text = "dim g dim e = 2 dim m = 56 dim f = 136
+fn @f(%x: bf16[g, m], weight %w: bf16[e, f, m], %offsets: i32[e + 1], %z: bf16[g, f]) -> bf16[g, f] {
+  %y = grouped \"gm,efm->gf\" %x, %w, %offsets : bf16[g, f]
+  %a = silu %y : bf16[g, f]
+  %b = mul %a, %z : bf16[g, f]
+  return %b
+}";
+    check(text, &[("offsets", vec![0, 100, 131])], &[&[("g", 131)]]);
+    check(text, &[("offsets", vec![0, 7, 555])], &[&[("g", 555)]]);
+}
+
+#[test]
+fn one_head_is_an_axis_of_one() {
+    let text = "dim s dim h = 1 dim c = 24 dim v = 17
+fn @f(%x: bf16[s, h, c], weight %w: bf16[h, v, c]) -> bf16[s, h, v] {
+  %y = einsum \"shc,hvc->shv\" %x, %w : bf16[s, h, v]
+  return %y
+}";
+    whole(text, &[], &[&[("s", 3)], &[("s", 150)]]);
+}
+
+#[test]
+fn attention_of_awkward_widths() {
+    for (heads, c, p) in [(1, 17, 3), (5, 744, 8), (2, 288, 10), (3, 130, 6), (7, 264, 2)] {
+        for dtype in ["f32", "bf16"] {
+            let text = format!(
+                "dim b dim s dim t dim h = {heads} dim c = {c} dim p = {p}
+fn @f(%q: D[b, s, h, c], %r: D[b, s, h, p], %start: i32[b], %kv: D[b, t, c], %k: D[b, t, p]) -> D[b, s, h, c] {{
+  %o = attend \"bshc,btc,bshp,btp,btd->bshd\" %q, %kv, %r, %k, %kv, %start {{scale = 0.09}} : D[b, s, h, c]
+  return %o
+}}"
+            );
+            let text = text.replace("D[", &format!("{dtype}["));
+            whole(&text, &[("start", vec![40])], &[&[("b", 1), ("s", 2), ("t", 43)]]);
         }
     }
 }

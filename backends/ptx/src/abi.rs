@@ -27,6 +27,14 @@ const MAP: (u32, u64) = (128, 64);
 /// Registers of a multiprocessor.
 const REGISTERS: usize = 65536;
 
+/// How many threads a multiprocessor should have at once, if not as many as `ptxas` likes: it spills rather than have
+/// fewer. So it is told of kernels with many numbers in a thread, and of products.
+fn most_threads(kernel: &Kernel) -> Option<usize> {
+    let multiplies = has(&kernel.body, &|inst| matches!(inst, BlockInst::Fma { .. }));
+    let many = kernel.regs.iter().any(|(_, ty)| ty.cols > 16);
+    (multiplies || many).then_some(256)
+}
+
 /// What a kernel has before its first instruction.
 pub(crate) struct Entry<'c> {
     /// The address of each buffer.
@@ -82,6 +90,8 @@ pub(crate) fn module<'c>(kernel: &Kernel, ctx: &'c Context, machine: &TargetMach
     let has_roles = has(&kernel.body, &|inst| matches!(inst, BlockInst::Roles { .. }));
     if has_roles || matches!(block.launch, Launch::Persistent { .. }) {
         attributes.push(("nvvm.minctasm", per_multiprocessor));
+    } else if let Some(most) = most_threads(kernel) {
+        attributes.push(("nvvm.minctasm", (most / threads).max(1)));
     }
     for (name, value) in attributes {
         f.add_attribute(AttributeLoc::Function, ctx.create_string_attribute(name, &value.to_string()));

@@ -291,7 +291,17 @@ impl<'k, 'c> Emitter<'k, 'c> {
     }
 
     fn repeat(&mut self, index: Reg, trips: Reg, carried: &'k [Carried], body: &'k [Inst]) -> Done {
-        let trips = self.int(trips)?;
+        let mut trips = self.int(trips)?;
+        let multiplies = body.iter().any(|inst| matches!(inst, Inst::Block(BlockInst::Mma { .. })));
+        if multiplies && trips.get_zero_extended_constant() == Some(1) {
+            // A loop of one trip stays one: without it, the loop over tiles is an innermost one, which `ptxas` takes so
+            // much out of that registers do not suffice.
+            let ty = self.ir.ctx.i64_type();
+            let constraints = ["=l", "l"].map(String::from);
+            let made =
+                self.ir.asm(Effect::None, "mov.b64 $0, $1;", &constraints, &[ty.into()], &[trips.into()])?;
+            trips = crate::ir::int(made[0])?;
+        }
         let mut init = Vec::with_capacity(carried.len());
         for c in carried {
             let ty = self.reg(c.init)?;
@@ -317,7 +327,7 @@ impl<'k, 'c> Emitter<'k, 'c> {
         let more = self.ir.compare(IntPredicate::SLT, count, trips)?;
         b.build_conditional_branch(more, work, exit)?;
         b.position_at_end(work);
-        if body.iter().any(|inst| matches!(inst, Inst::Block(BlockInst::Mma { .. }))) {
+        if multiplies {
             // Products under way from trip to trip: `ptxas` unrolls short loops, and then finds that it must wait for
             // each of them.
             self.ir.asm(Effect::Some, ".pragma \"nounroll\";", &[], &[], &[])?;

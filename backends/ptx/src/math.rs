@@ -1,7 +1,7 @@
 //! Arithmetic: what PTX does with one instruction, and what it does not.
 
 use crate::emit::{Emitter, Slots, slot};
-use crate::ir::{Done, F, I, V, fail, float, int, space};
+use crate::ir::{Done, Effect, F, I, V, fail, float, int, space};
 use eva_ir::kernel::{Elem, Fn1, Fn2};
 use inkwell::{AddressSpace, FloatPredicate, IntPredicate};
 
@@ -181,8 +181,20 @@ impl<'c> Emitter<'_, 'c> {
         self.real("llvm.sqrt", &[x])
     }
 
+    /// `1 / x`, rounded correctly but where the mantissa of `x` is all ones. The instruction that always is branches,
+    /// and what follows products has hundreds.
     fn recip(&self, x: F<'c>) -> Done<F<'c>> {
-        Ok(self.ir.b.build_float_div(self.ir.f32(1.0), x, "")?)
+        let b = &self.ir.b;
+        let constraints = ["=f", "f"].map(String::from);
+        let types = [self.ir.ctx.f32_type().into()];
+        let made = self.ir.asm(Effect::None, "rcp.approx.f32 $0, $1;", &constraints, &types, &[x.into()])?;
+        let near = float(made[0])?;
+        let minus_x = b.build_float_neg(x, "")?;
+        let error = self.real("llvm.fma", &[minus_x, near, self.ir.f32(1.0)])?;
+        let nearer = self.real("llvm.fma", &[near, error, near])?;
+        // Zero and infinity are each other's reciprocals as they are.
+        let finite = b.build_float_compare(FloatPredicate::ORD, nearer, nearer, "")?;
+        float(b.build_select(finite, nearer, near, "")?)
     }
 
     /// `e^x = 2^n · 2^f` with `n` an integer and `f` small: within two units in the last place.

@@ -24,6 +24,8 @@ struct Piece<'c> {
     dtype: DType,
     /// How many elements.
     n: usize,
+    /// Whether a load may be moved over stores and barriers.
+    moves: bool,
 }
 
 impl<'c> Piece<'c> {
@@ -61,10 +63,12 @@ impl<'c> Emitter<'_, 'c> {
         let (dtype, n) = (self.dtype(from.space)?, width(ty.cols, index.len())?);
         check(dtype, n, ty.elem)?;
         let mask = self.masks(mask, index.len())?;
+        // Beside products, registers are few: `ptxas` would begin with all loads of what is written part by part.
+        let moves = self.block.pipes.is_empty() || ty.cols == 1;
         let mut values = Vec::with_capacity(ty.cols);
         for (i, &index) in index.iter().enumerate() {
             let pointer = self.address(from.space, index)?;
-            let piece = Piece { pointer, space: space_of(from.space), dtype, n };
+            let piece = Piece { pointer, space: space_of(from.space), dtype, n, moves };
             let words = match &mask {
                 None => self.load_words(piece)?,
                 Some(mask) => self.load_words_if(piece, slot(mask, i))?,
@@ -83,7 +87,7 @@ impl<'c> Emitter<'_, 'c> {
         let single = if n == 1 { self.singles(&value, dtype)? } else { Vec::new() };
         for (i, (&index, value)) in index.iter().zip(all.chunks(n)).enumerate() {
             let pointer = self.address(to.space, index)?;
-            let piece = Piece { pointer, space: space_of(to.space), dtype, n };
+            let piece = Piece { pointer, space: space_of(to.space), dtype, n, moves: false };
             let words = match single.get(i) {
                 Some(&word) => vec![word],
                 None => self.pack(&Slots::new(elem, value)?, dtype)?,
@@ -152,12 +156,10 @@ impl<'c> Emitter<'_, 'c> {
         }
         let (count, bits) = words(piece.dtype, piece.n);
         // A buffer that is read is not written, so that its loads may be moved.
-        let (effect, cached) = match piece.space {
-            space::GLOBAL => (Effect::None, "global.nc"),
-            _ => (Effect::Some, "shared"),
+        let (effect, load) = match piece.space {
+            space::GLOBAL if piece.moves => (Effect::None, piece.suffix().replacen("global", "global.nc", 1)),
+            _ => (Effect::Some, piece.suffix()),
         };
-        let load =
-            piece.suffix().replacen(if effect == Effect::None { "global" } else { "shared" }, cached, 1);
         let register = bits.max(16);
         let mut text: String = (0..count).map(|i| format!("mov.b{register} ${i}, 0;\n")).collect();
         let (at, when) = (count, count + 1);
@@ -203,13 +205,13 @@ impl<'c> Emitter<'_, 'c> {
         Ok((count, if count == 1 { word.into() } else { word.vec_type(count as u32).into() }))
     }
 
-    /// Alignment; and that what is loaded from a buffer never changes.
+    /// Alignment; and that what is loaded from a buffer never changes, where that may be used.
     fn annotate(&self, inst: Option<InstructionValue<'c>>, piece: Piece<'c>) -> Done {
         let llvm = |e: &dyn std::fmt::Display| crate::ir::Fault::Llvm(e.to_string());
         let inst = inst.ok_or_else(|| llvm(&"a load is no instruction"))?;
         inst.set_alignment(piece.align()).map_err(|e| llvm(&e))?;
         let is_load = inst.get_opcode() == inkwell::values::InstructionOpcode::Load;
-        if is_load && piece.space == space::GLOBAL {
+        if is_load && piece.space == space::GLOBAL && piece.moves {
             let ctx = self.ir.ctx;
             inst.set_metadata(ctx.metadata_node(&[]), ctx.get_kind_id("invariant.load"))
                 .map_err(|e| llvm(&e))?;

@@ -45,6 +45,10 @@ impl OpDef for Dispatch {
         N::from(0.0)
     }
 
+    fn repeats_rows(&self) -> bool {
+        true
+    }
+
     fn tile<'k>(&self, cx: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {
         let [x, order] = args else { unreachable!("operands were counted") };
         let place = rows::single(at.coords[0], "dispatch")?;

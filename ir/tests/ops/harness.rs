@@ -106,6 +106,7 @@ impl<'a> Case<'a> {
             attention: [3, 5],
             tensor: None,
             row: self.row,
+            again: 6,
             block: 7,
             sort: 10,
         };

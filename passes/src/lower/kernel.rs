@@ -10,6 +10,9 @@ use eva_ir::types::TensorType;
 use std::cell::RefCell;
 use std::rc::Rc;
 
+/// Blocks of columns have a multiple of this, so that their first element is one of any access.
+const AGAIN_STEP: usize = 64;
+
 /// The kernel being written.
 pub(super) struct Env<'k> {
     pub low: &'k FnLower<'k>,
@@ -35,7 +38,7 @@ impl FnLower<'_> {
             let constant = |dim: &Dim| low.module.constant(dim);
             let env = Env { low, k: &k, bases: &bases, read: &read, constant: &constant, groups: &groups };
             let cx = env.cx();
-            let at = row_request(&cx, &home.shape, low.whole_rows(value))?;
+            let at = row_request(&cx, &home.shape, low.whole_rows(value), low.repeats_rows(value))?;
             let tile = env.compute(value, false)?(&at)?;
             env.store(&home, &at, tile);
         }
@@ -55,7 +58,7 @@ impl FnLower<'_> {
             let constant = |dim: &Dim| low.module.constant(dim);
             let env = Env { low, k: &k, bases: &bases, read: &read, constant: &constant, groups: &groups };
             let cx = env.cx();
-            let at = row_request(&cx, &to.shape, false)?;
+            let at = row_request(&cx, &to.shape, false, false)?;
             env.store(to, &at, cx.load(from, &at));
         }
         self.launch(k.finish(), bases.into_inner(), None);
@@ -72,11 +75,29 @@ impl FnLower<'_> {
             _ => false,
         }
     }
+
+    /// Whether `value`, computed in a kernel of its own, reads rows several times.
+    fn repeats_rows(&self, value: Value) -> bool {
+        match &self.f.values[value].def {
+            Def::Op(op, args) => {
+                op.repeats_rows()
+                    || args.iter().any(|&arg| !self.homes.contains_key(&arg) && self.repeats_rows(arg))
+            }
+            _ => false,
+        }
+    }
 }
 
-/// A row of a tensor, or a block of one, and the programs that have one each.
-fn row_request<'k>(cx: &Cx<'k>, shape: &[Dim], whole: bool) -> Result<Request<'k>, LowerError> {
+/// A row of a tensor, or a block of one, and the programs that have one each. Of rows that are read `again`, some
+/// columns of all come before the next.
+fn row_request<'k>(cx: &Cx<'k>, shape: &[Dim], whole: bool, again: bool) -> Result<Request<'k>, LowerError> {
     let Some((last, leading)) = shape.split_last() else { return Ok(Request::element(&[])) };
+    if let Some(n) = cx.size(last).filter(|&n| again && !whole && n > cx.schedule.again) {
+        // Blocks as long as each other, in multiples that suit any access.
+        let cols = n.div_ceil(n.div_ceil(cx.schedule.again)).next_multiple_of(AGAIN_STEP);
+        let first = cx.program_tile(last, cols);
+        return Ok(Request::row(&cx.programs(leading), first, cols));
+    }
     let index = cx.programs(leading);
     let cols = match cx.size(last) {
         Some(n) if whole || n <= cx.schedule.row => n.max(1),

@@ -3,11 +3,12 @@
 use super::FnLower;
 use super::kernel::{Env, add_buf};
 use crate::plan::When;
+use crate::target::Machine;
 use eva_ir::dim::Dim;
 use eva_ir::graph::{Def, Value};
 use eva_ir::kernel::build::{Build, Tile};
 use eva_ir::kernel::{Access, Kernel};
-use eva_ir::lower::{BufView, Cx, FewRows, LowerError, Request, View};
+use eva_ir::lower::{BufView, Cx, FewRows, LowerError, Request, Schedule, View};
 use eva_ir::ops::attend;
 use eva_ir::types::{DType, TensorType};
 use std::cell::RefCell;
@@ -17,6 +18,8 @@ use std::cell::RefCell;
 enum Variant<'a> {
     /// The one that does for all extents.
     Whole,
+    /// The same with tile sizes that suit the ordinary units.
+    Plain,
     /// One for few rows.
     Few(&'a FewRows),
     /// One that divides what is summed into parts, which another kernel joins.
@@ -47,6 +50,12 @@ impl FnLower<'_> {
         };
         let said = RefCell::default();
         let (whole, bases) = self.written(root, chain, &homes, Variant::Whole, &said)?;
+        if !self.suits(&whole) {
+            let (plain, bases) = self.written(root, chain, &homes, Variant::Plain, &RefCell::default())?;
+            self.launch(plain, bases, None);
+            self.homes.insert(last, homes);
+            return Ok(());
+        }
         let said: Said = said.into_inner();
         let tensor = self.target.schedule.tensor.clone();
         let mut above = None;
@@ -58,6 +67,10 @@ impl FnLower<'_> {
             for few in tensor.few.iter().filter(|few| if *experts { few.experts } else { few.dense }) {
                 let (kernel, bases) =
                     self.written(root, chain, &homes, Variant::Few(few), &RefCell::default())?;
+                // Then the next one does.
+                if !self.suits(&kernel) {
+                    continue;
+                }
                 let most = few.most.saturating_mul(*each);
                 self.launch(kernel, bases, between(rows, above, most));
                 above = Some(most);
@@ -75,6 +88,16 @@ impl FnLower<'_> {
         self.launch(whole, bases, when);
         self.homes.insert(last, homes);
         Ok(())
+    }
+
+    /// Whether a kernel that has tile sizes for tensor cores can be theirs.
+    fn suits(&self, kernel: &Kernel) -> bool {
+        match self.target.machine {
+            Machine::Hopper(hopper) if self.target.schedule.tensor.is_some() => {
+                crate::spread::suits_block(kernel, &hopper)
+            }
+            _ => true,
+        }
     }
 
     /// Attention with its keys in parts, and the kernel that joins them.
@@ -135,11 +158,12 @@ impl FnLower<'_> {
         let last = chain.last().copied().unwrap_or(root);
         let mut name = format!("{}.{}", self.name, self.f.values[last].name);
         match variant {
-            Variant::Whole => {}
+            Variant::Whole | Variant::Plain => {}
             Variant::Few(few) => name += &format!(".{}", few.most),
             Variant::Parts(parts) => name += &format!(".in{parts}"),
         }
         let k = Build::new(&name);
+        let plain = Schedule { tensor: None, ..self.target.schedule.clone() };
         let bases = RefCell::new(Vec::new());
         {
             let groups = RefCell::new(None);
@@ -173,7 +197,7 @@ impl FnLower<'_> {
             };
             let cx = Cx {
                 k: &k,
-                schedule: &self.target.schedule,
+                schedule: if matches!(variant, Variant::Plain) { &plain } else { &self.target.schedule },
                 out: self.f.values[root].ty.parts().iter().map(|ty| self.fixed_type(ty)).collect(),
                 constant: &constant,
                 read: &read,

@@ -39,7 +39,7 @@ mod simplify;
 mod walk;
 mod walks;
 
-pub use block::spread_block;
+pub use block::{spread_block, suits_block};
 use eva_ir::kernel::{Kernel, Phase};
 use std::collections::HashSet;
 

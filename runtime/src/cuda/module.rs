@@ -26,7 +26,7 @@ pub struct Loaded {
     /// Bytes of the machine code's file.
     pub code_bytes: usize,
     pub(super) function: sys::CUfunction,
-    module: sys::CUmodule,
+    library: sys::CUlibrary,
     gpu: Arc<Gpu>,
 }
 
@@ -115,20 +115,26 @@ impl Loaded {
             spilled: 0,
             code_bytes: code.len(),
             function: std::ptr::null_mut(),
-            module: std::ptr::null_mut(),
+            library: std::ptr::null_mut(),
             gpu: gpu.clone(),
         };
         let attribute = |kernel: &Self, which: Attribute| -> Result<usize, CudaError> {
             let mut n = 0;
-            // SAFETY: the number is written; the function is the module's.
+            // SAFETY: the number is written; the function is the library's.
             unsafe { driver!(cuFuncGetAttribute(&mut n, which, kernel.function)) }?;
             Ok(usize::try_from(n).unwrap_or(0))
         };
-        // SAFETY: the image is machine code that an assembler made (its hash was checked), which names its own length;
-        // the handles are written, and the module is unloaded in `drop`.
+        // As a library, not as a module: the driver assembles PTX of modules one after the other, however many threads
+        // ask, and of libraries at the same time.
+        let (mut handle, none, nothing) = (std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the image is machine code that an assembler made (its hash was checked), which names its own length,
+        // or text that ends with a zero byte; the driver copies it. The handles are written, and the library is
+        // unloaded in `drop`.
         unsafe {
-            driver!(cuModuleLoadData(&mut kernel.module, code.as_ptr().cast()))?;
-            driver!(cuModuleGetFunction(&mut kernel.function, kernel.module, entry.as_ptr()))?;
+            let (image, options) = (code.as_ptr().cast(), std::ptr::null_mut());
+            driver!(cuLibraryLoadData(&mut kernel.library, image, none, nothing, 0, options, nothing, 0))?;
+            driver!(cuLibraryGetKernel(&mut handle, kernel.library, entry.as_ptr()))?;
+            driver!(cuKernelGetFunction(&mut kernel.function, handle))?;
             driver!(cuFuncSetAttribute(
                 kernel.function,
                 Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
@@ -160,9 +166,9 @@ impl Loaded {
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        if !self.module.is_null() && self.gpu.synchronize().is_ok() {
-            // SAFETY: nothing that was launched is running any more, and the module is this value's own.
-            unsafe { sys::cuModuleUnload(self.module) };
+        if !self.library.is_null() && self.gpu.synchronize().is_ok() {
+            // SAFETY: nothing that was launched is running any more, and the library is this value's own.
+            unsafe { sys::cuLibraryUnload(self.library) };
         }
     }
 }

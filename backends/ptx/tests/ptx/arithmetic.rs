@@ -38,8 +38,8 @@ fn functions_of_one_float() {
         match f {
             Fn1::Exp => assert_eq!((has("ex2.approx"), has("fma.rn.sat.f32")), (3, 3)),
             Fn1::Sqrt => assert_eq!((has("sqrt.rn.f32"), has("rcp")), (3, 0)),
-            Fn1::Rsqrt => assert_eq!((has("sqrt.rn.f32"), has("rcp.rn.f32")), (3, 3)),
-            Fn1::Recip => assert_eq!(has("rcp.rn.f32"), 3),
+            Fn1::Rsqrt => assert_eq!((has("sqrt.rn.f32"), has("rcp.approx.f32")), (3, 3)),
+            Fn1::Recip => assert_eq!((has("rcp.approx.f32"), has("rcp.rn"), has("div")), (3, 0, 0)),
             Fn1::Sin | Fn1::Cos => assert_eq!((has("cvt.rn.f32.f64"), has("sin.approx")), (3, 0)),
             _ => {}
         }

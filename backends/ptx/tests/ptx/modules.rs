@@ -1,7 +1,7 @@
 //! Whole modules, as the passes make kernels of them: each kernel's PTX does what the kernel means.
 
 use crate::agree::{both, random};
-use crate::gate::assembles;
+use crate::gate::pass;
 use eva_ir::dim::Sym;
 use eva_ir::eval::{Array, Sizes};
 use eva_ir::graph::{Func, Module};
@@ -39,7 +39,7 @@ fn check(module: &Module, func: Func, sizes: &Sizes, args: &[Array]) -> Result<(
     let how = How { phase: Phase::Block, slack: 3, options: Default::default() };
     let mut made: HashMap<String, Ptx> = HashMap::new();
     let mut runner = |kernel: &Kernel, sizes: &Extents, storages: &mut [Storage], binding: &[usize]| {
-        let ptx = made.entry(kernel.to_string()).or_insert_with(|| assembles(kernel).0);
+        let ptx = made.entry(kernel.to_string()).or_insert_with(|| pass(kernel).0);
         let mut got = storages.to_vec();
         let stats = both(kernel, ptx, sizes, storages, &mut got, binding);
         for (&storage, (_, buf)) in

@@ -100,9 +100,9 @@ impl<'k> Check<'k> {
         ensure(buf.strides[col].as_const() == Some(1), || {
             format!("has columns along an axis of `{name}` with stride {}", buf.strides[col])
         })?;
-        let others =
-            buf.strides.iter().enumerate().filter(|(axis, _)| *axis != col).map(|(_, stride)| stride);
-        for dim in others.chain([&buf.offset]) {
+        // Where there are no neighbours any distance will do.
+        let others = (0..rank).filter(|&axis| axis != col && buf.shape[axis].as_const() != Some(1));
+        for dim in others.map(|axis| &buf.strides[axis]).chain([&buf.offset]) {
             let fits = dim.terms().all(|(_, n)| n.saturating_mul(buf.dtype.bytes()) % 16 == 0);
             ensure(fits, || {
                 format!("is of `{name}`, of which {dim} elements are not a multiple of 16 bytes")

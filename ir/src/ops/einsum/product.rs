@@ -181,7 +181,7 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
 
 /// The columns of a tile that cut `all` with the least left over: `most`, or down to two thirds of it in steps of 64.
 fn even(all: usize, most: usize) -> usize {
-    let fewer = (most * 2 / 3..=most).rev().filter(|n| *n == most || n.is_multiple_of(64));
+    let fewer = ((most * 2 / 3).max(1)..=most).rev().filter(|n| *n == most || n.is_multiple_of(64));
     fewer.min_by_key(|n| all.next_multiple_of(*n)).unwrap_or(most)
 }
 

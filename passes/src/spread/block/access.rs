@@ -86,7 +86,7 @@ impl<'k> Spread<'_, 'k> {
         let ty = self.info.ty(value);
         let (index, inside, width) = self.access(place, ty, scatter)?;
         let slots = self.w.slots(index);
-        let own = self.owner(&self.family.axes([ty.rows, ty.cols]));
+        let own = self.owner(&self.axes([ty.rows, ty.cols]));
         let mut guard = self.w.both(inside, own);
         guard = self.w.both(guard, self.stores);
         if let Some(mask) = mask {
@@ -135,7 +135,7 @@ impl<'k> Spread<'_, 'k> {
         ty: RegType,
         gather: Option<(usize, Reg)>,
     ) -> Result<(Reg, Option<Reg>, usize)> {
-        let axes = self.family.axes([ty.rows, ty.cols]);
+        let axes = self.axes([ty.rows, ty.cols]);
         let width = if gather.is_some() { 1 } else { width(self.info, place, ty).min(axes[1].run()) };
         let slots: Vec<[usize; 2]> =
             self.family.slots([&axes[0], &axes[1]]).into_iter().step_by(width).collect();

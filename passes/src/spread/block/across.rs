@@ -82,6 +82,39 @@ impl Spread<'_, '_> {
         self.w.store(Space::Shared(shared), index, value, mask);
     }
 
+    /// Puts some columns of a tile into shared memory, the first of them first; seen by all afterwards.
+    pub fn put_columns(
+        &mut self,
+        value: Reg,
+        ty: RegType,
+        columns: std::ops::Range<usize>,
+        shared: Shared,
+        base: Reg,
+        pitch: usize,
+    ) {
+        let axes = self.family.axes([ty.rows, ty.cols]);
+        let slots = self.family.slots([&axes[0], &axes[1]]);
+        let col = self.index(1, ty.cols);
+        let col = self.w.pick(col, slots.iter().map(|slot| slot[1]).collect());
+        let first = self.w.int(columns.start as i64);
+        let (from, below) =
+            (self.w.zip(Fn2::Le, first, col), self.w.zip_int(Fn2::Lt, col, columns.end as i64));
+        let within = self.w.both(Some(from), Some(below));
+        let elements = self.elements_of(ty);
+        let own = self.owner(&axes);
+        let mask = self.w.both(within, elements);
+        let mask = self.w.both(mask, own);
+        let index = self.flat(ty, pitch);
+        let index = self.w.zip(Fn2::Sub, index, first);
+        let index = self.w.add(index, base);
+        let index = self.w.stretch(index, slots.len());
+        let value = self.as_stored(value);
+        let value = self.w.stretch(value, slots.len());
+        self.sync();
+        self.w.store(Space::Shared(shared), index, value, mask);
+        self.sync();
+    }
+
     /// Elements of a tile in shared memory.
     fn fetch(&mut self, shared: Shared, base: Reg, index: Reg, elem: Elem, mask: Option<Reg>) -> Reg {
         let index = self.w.add(index, base);

@@ -2,12 +2,14 @@
 
 use super::info::Info;
 use super::layout::Family;
+use super::parts::{Part, Tail};
 use super::tensor::Products;
+use super::uses::users;
 use super::write::Write;
 use super::{Result, SpreadError};
 use eva_ir::kernel::block::BlockInst;
 use eva_ir::kernel::*;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Which threads a body is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,12 @@ pub(super) struct Spread<'a, 'k> {
     pub turns: HashMap<usize, Reg>,
     /// Whether products may stay under way: inside a stream.
     pub streaming: bool,
+    /// Who uses each register, where tensor cores multiply.
+    pub users: HashMap<Reg, Vec<Reg>>,
+    /// The columns that are being written, if not all.
+    pub part: Option<Part>,
+    /// The most terms of a product that are in shared memory at once, where the ordinary units multiply.
+    pub terms: usize,
 }
 
 impl<'a, 'k> Spread<'a, 'k> {
@@ -59,6 +67,9 @@ impl<'a, 'k> Spread<'a, 'k> {
             mode: Mode::All,
             turns: HashMap::new(),
             streaming: false,
+            users: products.map(|_| users(&info.kernel.body)).unwrap_or_default(),
+            part: None,
+            terms: usize::MAX,
         }
     }
 
@@ -140,7 +151,7 @@ impl<'a, 'k> Spread<'a, 'k> {
 
     /// How many slots a tile has.
     pub fn slots(&self, ty: RegType) -> usize {
-        self.family.axes([ty.rows, ty.cols]).iter().map(|axis| axis.len()).product()
+        self.axes([ty.rows, ty.cols]).iter().map(|axis| axis.len()).product()
     }
 
     /// A tile of type `from` as a part of one of type `to`: its extents of 1 are stretched.
@@ -148,7 +159,7 @@ impl<'a, 'k> Spread<'a, 'k> {
         if self.w.slots(value) == 1 || (from.rows, from.cols) == (to.rows, to.cols) {
             return value;
         }
-        let (own, all) = (self.family.axes([from.rows, from.cols]), self.family.axes([to.rows, to.cols]));
+        let (own, all) = (self.axes([from.rows, from.cols]), self.axes([to.rows, to.cols]));
         let places: HashMap<[usize; 2], usize> = self
             .family
             .slots([&own[0], &own[1]])
@@ -189,7 +200,7 @@ impl<'a, 'k> Spread<'a, 'k> {
 
     /// The index along an axis of each slot.
     pub fn index(&mut self, axis: usize, n: usize) -> Reg {
-        let layout = self.family.axis(axis, n);
+        let layout = self.axis(axis, n);
         let part = self.digits(&layout.threads);
         let table = self.w.table(layout.slots.iter().map(|&slot| slot as i64).collect());
         let index = self.w.add(part, table);
@@ -199,16 +210,32 @@ impl<'a, 'k> Spread<'a, 'k> {
     /// Writes a block's instructions.
     pub fn block(&mut self, body: &'k [Inst]) -> Result<()> {
         let spans = self.products.map(|products| products.spans(body)).unwrap_or_default();
+        let tails = if self.mode == Mode::Multiply { self.tails(body) } else { HashMap::new() };
+        let later: HashSet<*const Inst> =
+            tails.values().flat_map(|tail| tail.insts().map(std::ptr::from_ref)).collect();
         for (i, inst) in body.iter().enumerate() {
             self.before(&spans, i);
-            if self.mode == Mode::Fill {
-                self.inst_of_fill(inst)?
-            } else {
-                self.inst(inst)?
+            match (self.mode, tails.get(&std::ptr::from_ref(inst))) {
+                (Mode::Fill, _) => self.inst_of_fill(inst)?,
+                (_, Some(tail)) => self.store_tail(inst, tail)?,
+                _ if later.contains(&std::ptr::from_ref(inst)) => {}
+                _ => self.inst(inst)?,
             }
             self.after(&spans, i)?;
         }
         Ok(())
+    }
+
+    /// Writes a store and what only leads to it.
+    fn store_tail(&mut self, inst: &'k Inst, tail: &Tail<'k>) -> Result<()> {
+        let Inst::Store { place, value } = inst else { unreachable!("only stores have tails") };
+        if let Some(out) = self.products.and_then(|products| products.out_of(inst)) {
+            return self.store_bulk(place, *value, out, tail);
+        }
+        let ty = self.info.ty(*value);
+        let all: Vec<usize> = (0..self.family.axis(1, ty.cols).len()).collect();
+        let parts = self.parts(ty, &all);
+        self.in_parts(tail, *value, parts, &mut |spread, _, _| spread.store(place, *value, None, None))
     }
 
     /// Says which register a tile is in.
@@ -227,7 +254,7 @@ impl<'a, 'k> Spread<'a, 'k> {
                 return self.stream(inst);
             }
             if let (Inst::Store { place, value }, Some(out)) = (inst, products.out_of(inst)) {
-                return self.store_bulk(place, *value, out);
+                return self.store_bulk(place, *value, out, &Tail::default());
             }
         }
         let (out, value) = match inst {

@@ -12,6 +12,7 @@
 //!   or by slots and shuffles where it can.
 //! * **Bounds are checked where they are not known to hold**, once for a row, a column or the whole tile.
 //! * **Small programs share a block**: where one warp is enough for a program, a block has several.
+//! * **What follows a product** is done some columns at a time ([`parts`]): its other operands would not fit registers.
 //! * **Products** of narrow floats are the tensor cores' ([`tensor`]): one role of the block fills pipes of tiles in
 //!   shared memory, the others multiply ([`roles`]). The ordinary units do the others ([`product`]).
 
@@ -20,6 +21,7 @@ mod across;
 mod body;
 mod choose;
 mod layout;
+mod parts;
 mod product;
 mod roles;
 mod tensor;
@@ -32,6 +34,17 @@ use eva_ir::entity::Arena;
 use eva_ir::kernel::block::{Block, Launch};
 use eva_ir::kernel::{Kernel, Phase};
 use std::collections::HashSet;
+
+/// How many terms of a product are in shared memory at once, where all of them have no room.
+const TERMS: [usize; 4] = [128, 64, 32, 16];
+
+/// Whether a kernel of the tile phase that multiplies narrow floats is one that tensor cores can do. If not,
+/// [`spread_block`] gives it to the ordinary units, for which its tiles may be too large.
+pub fn suits_block(kernel: &Kernel, target: &Hopper) -> bool {
+    let simple = simplify::simplify(kernel);
+    let info = info::Info::new(&simple);
+    !uses::multiplies_narrow(&info) || tensor::Products::find(&info, target).is_some()
+}
 
 /// The block phase of a verified `kernel` of the tile phase. Buffers and grid stay as they are.
 pub fn spread_block(kernel: &Kernel, target: &Hopper) -> Result<Kernel> {
@@ -46,21 +59,31 @@ pub fn spread_block(kernel: &Kernel, target: &Hopper) -> Result<Kernel> {
         Some(products) => (roles::family(products), 1),
         None => choose::family(&info, target),
     };
-    let warps = family.warps * per_block;
-    let mut spread = body::Spread::new(&info, family, per_block, products.as_ref());
-    let mut block = Block {
-        warps,
-        launch: Launch::Each { per_block },
-        shared: Arena::default(),
-        pipes: Arena::default(),
-        maps: Arena::default(),
+    let write = |terms: usize| {
+        let mut spread = body::Spread::new(&info, family.clone(), per_block, products.as_ref());
+        spread.terms = terms;
+        let block = if products.is_some() {
+            spread.run_roles(target)?
+        } else {
+            spread.run()?;
+            Block {
+                warps: family.warps * per_block,
+                launch: Launch::Each { per_block },
+                shared: std::mem::take(&mut spread.w.shared),
+                pipes: Arena::default(),
+                maps: Arena::default(),
+            }
+        };
+        let body = simplify::sweep(spread.w.finish(), &mut HashSet::new());
+        Ok(Kernel { phase: Phase::Block, regs: spread.w.regs, block: Some(block), body, ..simple.clone() })
     };
-    if products.is_some() {
-        block = spread.run_roles(target)?;
-    } else {
-        spread.run()?;
-        block.shared = std::mem::take(&mut spread.w.shared);
+    // Operands of long sums may have to come to shared memory in pieces.
+    let mut written = write(usize::MAX)?;
+    for terms in TERMS {
+        if written.block.as_ref().is_some_and(|block| block.shared_bytes() <= target.shared) {
+            break;
+        }
+        written = write(terms)?;
     }
-    let body = simplify::sweep(spread.w.finish(), &mut HashSet::new());
-    Ok(Kernel { phase: Phase::Block, regs: spread.w.regs, block: Some(block), body, ..simple.clone() })
+    Ok(written)
 }

@@ -2,6 +2,7 @@
 
 use super::body::{Mode, Spread};
 use super::layout::{Bit, Family, Order};
+use super::parts::Tail;
 use super::tensor::{GROUP_ROWS, OUT_STAGES, Products, Span};
 use super::{Result, SpreadError};
 use crate::target::Hopper;
@@ -304,7 +305,7 @@ impl<'k> Spread<'_, 'k> {
     }
 
     /// Stores a tile through shared memory, some columns at a time: bulk copies write them while the next are put there.
-    pub fn store_bulk(&mut self, place: &Place, value: Reg, out: usize) -> Result<()> {
+    pub fn store_bulk(&mut self, place: &Place, value: Reg, out: usize, tail: &Tail<'k>) -> Result<()> {
         let products = self.products.expect("there are products");
         let ty = self.info.ty(value);
         let map = &products.out_maps[out];
@@ -313,7 +314,6 @@ impl<'k> Spread<'_, 'k> {
         let data = SharedData { name: "out".into(), dtype, rows, cols, stages, swizzle: true };
         let tile = self.w.tile(data);
         let map = Map::new(products.fills.len() + out);
-        let value = self.full(value)?;
         let at = place.at.iter().map(|&at| self.value(at)).collect::<Result<Vec<_>>>()?;
         let col_axis = products.out_maps[out].axes[1];
         let thread = self.w.thread();
@@ -327,31 +327,40 @@ impl<'k> Spread<'_, 'k> {
         let (row, col) = (self.digits(&axes[0].threads), self.digits(&axes[1].threads));
         let row = self.w.times(row, cols as i64);
         let mine = self.w.add(row, col);
+        let chunk_of = |slot: usize| axes[1].slots[slot] / cols;
+        let mut parts = Vec::new();
         for chunk in 0..chunks {
-            let first = chunk * cols;
-            let stage = chunk % stages;
-            let part: Vec<usize> = (0..slots.len())
-                .filter(|&i| (first..first + cols).contains(&axes[1].slots[slots[i][1]]))
-                .collect();
+            let own: Vec<usize> = (0..axes[1].len()).filter(|&slot| chunk_of(slot) == chunk).collect();
+            parts.extend(self.parts(ty, &own));
+        }
+        let chunk_of_part: Vec<usize> = parts.iter().map(|part| chunk_of(part[0])).collect();
+        let all = parts.clone();
+        self.in_parts(tail, value, parts, &mut |spread, part, values| {
+            let chunk = chunk_of_part[part];
+            let (first, stage) = (chunk * cols, chunk % stages);
+            if part == 0 || chunk_of_part[part - 1] != chunk {
+                spread.w.push(Inst::Block(BlockInst::CopyOutWait { pending }));
+                spread.sync();
+            }
             // Pairs of neighbours are stored together.
-            let number = |&i: &usize| {
-                let [r, c] = slots[i];
+            let number = |[r, c]: [usize; 2]| {
                 ((stage * rows + axes[0].slots[r]) * cols + axes[1].slots[c] - first) as i64
             };
-            let index = self.w.table(part.iter().step_by(2).map(number).collect());
-            let index = self.w.add(index, mine);
-            let values = self.w.pick(value, part);
-            self.w.push(Inst::Block(BlockInst::CopyOutWait { pending }));
-            self.sync();
-            self.w.store(Space::Shared(tile), index, values, None);
-            self.w.push(Inst::Block(BlockInst::FenceAsync));
-            self.sync();
-            let turn = self.w.int(stage as i64);
+            let own = slots.iter().filter(|slot| all[part].contains(&slot[1])).step_by(2);
+            let index = spread.w.table(own.map(|&slot| number(slot)).collect());
+            let index = spread.w.add(index, mine);
+            spread.w.store(Space::Shared(tile), index, values, None);
+            if chunk_of_part.get(part + 1) == Some(&chunk) {
+                return Ok(());
+            }
+            spread.w.push(Inst::Block(BlockInst::FenceAsync));
+            spread.sync();
+            let turn = spread.w.int(stage as i64);
             let mut at = at.clone();
-            at[col_axis] = self.w.zip_int(Fn2::Add, at[col_axis], first as i64);
-            self.w.push(Inst::Block(BlockInst::CopyOut { map, tile, turn, at, when }));
-        }
-        Ok(())
+            at[col_axis] = spread.w.zip_int(Fn2::Add, at[col_axis], first as i64);
+            spread.w.push(Inst::Block(BlockInst::CopyOut { map, tile, turn, at, when }));
+            Ok(())
+        })
     }
 
     /// A loop of nothing but products: those of a trip are under way while the next one's start.

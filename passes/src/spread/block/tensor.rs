@@ -17,6 +17,9 @@ use std::collections::{HashMap, HashSet};
 
 /// Rows of a warpgroup's part of a product.
 pub(super) const GROUP_ROWS: usize = 64;
+/// Tiles of so many rows have fewer elements in a thread than a product leaves there: it must be finished before they
+/// are taken from it.
+pub(super) const SHORT_ROWS: usize = 8;
 /// Bytes of a row of a panel of shared memory.
 const PANEL: usize = 128;
 /// Stages of the tile that results are stored through.
@@ -99,7 +102,9 @@ impl Products {
         }
         let fits = |dot: &Found| {
             let (ty, terms) = (info.ty(dot.out), info.ty(dot.x).cols);
-            let width = ty.cols.is_multiple_of(16 * col_groups) || col_groups == 1;
+            // A product has columns in pairs.
+            let width =
+                if col_groups == 1 { ty.cols % 8 != 1 } else { ty.cols.is_multiple_of(16 * col_groups) };
             width && terms >= 1 && ty.rows.div_ceil(GROUP_ROWS) == row_groups
         };
         if !dots.iter().all(fits) {
@@ -345,7 +350,7 @@ impl Products {
                 if pipes && !is_plain(info, *trips, 0) {
                     return None;
                 }
-                if self.is_stream(inst) {
+                if self.is_stream(info, inst) {
                     self.streams.insert(inst);
                 }
             }
@@ -367,6 +372,7 @@ impl Products {
             if let (Some((j, Inst::Dot { acc, x, .. })), None) = (uses.next(), uses.next())
                 && acc == out
                 && x != out
+                && info.ty(*out).rows > SHORT_ROWS
                 && !spans.iter().any(|span| (i..j).contains(&span.last))
             {
                 self.chained.insert(*out);
@@ -411,9 +417,12 @@ impl Products {
         self.streams.contains(&(inst as *const Inst))
     }
 
-    fn is_stream(&self, inst: &Inst) -> bool {
+    fn is_stream(&self, info: &Info<'_>, inst: &Inst) -> bool {
         let Inst::For { carried, body, .. } = inst else { return false };
         let [c] = &carried[..] else { return false };
+        if info.ty(c.arg).rows <= SHORT_ROWS {
+            return false;
+        }
         let mut last = c.arg;
         for inst in body {
             match inst {

@@ -32,6 +32,15 @@ pub(super) fn collect(body: &[Inst], dots: &mut Vec<Found>) {
     }
 }
 
+/// Whether a kernel has a product one of whose operands is loaded from narrow floats.
+pub(super) fn multiplies_narrow(info: &Info<'_>) -> bool {
+    let mut dots = Vec::new();
+    collect(&info.kernel.body, &mut dots);
+    let narrow =
+        |&reg: &Reg| load_of(info, reg).is_some_and(|place| info.kernel.bufs[place.buf].dtype.bytes() == 2);
+    dots.iter().any(|dot| [dot.x, dot.y].iter().any(narrow))
+}
+
 /// Who uses each register: the results of instructions, or the register itself where there is no result.
 pub(super) fn users(body: &[Inst]) -> HashMap<Reg, Vec<Reg>> {
     fn visit(body: &[Inst], users: &mut HashMap<Reg, Vec<Reg>>) {
