@@ -10,6 +10,8 @@ use eva_ir::kernel::{Inst, RegType};
 const MOST_THREADS: usize = 1024;
 /// The most threads where a program multiplies: they need registers for more than one tile.
 const MOST_THREADS_PRODUCT: usize = 256;
+/// Slots of an operand that a thread has registers for, beside all else.
+const MANY_SLOTS: usize = 64;
 /// Warps of a block whose programs need one warp each.
 const SHARE: usize = 4;
 
@@ -19,8 +21,15 @@ pub(super) fn family(info: &Info<'_>, target: &Hopper) -> (Family, usize) {
     tiles.visit(info, &info.kernel.body);
     let product = tiles.product.is_some();
     let [rows, cols] = tiles.product.unwrap_or(tiles.largest);
-    let most = if product { MOST_THREADS_PRODUCT } else { MOST_THREADS };
-    let threads = (rows * cols).div_ceil(target.slots).next_power_of_two().clamp(32, most);
+    // Operands go through registers on their way to shared memory, and may be larger than the product.
+    let largest = tiles.largest[0] * tiles.largest[1];
+    let most = match product {
+        false => MOST_THREADS,
+        true if largest > MANY_SLOTS * MOST_THREADS_PRODUCT => 2 * MOST_THREADS_PRODUCT,
+        true => MOST_THREADS_PRODUCT,
+    };
+    let operands = if product { largest.div_ceil(2 * target.slots) } else { 0 };
+    let threads = (rows * cols).div_ceil(target.slots).max(operands).next_power_of_two().clamp(32, most);
     let digits = threads.trailing_zeros();
 
     // Neighbouring columns of a thread, as far as every lane has some.
