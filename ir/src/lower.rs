@@ -342,6 +342,8 @@ pub struct Schedule {
     pub again: usize,
     /// Items looked at together when tokens are sorted by expert.
     pub sort: usize,
+    /// How many tokens' items of an expert one program puts into their places, one token after another; all if not given.
+    pub places: Option<usize>,
 }
 
 /// Tile sizes for tensor cores; see [`Schedule`].

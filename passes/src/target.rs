@@ -66,6 +66,7 @@ impl Target {
             block: 512,
             again: usize::MAX,
             sort: 128,
+            places: None,
         };
         Self { name: "cpu", machine: Machine::Cpu, schedule, costs: cost::Machine::cpu() }
     }
@@ -107,6 +108,7 @@ impl Target {
             // Of 4096 rows, 4 MB: rows that are far apart meet in the cache while more is written through it.
             again: 512,
             sort: 1024,
+            places: Some(128),
         };
         Self { name: "cuda", machine: Machine::Hopper(Hopper::H100), schedule, costs: cost::Machine::h100() }
     }

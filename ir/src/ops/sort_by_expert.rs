@@ -54,12 +54,16 @@ impl OpDef for SortByExpert {
     }
 
     /// One program an expert, and one more for the end: it counts the items of the experts before, then places its own.
+    /// Where there are more programs, each places those of some tokens, and counts those of tokens before, too.
     fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
         let [t, k] = &args[0].ty.shape[..] else { unreachable!("the type rule asks for two axes") };
         let width = cx.fixed(k, "the number of experts for a token")?;
         let tokens = cx.extent(t);
         let expert = cx.program(&(&self.experts + 1));
         let zero = cx.k.int(0);
+
+        // One more block than tokens fill, so that there is one where there are no tokens.
+        let own = cx.schedule.places.map(|n| (cx.program_tile(&(t + 1), n), n as i64));
 
         let height = (cx.schedule.sort / width).max(1);
         let trips = tokens.div_ceil(height as i64);
@@ -68,14 +72,27 @@ impl OpDef for SortByExpert {
             let coords = vec![Coord::Rows(first), Coord::Cols(zero)];
             let items = args[0].at(&Request { coords, rows: height, cols: width, limits: Vec::new() })?;
             let inside = (cx.k.iota(0, height) + first).lt(tokens);
-            let before = items.lt(expert).and(inside).cast(Elem::I64);
-            Ok([count + before.sum_along(1).sum_along(0)])
+            let mut before = items.lt(expert);
+            if let Some((first_own, _)) = own {
+                let earlier = (cx.k.iota(0, height) + first).lt(first_own);
+                before = before.or(items.equals(expert).and(earlier));
+            }
+            let before = before.and(inside).cast(Elem::I64);
+            Ok([count + before.sum_along(0).sum_along(1)])
         })?;
         let [order, position, offsets] = [0, 1, 2].map(|part| (cx.write)(part));
-        cx.k.store(offsets, &[expert], [None, None], &[], base);
+        // Of an expert's programs the first one says where its items begin.
+        let first_only =
+            own.map(|(first, _)| (0, first.le(zero).select(cx.extent(&(&self.experts + 1)), zero)));
+        cx.k.store(offsets, &[expert], [None, None], &first_only.into_iter().collect::<Vec<_>>(), base);
 
         let choice = cx.k.iota(1, width);
-        rows::try_fold(tokens, [base], |token, [place]| {
+        let (first, trips) = match own {
+            Some((first, n)) => (first, (tokens - first).min(cx.k.int(n)).max(zero)),
+            None => (zero, tokens),
+        };
+        rows::try_fold(trips, [base], |i, [place]| {
+            let token = first + i;
             let mine = args[0].at(&Request::row(&[token], zero, width))?.equals(expert);
             let count = mine.cast(Elem::I64);
             let places = count.cumulative_sum() + (place - 1);

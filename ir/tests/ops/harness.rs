@@ -109,6 +109,7 @@ impl<'a> Case<'a> {
             again: 6,
             block: 7,
             sort: 10,
+            places: (self.row < 10).then_some(3),
         };
         let k = Build::new("test");
         let bases = RefCell::new(Vec::new());
