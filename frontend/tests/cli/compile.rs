@@ -243,3 +243,68 @@ fn a_model_is_compiled_as_it_is_run() {
     assert_eq!(listed, printed);
     assert!(listed.len() > 20);
 }
+
+/// A layer of DeepSeek-V3's size, and two of odd ones.
+const SIZES: [&str; 3] = [
+    r#"{"hidden_size": 7168, "num_attention_heads": 128, "num_key_value_heads": 128, "q_lora_rank": 1536,
+        "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+        "intermediate_size": 18432, "moe_intermediate_size": 2048, "n_routed_experts": 256, "num_experts_per_tok": 8,
+        "n_group": 8, "topk_group": 4, "vocab_size": 129280}"#,
+    r#"{"hidden_size": 328, "num_attention_heads": 7, "num_key_value_heads": 7, "q_lora_rank": 33, "kv_lora_rank": 288,
+        "qk_nope_head_dim": 38, "qk_rope_head_dim": 6, "v_head_dim": 17, "intermediate_size": 67,
+        "moe_intermediate_size": 56, "n_routed_experts": 12, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2,
+        "vocab_size": 301}"#,
+    r#"{"hidden_size": 203, "num_attention_heads": 1, "num_key_value_heads": 1, "q_lora_rank": 4, "kv_lora_rank": 45,
+        "qk_nope_head_dim": 24, "qk_rope_head_dim": 8, "v_head_dim": 40, "intermediate_size": 9,
+        "moe_intermediate_size": 264, "n_routed_experts": 9, "num_experts_per_tok": 2, "n_group": 3, "topk_group": 2,
+        "vocab_size": 57}"#,
+];
+
+const REST: &str = r#"{"model_type": "deepseek_v3", "torch_dtype": "bfloat16", "hidden_act": "silu",
+    "attention_bias": false, "num_hidden_layers": 1, "first_k_dense_replace": 0, "n_shared_experts": 1,
+    "topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": true, "routed_scaling_factor": 2.5,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000, "max_position_embeddings": 4096, "tie_word_embeddings": false}"#;
+
+/// `ptxas` has registers for everything, and no product waits for another.
+#[test]
+fn kernels_of_whole_layers_do_not_spill() {
+    let in_path = || {
+        let path = std::env::var_os("PATH")?;
+        std::env::split_paths(&path).map(|folder| folder.join("ptxas")).find(|file| file.is_file())
+    };
+    let named = std::env::var_os("EVA_PTXAS").filter(|name| !name.is_empty()).map(PathBuf::from);
+    let Some(ptxas) = named.or_else(in_path) else {
+        eprintln!("skipped: no ptxas");
+        return;
+    };
+    let (dir, mut seen) = (TempDir::new().unwrap(), BTreeSet::new());
+    for (i, sizes) in SIZES.iter().enumerate() {
+        let mut config: Value = serde_json::from_str(REST).unwrap();
+        let sizes: Value = serde_json::from_str(sizes).unwrap();
+        config.as_object_mut().unwrap().extend(sizes.as_object().unwrap().clone());
+        let file = dir.path().join(format!("{i}.json"));
+        fs::write(&file, config.to_string()).unwrap();
+        for (form, dtype) in [("expanded", "bf16"), ("absorbed", "bf16"), ("absorbed", "f32")] {
+            let folder = dir.path().join(format!("{i}-{form}-{dtype}"));
+            let text = |path: &Path| path.to_str().unwrap().to_string();
+            let args = [&text(&file), "--form", form, "--dtype", dtype, "-o", &text(&folder)];
+            let ran = compile(&args, None);
+            assert_eq!(ran.code, Some(0), "{}", ran.err);
+            for name in names(&folder).iter().filter(|name| name.ends_with(".ptx")) {
+                let ptx = folder.join(name);
+                if !seen.insert(fs::read_to_string(&ptx).unwrap()) {
+                    continue;
+                }
+                let mut assemble = std::process::Command::new(&ptxas);
+                assemble.args(["-arch=sm_90a", "-v", "-o"]).args([&dir.path().join("cubin"), &ptx]);
+                let made = assemble.output().unwrap();
+                let said = [made.stdout, made.stderr].concat();
+                let said = String::from_utf8_lossy(&said);
+                let clean = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads";
+                assert!(made.status.success() && said.contains(clean), "{i} {form} {dtype} {name}: {said}");
+                assert!(!said.contains("C75") && !said.contains("lmem"), "{i} {form} {dtype} {name}: {said}");
+            }
+        }
+    }
+    assert!(seen.len() > 200, "{}", seen.len());
+}
