@@ -130,6 +130,9 @@ fn pages_are_copied_in_bulk_by_a_table() {
             let table = (0..16).map(|i| (i * 7 + 3) % 16).collect();
             let ints = HashMap::from([("start", vec![3, 130]), ("table", table)]);
             check_chain(&module, func, &sizes(2, 20, 150), &ints, 4);
+        }
+    }
+}
 
 /// Checks the first function of a module, whatever multiplies.
 fn whole(text: &str, ints: &[(&'static str, Vec<i64>)], sizes: &[&[(&str, i64)]]) {
