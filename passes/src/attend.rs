@@ -14,7 +14,8 @@ use crate::rebuild::{Rebuild, functions, ill_typed};
 use eva_ir::attr::{Axis, Real, Spec};
 use eva_ir::diag::Diag;
 use eva_ir::graph::{Def, Function, Module, Value};
-use eva_ir::ops::{Op, attend::Attend};
+use eva_ir::op::OpDef;
+use eva_ir::ops::{Op, attend::Attend, einsum::Einsum};
 use std::collections::HashMap;
 
 /// The module with every attention made one op.
@@ -29,7 +30,15 @@ pub fn recognize(module: &Module) -> Result<Module, Diag> {
             match find(f, &uses, value) {
                 Some(found) => {
                     let args: Vec<Value> = found.args.iter().map(|&v| r.get(v)).collect();
-                    r.replace(value, found.op, &args).map_err(|e| ill_typed("attend", e))?;
+                    let replaced = match found.reordered {
+                        None => r.replace(value, found.op, &args),
+                        Some(spec) => {
+                            let name = format!("{}_by_token", f.values[value].name);
+                            let attended = r.op(&name, found.op, &args, value);
+                            attended.and_then(|attended| r.replace(value, Einsum { spec }, &[attended]))
+                        }
+                    };
+                    replaced.map_err(|e| ill_typed("attend", e))?;
                 }
                 None => r.copy(value),
             }
@@ -41,6 +50,8 @@ pub fn recognize(module: &Module) -> Result<Module, Diag> {
 struct Found {
     op: Attend,
     args: Vec<Value>,
+    /// How the result is transposed, where it is not in the op's order: batch, new tokens, heads, values.
+    reordered: Option<Spec>,
 }
 
 /// The attention whose output `value` is.
@@ -113,8 +124,11 @@ fn find(f: &Function, uses: &HashMap<Value, usize>, value: Value) -> Option<Foun
         axes.iter().map(of).collect()
     };
     inputs.push(axes(&spec.inputs[1 - side]));
-    let out = axes(&spec.out);
+    let wanted = axes(&spec.out);
     operands.extend([values, start]);
+    let own = |axis: &Axis| *axis >= rank as Axis;
+    let heads = wanted.iter().copied().filter(|axis| *axis != 0 && *axis != query && !own(axis));
+    let out: Vec<Axis> = [0, query].into_iter().chain(heads).chain(wanted.iter().copied().filter(own)).collect();
 
     let letters = letters(f, &operands, &inputs);
     let slices: Vec<&[Axis]> = inputs.iter().map(Vec::as_slice).collect();
@@ -123,7 +137,12 @@ fn find(f: &Function, uses: &HashMap<Value, usize>, value: Value) -> Option<Foun
     // What does not fit the op (another order of axes, say) is left as it is.
     let types: Option<Vec<_>> = operands.iter().map(|&v| f.tensor(v)).collect();
     let ty = Op::from(op.clone()).infer(&types?).ok()?;
-    (ty == f.values[value].ty).then_some(Found { op, args: operands })
+    if out == wanted {
+        return (ty == f.values[value].ty).then_some(Found { op, args: operands, reordered: None });
+    }
+    let spec = Spec::new(&[&out], &wanted, |axis| letters.get(&axis).copied().unwrap_or('a'));
+    let transposed = Einsum { spec: spec.clone() }.infer(&[ty.tensor()?]).ok()?;
+    (transposed == f.values[value].ty).then_some(Found { op, args: operands, reordered: Some(spec) })
 }
 
 /// The products whose sum is `value` but for `scale`; `None` if it is something else.

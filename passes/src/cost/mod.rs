@@ -148,6 +148,23 @@ impl Cost {
         }
     }
 
+    /// The cost of copying `from` to where it is one tensor of type `to`, by a kernel of its own.
+    pub fn of_copy(&self, from: &TensorType, to: &Type) -> f64 {
+        let bytes: f64 = to.parts().iter().map(|ty| 2.0 * self.elements(ty) * from.dtype.bytes() as f64).sum();
+        match self.metric {
+            Metric::Flops => 0.0,
+            Metric::Roofline => self.machine.launch + bytes / self.machine.bytes,
+        }
+    }
+
+    /// What every op costs, whatever it does: next to nothing, so that of equal ways the shorter is taken.
+    pub fn of_op(&self) -> f64 {
+        match self.metric {
+            Metric::Flops => 0.0,
+            Metric::Roofline => 1e-9,
+        }
+    }
+
     /// What `op` does.
     pub fn work(&self, op: &Op, args: &[&TensorType], out: &Type) -> Work<f64> {
         self.work_in(op, args, out, &|ty| self.elements(ty))

@@ -12,11 +12,11 @@
 
 use crate::Options;
 use crate::cost::{Cost, CostOptions, Machine, representative};
-use crate::rewrite::{Choose, Rewriting, rewrite, rules};
+use crate::rewrite::rules::{self, Exactness, Use};
+use crate::rewrite::{Choose, Rewriting, rewrite};
 use eva_ir::diag::Diag;
 use eva_ir::dim::Sym;
-use eva_ir::graph::{Def, Module};
-use eva_ir::ops::Op;
+use eva_ir::graph::Module;
 
 /// Which form of attention to compile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,17 +48,12 @@ pub fn choose(module: &Module, options: &Options) -> Result<Module, Diag> {
 /// The module with each attention in the form asked for, chosen by those costs; and what was done.
 pub fn choose_and_report(module: &Module, form: Form, costs: &CostOptions) -> Result<(Module, Report), Diag> {
     let choose = match form {
-        Form::Expanded => return Ok((module.clone(), Report::default())),
-        Form::Absorbed => Choose::Rewritten,
-        Form::Auto => Choose::Cheapest,
+        Form::Absorbed => Choose::Absorbed,
+        Form::Auto | Form::Expanded => Choose::Cheapest,
     };
-    let rules = rules::absorption()?;
+    let rules = rules::usable(Use { most: Exactness::default(), absorb: form != Form::Expanded, weights: false })?;
     let mut report = Report { sizes: representative(module).into_iter().collect(), functions: Vec::new() };
     let module = crate::rebuild::functions(module, |f| {
-        // Rules are about products.
-        if !f.values.iter().any(|(_, data)| matches!(data.def, Def::Op(Op::Einsum(_), _))) {
-            return Ok(None);
-        }
         let cost = Cost::new(module, f, costs);
         Ok(rewrite(f, &rules, &cost, choose)?.map(|(function, rewriting)| {
             report.functions.push(rewriting);

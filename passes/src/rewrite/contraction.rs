@@ -3,20 +3,21 @@
 //! A pattern is written in the ops' own notation, with variables for factors that may be anything:
 //!
 //! ```text
-//! (einsum bshn,bthn->bhst ?q (einsum btc,hnc->bthn ?c ?w))
+//! (einsum BSHN,BTHN->BHST ?q (einsum BTC,HNC->BTHN ?c ?w))
 //! ```
 //!
-//! A letter is the same axis in the whole rule. What a factor *is* are the axes it has, not their order, which
-//! a weight's checkpoint or a user's taste decides: `?w` may be stored `[c, h, n]`, and `?q` may come second.
-//! Only the result's axes are in the order written, since that order tells the tokens from the keys, which
-//! otherwise play the same part in a product.
+//! A small letter is one axis, a capital any number of axes, none included. Which axis is which follows from where it
+//! is: `S` are the axes that `?q` and the result have, and `?c` and `?w` do not. So a pattern says nothing of order:
+//! `?w` may be stored `[c, h, n]`, `?q` may come second, and heads may stand before tokens or after them. Where a rule
+//! needs more (that `?w` is a weight, that `T` comes last), it has [`Guard`]s.
 
-use super::facts::{EGraph, equate};
+use super::build::Builder;
+use super::facts::EGraph;
 use super::term::Term;
-use egg::{Applier, ENodeOrVar, Id, PatternAst, Searcher, Subst, Symbol, Var};
+use egg::{ENodeOrVar, Id, PatternAst, Var};
 use eva_ir::attr::{Attr, Axis, Spec};
-use eva_ir::graph::{Def, Function, Value};
-use eva_ir::ops::{Op, OpKind};
+use eva_ir::ops::OpKind;
+use std::fmt;
 
 /// A product of factors, or something to be bound.
 #[derive(Clone, Debug)]
@@ -37,123 +38,223 @@ struct Product {
 pub struct Contraction {
     from: Product,
     to: Product,
-    name: &'static str,
+    guards: Vec<Guard>,
+    /// Each letter with the variables that have it, and whether the result does.
+    places: Vec<(char, Place)>,
 }
 
-/// Something with products in it: a function, or an e-graph.
-pub trait Products {
-    /// A value or a class.
-    type Id: Copy + Eq;
-    /// The products that `id` is, each with its factors.
-    fn products(&self, id: Self::Id) -> Vec<(&Spec, Vec<Self::Id>)>;
+/// Which variables have an axis (in their order on the left), and whether the result has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    vars: Vec<bool>,
+    out: bool,
 }
 
-impl Products for Function {
-    type Id = Value;
+/// What a rule on products asks for beyond its shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guard {
+    /// The factor depends on weights alone.
+    Weight(&'static str),
+    /// The factor depends on more than weights.
+    Data(&'static str),
+    /// There is such an axis.
+    Some(char),
+    /// The last axis of the result is such a one.
+    Last(char),
+    /// The product inside is needed for nothing but products of attention.
+    OnlyAttended(()),
+}
 
-    fn products(&self, value: Value) -> Vec<(&Spec, Vec<Value>)> {
-        match &self.values[value].def {
-            Def::Op(Op::Einsum(einsum), args) => vec![(&einsum.spec, args.clone())],
-            _ => Vec::new(),
+impl fmt::Display for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Guard::Weight(var) => write!(f, "{var} is a weight"),
+            Guard::Data(var) => write!(f, "{var} is not a weight"),
+            Guard::Some(letter) => write!(f, "there is an axis {letter}"),
+            Guard::Last(letter) => write!(f, "{letter} is the last axis"),
+            Guard::OnlyAttended(()) => write!(f, "only attention needs the inner product"),
         }
     }
 }
 
-impl Products for EGraph {
-    type Id = Id;
-
-    fn products(&self, class: Id) -> Vec<(&Spec, Vec<Id>)> {
-        let product = |term: &Term| match term {
-            Term::Op(OpKind::Einsum, children) => {
-                let (&spec, factors) = children.split_first()?;
-                let spec = self[spec].nodes.iter().find_map(|term| match term {
-                    Term::Attr(Attr::Spec(spec)) => Some(spec),
-                    _ => None,
-                });
-                Some((spec?, factors.iter().map(|&id| self.find(id)).collect()))
-            }
-            _ => None,
-        };
-        self[class].nodes.iter().filter_map(product).collect()
-    }
-}
-
-/// What the variables of a pattern stand for, each with its axes in the order it has them.
+/// A way in which a class is a rule's left side.
 #[derive(Clone, Debug)]
-struct Match<I> {
-    bound: Vec<(Var, I, Vec<char>)>,
+pub struct Match {
+    /// The factors, in the order of the pattern, each with its axes.
+    factors: Vec<(Var, Id, Vec<u16>)>,
+    /// The axes of the result.
+    out: Vec<u16>,
+    /// The products inside.
+    inner: Vec<Id>,
+    /// How many axes have been numbered.
+    axes: u16,
 }
 
-impl<I> Match<I> {
-    fn get(&self, var: Var) -> Option<&(Var, I, Vec<char>)> {
-        self.bound.iter().find(|(v, ..)| *v == var)
+impl Match {
+    /// What a variable stands for.
+    pub fn factor(&self, name: &str) -> Option<Id> {
+        self.factors.iter().find(|(var, ..)| var.to_string() == name).map(|(_, id, _)| *id)
+    }
+
+    /// The first of the products inside.
+    pub fn inner(&self) -> Option<Id> {
+        self.inner.first().copied()
     }
 }
 
 impl Contraction {
-    /// The rule that puts `to` in place of `from`; values that it adds are called `name`.
-    pub fn new(from: &str, to: &str, name: &'static str) -> Result<Self, String> {
+    /// The rule that puts `to` in place of `from` where all `guards` hold.
+    pub fn new(from: &str, to: &str, guards: &[Guard]) -> Result<Self, String> {
         let (from, to) = (parse(from)?, parse(to)?);
-        from.can_be_matched()?;
-        let given = from.variables();
-        for (var, axes) in to.variables() {
-            let mut same = given.iter().filter(|(v, _)| *v == var);
-            if !same.any(|(_, have)| sorted(have) == sorted(&axes)) {
+        let (given, taken) = (from.variables(), to.variables());
+        for (i, (var, _)) in given.iter().enumerate() {
+            if given[..i].iter().any(|(v, _)| v == var) {
+                return Err(format!("{var} is there twice"));
+            }
+        }
+        for (var, axes) in &taken {
+            let mut same = given.iter().filter(|(v, _)| v == var);
+            if !same.any(|(_, have)| sorted(have) == sorted(axes)) {
                 return Err(format!("{var} is not on the left with these axes"));
             }
         }
-        Ok(Self { from, to, name })
+        if sorted(&from.out) != sorted(&to.out) {
+            return Err("the two sides have different axes".into());
+        }
+        let letters = given.iter().flat_map(|(_, axes)| axes).chain(&from.out).copied().collect::<Vec<_>>();
+        let place = |letter: char| Place {
+            vars: given.iter().map(|(_, axes)| axes.contains(&letter)).collect(),
+            out: from.out.contains(&letter),
+        };
+        let places: Vec<(char, Place)> = sorted(&letters).into_iter().map(|l| (l, place(l))).collect();
+        for (i, (letter, place)) in places.iter().enumerate() {
+            if let Some((other, _)) = places[..i].iter().find(|(_, p)| p == place) {
+                return Err(format!("nothing tells the axes `{other}` and `{letter}` apart"));
+            }
+        }
+        Ok(Self { from, to, guards: guards.to_vec(), places })
     }
 
-    /// Whether `id` is a product that the rule rewrites.
-    pub fn matches<P: Products>(&self, products: &P, id: P::Id) -> bool {
-        !self.find(products, id).is_empty()
+    /// What the rule asks for beyond its shape.
+    pub fn guards(&self) -> &[Guard] {
+        &self.guards
     }
 
-    fn find<P: Products>(&self, products: &P, id: P::Id) -> Vec<Match<P::Id>> {
-        self.from.find(products, id, &self.from.out, Match { bound: Vec::new() })
+    /// The ways in which `class` is the left side, whether or not the guards hold.
+    pub fn find(&self, egraph: &EGraph, class: Id) -> Vec<Match> {
+        let rank = egraph[class].data.ty().and_then(|ty| ty.tensor()).map_or(0, |ty| ty.rank() as u16);
+        let out: Vec<u16> = (0..rank).collect();
+        let start = Match { factors: Vec::new(), out: out.clone(), inner: Vec::new(), axes: rank };
+        let found = self.from.find(egraph, class, &out, start);
+        found.into_iter().filter(|found| self.fits(found)).collect()
     }
 
-    /// Adds `product`, whose variables `found` binds; its class, and the term.
-    fn build(&self, egraph: &mut EGraph, product: &Product, found: &Match<Id>) -> Option<(Id, Term)> {
-        let (mut axes, mut factors): (Vec<&[char]>, Vec<Id>) = (Vec::new(), Vec::new());
-        for (_, tree) in &product.factors {
+    /// The first guard that does not hold.
+    pub fn refusal(&self, egraph: &EGraph, found: &Match) -> Option<(Guard, Id)> {
+        let is_weight = |id: Id| egraph[id].data.is_weight();
+        let refused = |guard: &Guard| match *guard {
+            Guard::Weight(var) => found.factor(var).filter(|&id| !is_weight(id)),
+            Guard::Data(var) => found.factor(var).filter(|&id| is_weight(id)),
+            Guard::Some(letter) => {
+                let some = (0..found.axes).any(|axis| self.letter(found, axis) == Some(letter));
+                (!some).then(|| found.inner.first().copied()).flatten()
+            }
+            Guard::Last(letter) => {
+                let last = found.out.last().and_then(|&axis| self.letter(found, axis));
+                (last != Some(letter)).then(|| found.inner.first().copied()).flatten()
+            }
+            Guard::OnlyAttended(()) => {
+                found.inner.iter().copied().find(|id| egraph.analysis.needed.iter().any(|n| egraph.find(*n) == egraph.find(*id)))
+            }
+        };
+        self.guards.iter().find_map(|guard| refused(guard).map(|id| (*guard, id)))
+    }
+
+    /// Whether every axis has a letter, and every small letter one axis.
+    fn fits(&self, found: &Match) -> bool {
+        let mut letters = Vec::new();
+        for axis in 0..found.axes {
+            match self.letter(found, axis) {
+                Some(letter) => letters.push(letter),
+                None => return false,
+            }
+        }
+        let count = |letter: char| letters.iter().filter(|&&l| l == letter).count();
+        self.places.iter().all(|(letter, _)| letter.is_uppercase() || count(*letter) == 1)
+    }
+
+    fn letter(&self, found: &Match, axis: u16) -> Option<char> {
+        let vars: Vec<bool> = found.factors.iter().map(|(_, _, axes)| axes.contains(&axis)).collect();
+        let place = Place { vars, out: found.out.contains(&axis) };
+        self.places.iter().find(|(_, p)| *p == place).map(|(letter, _)| *letter)
+    }
+
+    /// Adds the right side, with the variables that `found` binds.
+    pub fn build(&self, b: &mut Builder<'_>, found: &Match) -> Option<Id> {
+        self.product(b, &self.to, &found.out, found)
+    }
+
+    fn product(&self, b: &mut Builder<'_>, product: &Product, out: &[u16], found: &Match) -> Option<Id> {
+        let (mut axes, mut factors) = (Vec::new(), Vec::new());
+        for (letters, tree) in &product.factors {
             match tree {
                 Tree::Any(var) => {
-                    let (_, id, order) = found.get(*var)?;
-                    axes.push(order);
+                    let (_, id, order) = found.factors.iter().find(|(v, ..)| v == var)?;
+                    axes.push(order.clone());
                     factors.push(*id);
                 }
                 Tree::Product(inner) => {
-                    let (id, _) = self.build(egraph, inner, found)?;
-                    egraph.analysis.names.entry(id).or_insert(self.name);
-                    axes.push(&inner.out);
-                    factors.push(id);
+                    let order = self.order(found, letters);
+                    factors.push(self.product(b, inner, &order, found)?);
+                    axes.push(order);
                 }
             }
         }
-        let spec = Spec::new(&axes, &product.out, |letter| letter);
-        let spec = egraph.add(Term::Attr(spec.into()));
-        let children: Box<[Id]> = [spec].into_iter().chain(factors).collect();
-        let term = Term::Op(OpKind::Einsum, children);
-        Some((egraph.add(term.clone()), term))
+        b.product(&factors, &axes, out)
+    }
+
+    /// The axes that these letters stand for: letter by letter, those of one in the order of the first factor that
+    /// has them.
+    fn order(&self, found: &Match, letters: &[char]) -> Vec<u16> {
+        let mut order = Vec::new();
+        for &letter in letters {
+            for axis in found.factors.iter().flat_map(|(_, _, axes)| axes) {
+                if self.letter(found, *axis) == Some(letter) && !order.contains(axis) {
+                    order.push(*axis);
+                }
+            }
+        }
+        order
     }
 }
 
 impl Product {
-    /// The ways in which `id`, whose axes are `out` in order, is this product.
-    fn find<P: Products>(&self, p: &P, id: P::Id, out: &[char], found: Match<P::Id>) -> Vec<Match<P::Id>> {
+    /// The ways in which `class`, whose axes are `out` in order, is this product.
+    fn find(&self, egraph: &EGraph, class: Id, out: &[u16], found: Match) -> Vec<Match> {
         let mut all = Vec::new();
-        for (spec, args) in p.products(id) {
+        for (spec, args) in products(egraph, class) {
             if args.len() != self.factors.len() || spec.out.len() != out.len() {
                 continue;
             }
+            let mut start = found.clone();
+            let mut names: Vec<Option<u16>> = vec![None; spec.axes()];
+            for (&axis, &name) in spec.out.iter().zip(out) {
+                names[axis as usize] = Some(name);
+            }
+            let names: Vec<u16> = names
+                .into_iter()
+                .map(|name| {
+                    name.unwrap_or_else(|| {
+                        start.axes += 1;
+                        start.axes - 1
+                    })
+                })
+                .collect();
             for order in orders(args.len()) {
-                let Some(letters) = self.letters(spec, &order, out) else { continue };
-                let mut partial = vec![found.clone()];
+                let mut partial = vec![start.clone()];
                 for ((_, tree), &at) in self.factors.iter().zip(&order) {
-                    let axes: Vec<char> = spec.inputs[at].iter().map(|&a| letters[a as usize]).collect();
-                    partial = partial.into_iter().flat_map(|m| tree.find(p, args[at], &axes, m)).collect();
+                    let axes: Vec<u16> = spec.inputs[at].iter().map(|&a| names[a as usize]).collect();
+                    partial = partial.into_iter().flat_map(|m| tree.find(egraph, args[at], &axes, m)).collect();
                 }
                 all.extend(partial);
             }
@@ -161,53 +262,7 @@ impl Product {
         all
     }
 
-    /// The letter of each axis of `spec`, whose factor `order[i]` is the pattern's `i` and whose result has the
-    /// axes `out`; `None` if some axis has other factors than its letter.
-    fn letters(&self, spec: &Spec, order: &[usize], out: &[char]) -> Option<Vec<char>> {
-        let in_pattern = |letter: char| -> Vec<bool> {
-            self.factors.iter().map(|(axes, _)| axes.contains(&letter)).collect()
-        };
-        let in_spec =
-            |axis: Axis| -> Vec<bool> { order.iter().map(|&at| spec.inputs[at].contains(&axis)).collect() };
-        let mut letters = vec![None; spec.axes()];
-        for (&axis, &letter) in spec.out.iter().zip(out) {
-            letters[axis as usize] = (in_pattern(letter) == in_spec(axis)).then_some(letter);
-            letters[axis as usize]?;
-        }
-        let mut summed = self.summed();
-        for (axis, letter) in letters.iter_mut().enumerate().filter(|(_, letter)| letter.is_none()) {
-            let place = in_spec(axis as Axis);
-            let at = summed.iter().position(|&summed| in_pattern(summed) == place)?;
-            *letter = Some(summed.swap_remove(at));
-        }
-        if summed.is_empty() { letters.into_iter().collect() } else { None }
-    }
-
-    /// The axes that are not the result's.
-    fn summed(&self) -> Vec<char> {
-        let mut summed: Vec<char> = self.factors.iter().flat_map(|(axes, _)| axes).copied().collect();
-        summed.retain(|letter| !self.out.contains(letter));
-        sorted(&summed)
-    }
-
-    /// Matching does not try both ways, so a pattern must not need it.
-    fn can_be_matched(&self) -> Result<(), String> {
-        let place =
-            |letter: &char| self.factors.iter().map(|(axes, _)| axes.contains(letter)).collect::<Vec<_>>();
-        let summed = self.summed();
-        for (i, letter) in summed.iter().enumerate() {
-            if let Some(other) = summed[..i].iter().find(|other| place(other) == place(letter)) {
-                return Err(format!("nothing tells the summed axes `{other}` and `{letter}` apart"));
-            }
-        }
-        let inner = self.factors.iter().filter_map(|(_, tree)| match tree {
-            Tree::Any(_) => None,
-            Tree::Product(inner) => Some(inner),
-        });
-        inner.into_iter().try_for_each(Product::can_be_matched)
-    }
-
-    /// The variables with their axes.
+    /// The variables with their axes, from left to right.
     fn variables(&self) -> Vec<(Var, Vec<char>)> {
         let variables = |(axes, tree): &(Vec<char>, Tree)| match tree {
             Tree::Any(var) => vec![(*var, axes.clone())],
@@ -218,25 +273,35 @@ impl Product {
 }
 
 impl Tree {
-    fn find<P: Products>(
-        &self,
-        p: &P,
-        id: P::Id,
-        axes: &[char],
-        mut found: Match<P::Id>,
-    ) -> Vec<Match<P::Id>> {
+    fn find(&self, egraph: &EGraph, id: Id, axes: &[u16], mut found: Match) -> Vec<Match> {
         match self {
-            Tree::Product(product) => product.find(p, id, axes, found),
-            Tree::Any(var) => match found.get(*var) {
-                Some((_, same, order)) if *same == id && order == axes => vec![found],
-                Some(_) => Vec::new(),
-                None => {
-                    found.bound.push((*var, id, axes.to_vec()));
-                    vec![found]
-                }
-            },
+            Tree::Product(product) => {
+                found.inner.push(id);
+                product.find(egraph, id, axes, found)
+            }
+            Tree::Any(var) => {
+                found.factors.push((*var, id, axes.to_vec()));
+                vec![found]
+            }
         }
     }
+}
+
+/// The products that a class is, each with its factors.
+pub(super) fn products(egraph: &EGraph, class: Id) -> Vec<(Spec, Vec<Id>)> {
+    let product = |term: &Term| match term {
+        Term::Op(OpKind::Einsum, children) => {
+            let (&spec, factors) = children.split_first()?;
+            match egraph[spec].data.attr() {
+                Some(Attr::Spec(spec)) => {
+                    Some((spec.clone(), factors.iter().map(|&id| egraph.find(id)).collect()))
+                }
+                _ => None,
+            }
+        }
+        _ => None,
+    };
+    egraph[class].nodes.iter().filter_map(product).collect()
 }
 
 /// Every order of `n` factors, that of the pattern first.
@@ -283,47 +348,11 @@ fn tree(ast: &PatternAst<Term>, id: Id) -> Result<Tree, String> {
     for (axes, &child) in spec.inputs.iter().zip(&children[1..]) {
         let (axes, tree) = (letters(axes), tree(ast, child)?);
         match &tree {
-            Tree::Product(inner) if inner.out != axes => {
+            Tree::Product(inner) if sorted(&inner.out) != sorted(&axes) => {
                 return Err(format!("\"{spec}\" calls a factor's axes otherwise than the factor does"));
             }
             _ => factors.push((axes, tree)),
         }
     }
     Ok(Tree::Product(Product { factors, out: letters(&spec.out) }))
-}
-
-impl Searcher<Term, super::facts::Types> for Contraction {
-    fn search_eclass_with_limit(
-        &self,
-        egraph: &EGraph,
-        class: Id,
-        _: usize,
-    ) -> Option<egg::SearchMatches<'_, Term>> {
-        let substs = vec![Subst::default()];
-        self.matches(egraph, class).then_some(egg::SearchMatches { eclass: class, substs, ast: None })
-    }
-
-    fn vars(&self) -> Vec<Var> {
-        Vec::new()
-    }
-}
-
-impl Applier<Term, super::facts::Types> for Contraction {
-    /// Finds its matches again: a substitution has no place for the order of axes.
-    fn apply_one(
-        &self,
-        egraph: &mut EGraph,
-        class: Id,
-        _: &Subst,
-        _: Option<&PatternAst<Term>>,
-        rule: Symbol,
-    ) -> Vec<Id> {
-        let mut changed = Vec::new();
-        for found in Contraction::find(self, egraph, class) {
-            let Some((new, term)) = self.build(egraph, &self.to, &found) else { continue };
-            egraph.analysis.produced.push((term, rule));
-            changed.extend(equate(egraph, class, new, rule));
-        }
-        changed
-    }
 }

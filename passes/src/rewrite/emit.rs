@@ -5,22 +5,32 @@ use super::term::Term;
 use super::{Saturated, extract::Selection};
 use crate::rebuild::{Rebuild, ill_typed};
 use egg::Id;
+use eva_ir::attr::Dims;
 use eva_ir::diag::Diag;
 use eva_ir::graph::{Function, Value};
-use eva_ir::ops::Op;
+use eva_ir::ops::{Op, reshape::Reshape};
 use std::collections::{HashMap, HashSet};
 
-/// The function that computes `f`'s values by the selected terms, and the terms that replaced others.
-pub(super) fn emit(
-    f: &Function,
-    s: &Saturated,
-    selection: &Selection,
-) -> Result<(Function, Vec<Term>), Diag> {
+/// A function taken out of an e-graph.
+pub(super) struct Emitted {
+    pub function: Function,
+    /// The terms that replaced others or are new, with the names of their values.
+    pub replaced: Vec<(Term, String)>,
+    /// Whether it is another function than before.
+    pub changed: bool,
+}
+
+/// The function that computes `f`'s values by the selected terms.
+pub(super) fn emit(f: &Function, s: &Saturated, selection: &Selection) -> Result<Emitted, Diag> {
+    let results: HashSet<Value> = f.results.iter().copied().collect();
+    // Results have names that count, others the oldest.
     let mut first = HashMap::new();
     for value in f.values.keys().rev() {
         first.insert(s.class(value), value);
     }
-    let results = f.results.iter().copied().collect();
+    for &value in f.results.iter().rev() {
+        first.insert(s.class(value), value);
+    }
     let mut names: Vec<_> = s.egraph.analysis.names.iter().collect();
     names.sort();
     let names = names.into_iter().rev().map(|(&id, &name)| (s.egraph.find(id), name)).collect();
@@ -35,19 +45,21 @@ pub(super) fn emit(
         names,
         r,
         replaced: Vec::new(),
+        changed: false,
     };
     let needed = |value: &Value| selection.terms.contains_key(&s.class(*value));
     for value in f.values.keys().filter(needed) {
         emit.value(value)?;
     }
-    Ok((emit.r.finish(), emit.replaced))
+    let changed = emit.changed || !emit.replaced.is_empty();
+    Ok(Emitted { function: emit.r.finish(), replaced: emit.replaced, changed })
 }
 
 struct Emit<'a> {
     f: &'a Function,
     s: &'a Saturated,
     terms: &'a HashMap<Id, Term>,
-    /// The first old value of each class that has one.
+    /// The old value that stands for each class that has one.
     first: HashMap<Id, Value>,
     results: HashSet<Value>,
     /// The new values of classes that have no old one.
@@ -55,7 +67,8 @@ struct Emit<'a> {
     /// What rules call the values that they add.
     names: HashMap<Id, &'static str>,
     r: Rebuild<'a>,
-    replaced: Vec<Term>,
+    replaced: Vec<(Term, String)>,
+    changed: bool,
 }
 
 impl Emit<'_> {
@@ -69,19 +82,35 @@ impl Emit<'_> {
                 continue;
             }
             let class = self.s.class(value);
-            match self.terms.get(&class) {
+            let chosen = self.terms.get(&class);
+            let same = match chosen {
+                Some(Term::Value(same, _)) => *same,
+                Some(_) => self.first[&class],
+                None => value,
+            };
+            if same != value {
+                let Some(&new) = self.r.map.get(&same) else {
+                    stack.push(same);
+                    continue;
+                };
+                self.changed = true;
+                match self.f.tensor(value).filter(|_| self.results.contains(&value)) {
+                    // A result that is the same as another value is a value of its own all the same.
+                    Some(ty) => {
+                        let shape = Dims(ty.shape.to_vec());
+                        self.r.replace(value, Reshape { shape }, &[new]).map_err(|e| ill_typed("form", e))?;
+                    }
+                    None => drop(self.r.map.insert(value, new)),
+                }
+                continue;
+            }
+            match chosen {
                 Some(Term::Op(kind, children)) if *self.s.term(value) != self.terms[&class] => {
                     let attrs = kind.attr_names().len();
-                    self.replaced.push(self.terms[&class].clone());
+                    self.replaced.push((self.terms[&class].clone(), self.f.values[value].name.clone()));
                     let op = self.op(value, *kind, &children[..attrs])?;
                     let args = self.classes(&children[attrs..], value)?;
                     self.r.replace(value, op, &args).map_err(|e| ill_typed("form", e))?;
-                }
-                Some(Term::Value(same, _)) if *same != value && !self.results.contains(&value) => {
-                    match self.r.map.get(same) {
-                        Some(&new) => drop(self.r.map.insert(value, new)),
-                        None => stack.push(*same),
-                    }
                 }
                 _ => {
                     let args = self.f.values[value].def.args();
@@ -121,6 +150,8 @@ impl Emit<'_> {
         let name = self.names.get(&class).map_or_else(part, |name| (*name).into());
         let new = self.r.op(&name, op, &args, source).map_err(|e| ill_typed("form", e))?;
         self.built.insert(class, new);
+        let term = self.terms[&class].clone();
+        self.replaced.push((term, self.r.new.values[new].name.clone()));
         Ok(new)
     }
 

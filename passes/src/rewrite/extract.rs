@@ -16,14 +16,11 @@ const CHEAPER: f64 = 1.0 - 1e-9;
 /// How often all switches are tried at most.
 const ROUNDS: usize = 8;
 
-/// One term for every class that is needed, and what they cost.
+/// One term for every class that is needed.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Selection {
     /// The chosen terms of the classes that the roots need, with canonical children, by canonical class.
     pub terms: HashMap<Id, Term>,
-    /// Seconds, if each class is computed as it was before rewriting.
-    pub before: f64,
-    /// Seconds, as chosen.
-    pub after: f64,
 }
 
 struct Node<'a> {
@@ -42,13 +39,12 @@ struct Choices<'a> {
 /// The cheapest way to compute `roots`.
 ///
 /// Of equally cheap terms, one of `original` is taken (canonical terms of the function before rewriting).
-/// `may` says which of a class's terms can be chosen. `None` if every way makes a value need itself.
+/// `None` if every way makes a value need itself.
 pub fn cheapest(
     egraph: &EGraph,
     roots: &[Id],
     original: &HashMap<Id, Term>,
     cost: &dyn Fn(&Term) -> f64,
-    may: &dyn Fn(Id, &Term) -> bool,
 ) -> Option<Selection> {
     let mut classes: Vec<Id> = egraph.classes().map(|class| class.id).collect();
     classes.sort();
@@ -60,22 +56,17 @@ pub fn cheapest(
         children.dedup();
         Node { term, cost: cost(term), children }
     };
-    let mut before = Vec::new();
     let mut nodes = Vec::new();
     for &id in &classes {
         let is_original = |term: &Term| original.get(&id) == Some(&canonical(egraph, term));
         let mut terms: Vec<&Term> = egraph[id].nodes.iter().collect();
         terms.sort_by_key(|term| !is_original(term));
-        before.extend(terms.first().map(|term| vec![node(term)]));
-        terms.retain(|term| may(id, term));
         nodes.push(terms.into_iter().map(node).collect::<Vec<_>>());
     }
     let roots: Vec<usize> = roots.iter().map(|&id| number[&egraph.find(id)]).collect();
-    let before = Choices { classes: classes.clone(), nodes: before, roots: roots.clone() };
-    let before = before.total(&vec![0; classes.len()]).unwrap_or(f64::INFINITY);
     let choices = Choices { classes, nodes, roots };
     let mut chosen = choices.by_class()?;
-    let after = choices.improve(&mut chosen)?;
+    choices.improve(&mut chosen)?;
     let mut terms = HashMap::new();
     let mut needed = choices.roots.clone();
     while let Some(class) = needed.pop() {
@@ -84,7 +75,7 @@ pub fn cheapest(
             needed.extend(&node.children);
         }
     }
-    Some(Selection { terms, before, after })
+    Some(Selection { terms })
 }
 
 /// The term with its children's present ids.

@@ -1,4 +1,4 @@
-//! What is known of each class of equal terms: its type.
+//! What is known of each class of equal terms: its type, and whether weights alone decide it.
 //!
 //! Equal terms have equal types, so a rule that breaks a shape is caught where it does it, and by its name:
 //! the mistake is noted, saturation stops, and the pass returns it.
@@ -10,7 +10,7 @@ use eva_ir::graph::Value;
 use eva_ir::op::TypeError;
 use eva_ir::ops::{Op, OpKind};
 use eva_ir::types::Type;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 /// The e-graph of a function.
@@ -29,6 +29,38 @@ pub struct Types {
     pub(super) produced: Vec<(Term, Symbol)>,
     /// Names for values that rules add.
     pub(super) names: HashMap<Id, &'static str>,
+    /// The values that are weights.
+    pub(super) weights: HashSet<Value>,
+    /// Classes that are needed for more than the products of attention. Ids may be out of date.
+    pub(super) needed: Vec<Id>,
+    /// Where a rule's shape was found, but a guard did not hold: the class, and what is to blame. Ids may be out of date.
+    pub(super) refused: Vec<Refused>,
+    /// Keys and values that need not be computed.
+    pub(super) absorbed: Vec<Absorbed>,
+}
+
+/// Keys or values that a rule of latent attention can do without. Ids may be out of date.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Absorbed {
+    /// The rule.
+    pub rule: &'static str,
+    /// The keys or values of each head.
+    pub expanded: Id,
+    /// The up-projection.
+    pub weight: Id,
+}
+
+/// A rule whose shape was found where a guard does not hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refused {
+    /// The rule.
+    pub rule: &'static str,
+    /// The guard, in words.
+    pub guard: String,
+    /// What the rule would have rewritten.
+    pub class: Id,
+    /// What the guard is about.
+    pub blocking: Id,
 }
 
 /// What is known of a class.
@@ -36,8 +68,8 @@ pub struct Types {
 pub enum Fact {
     /// It is this attribute.
     Attr(Attr),
-    /// It is a value of this type.
-    Value(Type),
+    /// It is a value of this type, which depends on weights alone or not.
+    Value(Type, bool),
     /// A rule built it wrongly; the mistake has been noted.
     Wrong,
 }
@@ -46,9 +78,22 @@ impl Fact {
     /// The type, if it is a value.
     pub fn ty(&self) -> Option<&Type> {
         match self {
-            Fact::Value(ty) => Some(ty),
+            Fact::Value(ty, _) => Some(ty),
             Fact::Attr(_) | Fact::Wrong => None,
         }
+    }
+
+    /// The attribute, if it is one.
+    pub fn attr(&self) -> Option<&Attr> {
+        match self {
+            Fact::Attr(attr) => Some(attr),
+            Fact::Value(..) | Fact::Wrong => None,
+        }
+    }
+
+    /// Whether it is a value that depends on weights alone: it can be computed before the first call.
+    pub fn is_weight(&self) -> bool {
+        matches!(self, Fact::Value(_, true))
     }
 }
 
@@ -56,7 +101,7 @@ impl fmt::Display for Fact {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Fact::Attr(attr) => write!(f, "the attribute {attr}"),
-            Fact::Value(ty) => write!(f, "{ty}"),
+            Fact::Value(ty, _) => write!(f, "{ty}"),
             Fact::Wrong => write!(f, "something ill-typed"),
         }
     }
@@ -75,8 +120,11 @@ impl egg::Analysis<Term> for Types {
 
     fn make(egraph: &mut EGraph, term: &Term, _: Id) -> Fact {
         match term {
-            Term::Value(value, _) => match egraph.analysis.values.get(value) {
-                Some(ty) => Fact::Value(ty.clone()),
+            Term::Value(value, args) => match egraph.analysis.values.get(value) {
+                Some(ty) => {
+                    let all = !args.is_empty() && args.iter().all(|&arg| egraph[arg].data.is_weight());
+                    Fact::Value(ty.clone(), all || egraph.analysis.weights.contains(value))
+                }
                 None => {
                     egraph.analysis.mistake("builds a value out of nothing");
                     Fact::Wrong
@@ -95,6 +143,14 @@ impl egg::Analysis<Term> for Types {
     }
 
     fn merge(&mut self, a: &mut Fact, b: Fact) -> DidMerge {
+        if let (Fact::Value(old, mine), Fact::Value(new, theirs)) = (&mut *a, &b)
+            && old == new
+        {
+            // What weights decide in one way, they decide.
+            let before = *mine;
+            *mine |= theirs;
+            return DidMerge(*mine != before, *mine != *theirs);
+        }
         if *a != b && *a != Fact::Wrong && b != Fact::Wrong {
             self.mistake(format_args!("equates {a} and {b}"));
         }
@@ -108,14 +164,19 @@ fn op_type(egraph: &EGraph, kind: OpKind, children: &[Id]) -> Result<Fact, TypeE
         return Err(TypeError::new("an attribute has the wrong kind"));
     };
     let mut types = Vec::with_capacity(args.len());
+    // What is made from nothing is as good as a weight.
+    let mut weight = true;
     for &arg in args {
         match &egraph[arg].data {
-            Fact::Value(ty) => types.push(ty),
+            Fact::Value(ty, is_weight) => {
+                types.push(ty);
+                weight &= is_weight;
+            }
             Fact::Wrong => return Ok(Fact::Wrong),
             Fact::Attr(attr) => return Err(TypeError::new(format!("{attr} is an attribute, not a tensor"))),
         }
     }
-    infer(&op, &types).map(Fact::Value)
+    infer(&op, &types).map(|ty| Fact::Value(ty, weight))
 }
 
 /// The type of `op` on operands of these types, one of which may be a tuple if `op` is `get`.
@@ -129,10 +190,10 @@ fn infer(op: &Op, args: &[&Type]) -> Result<Type, TypeError> {
 }
 
 /// The op with these attributes, which are classes; `None` if one has the wrong kind.
-pub(super) fn op(egraph: &EGraph, kind: OpKind, attrs: &[Id]) -> Option<Op> {
+pub fn op(egraph: &EGraph, kind: OpKind, attrs: &[Id]) -> Option<Op> {
     let attr = |&id: &Id| match &egraph[id].data {
         Fact::Attr(attr) => Some(attr.clone()),
-        Fact::Value(_) | Fact::Wrong => None,
+        Fact::Value(..) | Fact::Wrong => None,
     };
     kind.with_attrs(&attrs.iter().map(attr).collect::<Option<Vec<_>>>()?).ok()
 }
@@ -140,7 +201,11 @@ pub(super) fn op(egraph: &EGraph, kind: OpKind, attrs: &[Id]) -> Option<Op> {
 /// Says that `class` equals `new`, for `rule`; the id that changed, if one did. Different types are the rule's mistake.
 pub fn equate(egraph: &mut EGraph, class: Id, new: Id, rule: Symbol) -> Vec<Id> {
     let (a, b) = (&egraph[class].data, &egraph[new].data);
-    if a != b {
+    let same = match (a, b) {
+        (Fact::Value(a, _), Fact::Value(b, _)) => a == b,
+        _ => a == b,
+    };
+    if !same {
         if *a != Fact::Wrong && *b != Fact::Wrong {
             let message = format!("equates {a} and {b}");
             egraph.analysis.mistake(message);

@@ -9,7 +9,9 @@
 //! The same function gives the same result always: e-graph and choices depend on no hash, and saturation is limited
 //! in nodes and iterations, never in time.
 
+pub mod build;
 pub mod contraction;
+pub mod attended;
 mod emit;
 pub mod extract;
 pub mod facts;
@@ -19,12 +21,14 @@ pub mod term;
 use crate::cost::Cost;
 use egg::{Id, Rewrite, Runner, SimpleScheduler, StopReason, Symbol};
 use eva_ir::diag::Diag;
-use eva_ir::graph::{Def, Function, Value};
+use eva_ir::graph::{Def, Function, ParamKind, Value};
+use eva_ir::ops::{Op, OpKind};
 use eva_ir::types::Type;
 use extract::Selection;
 use facts::{EGraph, Types};
-use rules::Rule;
-use std::collections::{HashMap, HashSet};
+use rules::{Exactness, Rule};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
 use std::time::Duration;
 use term::Term;
 
@@ -38,8 +42,8 @@ pub const NODES: usize = 20_000;
 pub enum Choose {
     /// Those that make the function cheapest.
     Cheapest,
-    /// Wherever a rule found something, what it found; elsewhere those that make the function cheapest.
-    Rewritten,
+    /// The cheapest of those that make no keys and values from latents, where a rule of latent attention found them.
+    Absorbed,
 }
 
 /// What rules did to a function.
@@ -55,8 +59,10 @@ pub struct Rewriting {
     pub iterations: usize,
     /// Whether rules ended because they found nothing more, and not at a limit.
     pub saturated: bool,
-    /// The function's cost in seconds, as [`Cost`] predicts it: before and after.
+    /// The function's cost, as [`Cost`] predicts it: before and after.
     pub cost: (f64, f64),
+    /// How keys and values are computed.
+    pub sides: Sides,
 }
 
 /// What one rule did.
@@ -66,43 +72,63 @@ pub struct Fired {
     pub rule: &'static str,
     /// Why it holds.
     pub why: &'static str,
+    /// How far it may move a result.
+    pub exactness: Exactness,
     /// In how many places it applies.
     pub matched: usize,
-    /// In how many of them it was chosen.
-    pub chosen: usize,
+    /// The values that it was chosen for, by name.
+    pub chosen: Vec<String>,
 }
 
-/// Rewrites `f` by `rules`; `None` if no rule applies anywhere.
+/// How keys or values are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// Made for each head from what is cached.
+    Expanded,
+    /// Not at all: queries or outputs are multiplied by the up-projection instead.
+    Absorbed,
+    /// Not at all, and the up-projection is multiplied into the weight next to it.
+    Folded,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Side::Expanded => "expanded",
+            Side::Absorbed => "absorbed",
+            Side::Folded => "folded",
+        })
+    }
+}
+
+/// How keys and values are computed; `None` where there are no latents to make them from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sides {
+    /// The keys.
+    pub key: Option<Side>,
+    /// The values.
+    pub value: Option<Side>,
+}
+
+/// Rewrites `f` by `rules`; `None` if there is nothing that they could change.
 pub fn rewrite(
     f: &Function,
     rules: &[Rule],
     cost: &Cost,
     choose: Choose,
 ) -> Result<Option<(Function, Rewriting)>, Diag> {
-    // What no rule matches as it stands, none ever will: no e-graph is needed to see that.
-    let applies = |value: Value| rules.iter().any(|rule| rule.contraction.matches(f, value));
-    if !f.values.keys().any(applies) {
+    if !is_worthwhile(f) {
         return Ok(None);
     }
-    let s = saturate(f, rules.iter().map(|rule| &rule.rewrite))?;
+    let s = saturate_by(f, rules)?;
     let selection = s.cheapest(f, cost, choose)?;
-    let produced = s.produced();
-    let (function, replaced) = emit::emit(f, &s, &selection)?;
-    let fired = |rule: &Rule| {
-        let mine = |term: &&Term| produced.get(*term).is_some_and(|name| name.as_str() == rule.name);
-        let chosen = replaced.iter().filter(mine).count();
-        Fired { rule: rule.name, why: rule.why, matched: produced.keys().filter(mine).count(), chosen }
-    };
-    let rewriting = Rewriting {
-        function: f.name.clone(),
-        rules: rules.iter().map(fired).collect(),
-        nodes: s.nodes,
-        iterations: s.iterations,
-        saturated: s.saturated,
-        cost: (selection.before, selection.after),
-    };
-    let unchanged = replaced.is_empty();
-    Ok(Some((if unchanged { f.clone() } else { function }, rewriting)))
+    let (function, rewriting) = s.take(f, rules, cost, &selection)?;
+    Ok(Some((function.unwrap_or_else(|| f.clone()), rewriting)))
+}
+
+/// Whether rules could change a function: whether it has more than one product.
+pub fn is_worthwhile(f: &Function) -> bool {
+    f.values.iter().filter(|(_, data)| matches!(data.def, Def::Op(Op::Einsum(_), _))).nth(1).is_some()
 }
 
 /// A function's e-graph after rules have added what they could.
@@ -119,13 +145,19 @@ pub struct Saturated {
 }
 
 /// The e-graph of `f`, with all that `rules` add; or the mistake of one of them.
+pub fn saturate_by(f: &Function, rules: &[Rule]) -> Result<Saturated, Diag> {
+    saturate(f, &rules.iter().map(Rule::rewrite).collect::<Result<Vec<_>, _>>()?)
+}
+
+/// [`saturate_by`], with rules as egg takes them.
 pub fn saturate<'r>(
     f: &Function,
     rules: impl IntoIterator<Item = &'r Rewrite<Term, Types>>,
 ) -> Result<Saturated, Diag> {
     let opaque = f.values.iter().filter(|(_, data)| !matches!(data.def, Def::Op(..)));
     let values: HashMap<Value, Type> = opaque.map(|(value, data)| (value, data.ty.clone())).collect();
-    let mut egraph = EGraph::new(Types { values, ..Types::default() });
+    let weights = f.params().filter(|(_, kind)| *kind == ParamKind::Weight).map(|(value, _)| value).collect();
+    let mut egraph = EGraph::new(Types { values, weights, ..Types::default() });
     let (mut ids, mut terms) = (HashMap::new(), HashMap::new());
     for (value, data) in f.values.iter() {
         let term = match &data.def {
@@ -141,6 +173,7 @@ pub fn saturate<'r>(
         ids.insert(value, egraph.add(term.clone()));
         terms.insert(value, term);
     }
+    egraph.analysis.needed = attended::needed_elsewhere(f).iter().map(|value| ids[value]).collect();
     let before = egraph.total_size();
     let stop = |runner: &mut Runner<Term, Types>| {
         runner.egraph.analysis.error.as_ref().map_or(Ok(()), |error| Err(error.clone()))
@@ -165,8 +198,13 @@ pub fn saturate<'r>(
 
 impl Saturated {
     /// The class that a value is in.
-    fn class(&self, value: Value) -> Id {
+    pub fn class(&self, value: Value) -> Id {
         self.egraph.find(self.ids[&value])
+    }
+
+    /// Terms in the e-graph, attributes included: before the rules and after them.
+    pub fn nodes(&self) -> (usize, usize) {
+        self.nodes
     }
 
     /// The term that a value is in the function, with its children's present ids.
@@ -186,33 +224,134 @@ impl Saturated {
         produced
     }
 
+    /// The rules that added something.
+    pub fn fired(&self, rules: &[Rule]) -> BTreeSet<&'static str> {
+        let added = |rule: &&Rule| self.egraph.analysis.produced.iter().any(|(_, name)| name.as_str() == rule.name);
+        rules.iter().filter(added).map(|rule| rule.name).collect()
+    }
+
     /// The terms to take for `f`'s results.
     pub fn cheapest(&self, f: &Function, cost: &Cost, choose: Choose) -> Result<Selection, Diag> {
         let egraph = &self.egraph;
-        let seconds = |term: &Term| self.seconds(cost, term);
-        let produced = self.produced();
-        let class = |term: &Term| egraph.lookup(term.clone());
-        let rewritten: HashSet<Id> = match choose {
+        // Keys and values made from latents, where they need not be, at a price that nobody would pay.
+        let forbidden: HashSet<Id> = match choose {
             Choose::Cheapest => HashSet::new(),
-            Choose::Rewritten => produced.keys().filter_map(class).collect(),
+            Choose::Absorbed => egraph.analysis.absorbed.iter().map(|a| egraph.find(a.expanded)).collect(),
         };
-        let may = |id: Id, term: &Term| !rewritten.contains(&id) || produced.contains_key(term);
+        let price = |term: &Term| {
+            let class = || egraph.lookup(term.clone()).is_some_and(|id| forbidden.contains(&id));
+            self.cost(cost, term) + if !forbidden.is_empty() && class() { 1e30 } else { 0.0 }
+        };
         let original = f.values.keys().rev().map(|v| (self.class(v), self.term(v).clone())).collect();
         let roots: Vec<Id> = f.results.iter().map(|&v| self.class(v)).collect();
-        let selection = extract::cheapest(egraph, &roots, &original, &seconds, &may);
+        let selection = extract::cheapest(egraph, &roots, &original, &price);
         selection.ok_or_else(|| Diag::new("eva::internal", "rules have made every form need itself"))
     }
 
-    fn seconds(&self, cost: &Cost, term: &Term) -> f64 {
+    /// What a selection costs.
+    pub fn total(&self, cost: &Cost, selection: &Selection) -> f64 {
+        let mut terms: Vec<(&Id, &Term)> = selection.terms.iter().collect();
+        terms.sort();
+        terms.into_iter().map(|(_, term)| self.cost(cost, term)).sum()
+    }
+
+    /// How a selection computes keys and values.
+    pub fn sides(&self, selection: &Selection) -> Sides {
+        let mut sides = Sides::default();
+        let mut weights = HashSet::new();
+        for term in selection.terms.values() {
+            if let Term::Op(OpKind::Einsum, children) = term
+                && self.egraph.lookup(term.clone()).is_some_and(|id| self.egraph[id].data.is_weight())
+            {
+                weights.extend(children.iter().map(|&id| self.egraph.find(id)));
+            }
+        }
+        for absorbed in &self.egraph.analysis.absorbed {
+            let side = match absorbed.rule {
+                "mla_absorb_key" => &mut sides.key,
+                _ => &mut sides.value,
+            };
+            let now = if selection.terms.contains_key(&self.egraph.find(absorbed.expanded)) {
+                Side::Expanded
+            } else if weights.contains(&self.egraph.find(absorbed.weight)) {
+                Side::Folded
+            } else {
+                Side::Absorbed
+            };
+            *side = Some(side.map_or(now, |side| side.min(now)));
+        }
+        sides
+    }
+
+    /// The function that a selection is, unless it is `f` itself, and what was done.
+    pub fn take(
+        &self,
+        f: &Function,
+        rules: &[Rule],
+        cost: &Cost,
+        selection: &Selection,
+    ) -> Result<(Option<Function>, Rewriting), Diag> {
+        let produced = self.produced();
+        let emitted = emit::emit(f, self, selection)?;
+        let fired = |rule: &Rule| {
+            let mine = |term: &Term| produced.get(term).is_some_and(|name| name.as_str() == rule.name);
+            let chosen = emitted.replaced.iter().filter(|(term, _)| mine(term));
+            Fired {
+                rule: rule.name,
+                why: rule.why,
+                exactness: rule.exactness,
+                matched: produced.keys().filter(|term| mine(term)).count(),
+                chosen: chosen.map(|(_, name)| name.clone()).collect(),
+            }
+        };
+        let rewriting = Rewriting {
+            function: f.name.clone(),
+            rules: rules.iter().map(fired).collect(),
+            nodes: self.nodes,
+            iterations: self.iterations,
+            saturated: self.saturated,
+            cost: (self.total(cost, &self.original(f)), self.total(cost, selection)),
+            sides: self.sides(selection),
+        };
+        Ok((emitted.changed.then_some(emitted.function), rewriting))
+    }
+
+    /// The function as it was.
+    pub fn original(&self, f: &Function) -> Selection {
+        let mut terms = HashMap::new();
+        let mut open: Vec<Value> = f.results.clone();
+        while let Some(value) = open.pop() {
+            if terms.insert(self.class(value), self.term(value).clone()).is_none() {
+                open.extend(f.values[value].def.args());
+            }
+        }
+        Selection { terms }
+    }
+
+    /// What a term costs by itself.
+    pub fn cost(&self, cost: &Cost, term: &Term) -> f64 {
         let Term::Op(kind, children) = term else { return 0.0 };
         let (attrs, args) = children.split_at(kind.attr_names().len());
         let tensor = |id: &Id| self.egraph[*id].data.ty().and_then(Type::tensor);
         let Some(op) = facts::op(&self.egraph, *kind, attrs) else { return 0.0 };
         // What takes a tuple takes it apart, which costs nothing.
-        let Some(args) = args.iter().map(tensor).collect::<Option<Vec<_>>>() else { return 0.0 };
-        let Some(out) = self.egraph.lookup(term.clone()).and_then(|id| self.egraph[id].data.ty()) else {
-            return 0.0;
+        let Some(types) = args.iter().map(tensor).collect::<Option<Vec<_>>>() else { return 0.0 };
+        let Some(class) = self.egraph.lookup(term.clone()) else { return 0.0 };
+        let Some(out) = self.egraph[class].data.ty() else { return 0.0 };
+        if self.egraph[class].data.is_weight() {
+            return cost.of_weights(&op, &types, out) + cost.of_op();
+        }
+        let own = cost.of(&op, &types, out);
+        // Element-wise ops are fused behind what gives all of their operand, not behind what gives more than that.
+        let is_pointwise = |user: Id| {
+            let pointwise = |kind: &OpKind| matches!(kind, OpKind::Silu | OpKind::Sigmoid | OpKind::Mul | OpKind::Add | OpKind::Cast);
+            self.egraph[user].nodes.iter().any(|term| matches!(term, Term::Op(kind, _) if pointwise(kind)))
         };
-        cost.of(&op, &args, out)
+        match op {
+            Op::Slice(_) if self.egraph[class].parents().any(|user| is_pointwise(self.egraph.find(user))) => {
+                own + cost.of_copy(types[0], out)
+            }
+            _ => own + cost.of_op(),
+        }
     }
 }

@@ -4,4 +4,6 @@ mod equal;
 mod forms;
 mod oracle;
 mod rules;
+mod sound;
+mod spellings;
 mod support;
