@@ -128,7 +128,8 @@ fn find(f: &Function, uses: &HashMap<Value, usize>, value: Value) -> Option<Foun
     operands.extend([values, start]);
     let own = |axis: &Axis| *axis >= rank as Axis;
     let heads = wanted.iter().copied().filter(|axis| *axis != 0 && *axis != query && !own(axis));
-    let out: Vec<Axis> = [0, query].into_iter().chain(heads).chain(wanted.iter().copied().filter(own)).collect();
+    let out: Vec<Axis> =
+        [0, query].into_iter().chain(heads).chain(wanted.iter().copied().filter(own)).collect();
 
     let letters = letters(f, &operands, &inputs);
     let slices: Vec<&[Axis]> = inputs.iter().map(Vec::as_slice).collect();

@@ -27,6 +27,7 @@ pub use form::Form;
 pub use hoist::Hoist;
 use pass::Passes;
 use plan::Plan;
+pub use rewrite::rules::Exactness;
 use target::{Machine, Target};
 
 /// What a compilation may be told.
@@ -34,6 +35,8 @@ use target::{Machine, Target};
 pub struct Options {
     /// Which form of attention to use.
     pub form: Form,
+    /// How far rewriting may move results.
+    pub numerics: Exactness,
     /// How caches are laid out.
     pub cache: CacheOptions,
     /// What costs are reckoned for; the target's if not given (and a CPU's if there is no target).

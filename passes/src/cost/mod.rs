@@ -150,7 +150,8 @@ impl Cost {
 
     /// The cost of copying `from` to where it is one tensor of type `to`, by a kernel of its own.
     pub fn of_copy(&self, from: &TensorType, to: &Type) -> f64 {
-        let bytes: f64 = to.parts().iter().map(|ty| 2.0 * self.elements(ty) * from.dtype.bytes() as f64).sum();
+        let bytes: f64 =
+            to.parts().iter().map(|ty| 2.0 * self.elements(ty) * from.dtype.bytes() as f64).sum();
         match self.metric {
             Metric::Flops => 0.0,
             Metric::Roofline => self.machine.launch + bytes / self.machine.bytes,

@@ -10,10 +10,10 @@
 //! leaves them open, at those of decoding: one compile serves every length, and it has one form. Runs before
 //! [`crate::attend`], which recognizes either.
 
-use crate::Options;
 use crate::cost::{Cost, CostOptions, Machine, representative};
-use crate::rewrite::rules::{self, Exactness, Use};
+use crate::rewrite::rules::{self, Use};
 use crate::rewrite::{Choose, Rewriting, rewrite};
+use crate::{Hoist, Options};
 use eva_ir::diag::Diag;
 use eva_ir::dim::Sym;
 use eva_ir::graph::Module;
@@ -42,16 +42,32 @@ pub struct Report {
 /// The module with each attention in the form asked for.
 pub fn choose(module: &Module, options: &Options) -> Result<Module, Diag> {
     let machine = options.machine.clone().unwrap_or_else(Machine::cpu);
-    choose_and_report(module, options.form, &CostOptions::new(machine)).map(|(module, _)| module)
+    choose_and_report(module, options.form, &CostOptions::new(machine), usable(options))
+        .map(|(module, _)| module)
 }
 
-/// The module with each attention in the form asked for, chosen by those costs; and what was done.
-pub fn choose_and_report(module: &Module, form: Form, costs: &CostOptions) -> Result<(Module, Report), Diag> {
+/// The rules that options allow.
+pub fn usable(options: &Options) -> Use {
+    Use {
+        most: options.numerics,
+        absorb: options.form != Form::Expanded,
+        weights: options.hoist == Hoist::AtLoad,
+    }
+}
+
+/// The module with each attention in the form asked for, chosen by those costs among what those rules find; and what
+/// was done.
+pub fn choose_and_report(
+    module: &Module,
+    form: Form,
+    costs: &CostOptions,
+    what: Use,
+) -> Result<(Module, Report), Diag> {
     let choose = match form {
         Form::Absorbed => Choose::Absorbed,
         Form::Auto | Form::Expanded => Choose::Cheapest,
     };
-    let rules = rules::usable(Use { most: Exactness::default(), absorb: form != Form::Expanded, weights: false })?;
+    let rules = rules::usable(Use { absorb: what.absorb && form != Form::Expanded, ..what })?;
     let mut report = Report { sizes: representative(module).into_iter().collect(), functions: Vec::new() };
     let module = crate::rebuild::functions(module, |f| {
         let cost = Cost::new(module, f, costs);

@@ -37,7 +37,9 @@ pub fn products(f: &Function) -> HashSet<Value> {
                     attended.insert(value);
                 }
             }
-            Def::Op(Op::Add(_) | Op::Mul(_) | Op::Div(_), args) if scores.contains(&value) => scores.extend(args),
+            Def::Op(Op::Add(_) | Op::Mul(_) | Op::Div(_), args) if scores.contains(&value) => {
+                scores.extend(args)
+            }
             _ if is_view(f, value) && scores.contains(&value) => scores.extend(data.def.args()),
             _ => {}
         }

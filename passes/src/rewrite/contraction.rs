@@ -163,9 +163,11 @@ impl Contraction {
                 let last = found.out.last().and_then(|&axis| self.letter(found, axis));
                 (last != Some(letter)).then(|| found.inner.first().copied()).flatten()
             }
-            Guard::OnlyAttended(()) => {
-                found.inner.iter().copied().find(|id| egraph.analysis.needed.iter().any(|n| egraph.find(*n) == egraph.find(*id)))
-            }
+            Guard::OnlyAttended(()) => found
+                .inner
+                .iter()
+                .copied()
+                .find(|id| egraph.analysis.needed.iter().any(|n| egraph.find(*n) == egraph.find(*id))),
         };
         self.guards.iter().find_map(|guard| refused(guard).map(|id| (*guard, id)))
     }
@@ -254,7 +256,8 @@ impl Product {
                 let mut partial = vec![start.clone()];
                 for ((_, tree), &at) in self.factors.iter().zip(&order) {
                     let axes: Vec<u16> = spec.inputs[at].iter().map(|&a| names[a as usize]).collect();
-                    partial = partial.into_iter().flat_map(|m| tree.find(egraph, args[at], &axes, m)).collect();
+                    partial =
+                        partial.into_iter().flat_map(|m| tree.find(egraph, args[at], &axes, m)).collect();
                 }
                 all.extend(partial);
             }

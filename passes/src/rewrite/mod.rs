@@ -9,9 +9,9 @@
 //! The same function gives the same result always: e-graph and choices depend on no hash, and saturation is limited
 //! in nodes and iterations, never in time.
 
+pub mod attended;
 pub mod build;
 pub mod contraction;
-pub mod attended;
 mod emit;
 pub mod extract;
 pub mod facts;
@@ -226,7 +226,8 @@ impl Saturated {
 
     /// The rules that added something.
     pub fn fired(&self, rules: &[Rule]) -> BTreeSet<&'static str> {
-        let added = |rule: &&Rule| self.egraph.analysis.produced.iter().any(|(_, name)| name.as_str() == rule.name);
+        let added =
+            |rule: &&Rule| self.egraph.analysis.produced.iter().any(|(_, name)| name.as_str() == rule.name);
         rules.iter().filter(added).map(|rule| rule.name).collect()
     }
 
@@ -344,7 +345,9 @@ impl Saturated {
         let own = cost.of(&op, &types, out);
         // Element-wise ops are fused behind what gives all of their operand, not behind what gives more than that.
         let is_pointwise = |user: Id| {
-            let pointwise = |kind: &OpKind| matches!(kind, OpKind::Silu | OpKind::Sigmoid | OpKind::Mul | OpKind::Add | OpKind::Cast);
+            let pointwise = |kind: &OpKind| {
+                matches!(kind, OpKind::Silu | OpKind::Sigmoid | OpKind::Mul | OpKind::Add | OpKind::Cast)
+            };
             self.egraph[user].nodes.iter().any(|term| matches!(term, Term::Op(kind, _) if pointwise(kind)))
         };
         match op {

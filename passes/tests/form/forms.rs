@@ -8,7 +8,9 @@ use eva_ir::{text, verify};
 use eva_passes::cost::CostOptions;
 use eva_passes::form::{Form, Report, choose_and_report};
 use eva_passes::interpret::{How, interpret};
-use eva_passes::{Options, attend, lower, optimize, target::Target};
+use eva_passes::rewrite::rules::Use;
+use eva_passes::rewrite::{Side, Sides};
+use eva_passes::{Hoist, Options, attend, lower, optimize, target::Target};
 use std::fmt::Write;
 
 fn report(report: &Report) -> String {
@@ -30,7 +32,7 @@ fn report(report: &Report) -> String {
 
 /// The function in this form, with the report above it.
 fn shown(module: &Module, form: Form) -> String {
-    let (chosen, done) = choose_and_report(module, form, &CostOptions::default()).unwrap();
+    let (chosen, done) = choose_and_report(module, form, &CostOptions::default(), Use::default()).unwrap();
     verify::verify(&chosen).unwrap();
     report(&done) + &text::print_function(&chosen, last(&chosen).0)
 }
@@ -83,7 +85,8 @@ fn auto_turns_where_arithmetic_says() {
 fn the_cached_extent_is_known_by_what_it_does() {
     let renamed = text::print(&fix(mla(), V3)).replace("dim t\n", "dim past\n");
     let renamed = renamed.replace("[b, t, ", "[b, past, ").replace(", t]", ", past]");
-    let (_, done) = choose_and_report(&parse(&renamed), Form::Auto, &CostOptions::default()).unwrap();
+    let (_, done) =
+        choose_and_report(&parse(&renamed), Form::Auto, &CostOptions::default(), Use::default()).unwrap();
     let sizes: Vec<(&str, i64)> = done.sizes.iter().map(|(sym, n)| (sym.as_str(), *n)).collect();
     assert_eq!(sizes, [("b", 1), ("past", 4096), ("s", 1)]);
     assert_eq!(done.functions[0].rules[0].chosen.len(), 1);
@@ -96,7 +99,7 @@ fn absorbed_attention_is_recognized_and_its_heads_share_keys() {
         (Form::Absorbed, "bshc,btc,bshp,btp,bta->bsha", 2),
         (Form::Expanded, "bshn,bthn,bshp,btp,bthv->bshv", 3),
     ] {
-        let options = Options { form, ..Options::default() };
+        let options = Options { form, hoist: Hoist::Never, ..Options::default() };
         let module = optimize(&mla(), &options).unwrap();
         let (func, f) = last(&module);
         let mut attends = f.values.iter().filter_map(|(_, data)| match &data.def {
@@ -131,7 +134,8 @@ fn other_functions_are_not_touched() {
     for name in ["absorbed", "calls", "forms", "mla", "moe"] {
         let module = case(&format!("text/{name}.eva"));
         for form in [Form::Auto, Form::Absorbed, Form::Expanded] {
-            let (chosen, done) = choose_and_report(&module, form, &CostOptions::default()).unwrap();
+            let (chosen, done) =
+                choose_and_report(&module, form, &CostOptions::default(), Use::default()).unwrap();
             verify::verify(&chosen).unwrap();
             for (func, f) in module.funcs.iter() {
                 if !done.functions.iter().any(|g| g.function == f.name) {
@@ -157,4 +161,25 @@ fn recognition_does_not_change_what_is_computed() {
     let want = results(&mla(), &sizes, &[4, 10, 0], 7);
     let absorbed = attend::recognize(&choose(&mla(), Form::Absorbed)).unwrap();
     assert!(difference(&results(&absorbed, &sizes, &[4, 10, 0], 7), &want) < 1e-12);
+}
+
+/// Weights that are computed from weights when they are loaded: down-projections side by side, and a fold that is smaller
+/// than its two factors.
+#[test]
+fn weights_are_joined_and_folded_where_that_is_smaller() {
+    let shown = |sizes: &[(&str, i64)]| {
+        let module = fix(fix(mla(), sizes), &[("b", 1), ("s", 1), ("t", 4096)]);
+        let what = Use { weights: true, ..Use::default() };
+        let (chosen, done) = choose_and_report(&module, Form::Auto, &CostOptions::default(), what).unwrap();
+        let fired = done.functions[0].rules.iter().filter(|rule| !rule.chosen.is_empty());
+        (fired.map(|rule| rule.rule).collect::<Vec<_>>(), done.functions[0].sides, text::print(&chosen))
+    };
+    let (fired, sides, chosen) = shown(V3);
+    assert_eq!(fired, ["mla_absorb_key", "mla_absorb_value", "fuse_projections"], "{chosen}");
+    assert_eq!(sides, Sides { key: Some(Side::Absorbed), value: Some(Side::Absorbed) });
+    let small = [("m", 7168), ("r", 256), ("c", 128), ("h", 128), ("n", 128), ("p", 64), ("v", 128)];
+    let (fired, sides, chosen) = shown(&small);
+    assert!(fired.contains(&"fold_weights"), "{fired:?}\n{chosen}");
+    assert_eq!(sides.key, Some(Side::Folded), "{chosen}");
+    assert!(chosen.contains("einsum \"hnr,hnc->hrc\" %w_uq, %w_uk"), "{chosen}");
 }

@@ -6,8 +6,8 @@ use eva_ir::attr::{Attr, Axis, Spec};
 use eva_ir::ops::OpKind;
 use eva_passes::cost::{Cost, CostOptions};
 use eva_passes::rewrite::facts::{EGraph, Fact, Named, Types, equate};
-use eva_passes::rewrite::term::Term;
 use eva_passes::rewrite::rules::{Exactness, Use, usable};
+use eva_passes::rewrite::term::Term;
 use eva_passes::rewrite::{Choose, rewrite, saturate};
 
 fn laws() -> Vec<Rewrite<Term, Types>> {
@@ -113,7 +113,14 @@ fn general_laws_find_nothing_cheaper_than_the_rules() {
         let module = fix(fix(mla(), V3), sizes);
         let (_, f) = last(&module);
         let cost = Cost::new(&module, f, &CostOptions::default());
-        let (_, mine) = rewrite(f, &usable(Use { most: Exactness::Reassociates, absorb: true, weights: false }).unwrap(), &cost, Choose::Cheapest).unwrap().unwrap();
+        let (_, mine) = rewrite(
+            f,
+            &usable(Use { most: Exactness::Reassociates, absorb: true, weights: false }).unwrap(),
+            &cost,
+            Choose::Cheapest,
+        )
+        .unwrap()
+        .unwrap();
         let laws = saturate(f, &laws()).unwrap();
         let theirs = laws.cheapest(f, &cost, Choose::Cheapest).unwrap();
         let (mine, theirs) = (mine.cost.1, laws.total(&cost, &theirs));

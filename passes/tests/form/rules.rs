@@ -52,7 +52,8 @@ fn a_rule_that_builds_nonsense_is_stopped_by_its_name() {
 
 #[test]
 fn what_is_no_rule_is_refused() {
-    let refused = |from, to| Rule::new("r", "", Exactness::Exact, (from, to), &[], "new").unwrap_err().message;
+    let refused =
+        |from, to| Rule::new("r", "", Exactness::Exact, (from, to), &[], "new").unwrap_err().message;
     let ok = "(einsum ab,bc->ac ?x ?y)";
     for (from, to, why) in [
         ("?x", ok, "`?x` is anything"),
@@ -68,7 +69,11 @@ fn what_is_no_rule_is_refused() {
             ok,
             "\"ab,bc->ac\" calls a factor's axes otherwise than the factor does",
         ),
-        ("(einsum abd,bdc->ac ?x ?y)", "(einsum abd,bdc->ac ?x ?y)", "nothing tells the axes `b` and `d` apart"),
+        (
+            "(einsum abd,bdc->ac ?x ?y)",
+            "(einsum abd,bdc->ac ?x ?y)",
+            "nothing tells the axes `b` and `d` apart",
+        ),
     ] {
         assert_eq!(refused(from, to), format!("the rule `r` cannot be read: {why}"));
     }

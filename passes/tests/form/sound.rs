@@ -29,7 +29,13 @@ fn apply(op: &Op, args: &[&Vec<Array>], sizes: &Sizes, rounded: bool) -> Vec<Arr
 }
 
 /// All values of a function, each rounded to `f32` or not.
-fn values(module: &Module, func: Func, sizes: &Sizes, args: &[Array], rounded: bool) -> HashMap<Value, Vec<Array>> {
+fn values(
+    module: &Module,
+    func: Func,
+    sizes: &Sizes,
+    args: &[Array],
+    rounded: bool,
+) -> HashMap<Value, Vec<Array>> {
     let mut values: HashMap<Value, Vec<Array>> = HashMap::new();
     let mut given = args.iter();
     for (value, data) in module.funcs[func].values.iter() {
@@ -205,7 +211,8 @@ fn every_term_computes_what_its_class_does_and_every_rule_adds_some() {
     for (i, module) in corpus().iter().chain(&snippets()).enumerate() {
         fired.extend(check(module, i as u64));
     }
-    let idle: Vec<&str> = all().unwrap().iter().map(|r| r.name).filter(|name| !fired.contains(name)).collect();
+    let idle: Vec<&str> =
+        all().unwrap().iter().map(|r| r.name).filter(|name| !fired.contains(name)).collect();
     assert!(idle.is_empty(), "no test for {idle:?}");
 }
 

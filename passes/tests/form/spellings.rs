@@ -7,6 +7,7 @@ use eva_ir::verify;
 use eva_passes::attend;
 use eva_passes::cost::{Cost, CostOptions, Metric};
 use eva_passes::form::{Form, choose_and_report};
+use eva_passes::rewrite::rules::Use;
 use eva_passes::rewrite::{Side, Sides};
 use proptest::prelude::*;
 use std::fmt::Write;
@@ -68,7 +69,8 @@ fn spelled(how: Spelling) -> Module {
         2 => (1.0, 0.25, 1.0),
         _ => (0.5, 0.5, 1.0),
     };
-    for (name, by, ty) in [("q", on_q, "b, s, h, n"), ("q_pe", on_q, "b, s, h, p"), ("k_pe", on_k, "b, t, p")] {
+    for (name, by, ty) in [("q", on_q, "b, s, h, n"), ("q_pe", on_q, "b, s, h, p"), ("k_pe", on_k, "b, t, p")]
+    {
         put(&format!("%{name} = scale %{name}0 {{by = {by:?}}} : f32[{ty}]"));
     }
     // Keys and values, [b, t, h, ·] or [b, h, t, ·].
@@ -171,7 +173,7 @@ fn spelled(how: Spelling) -> Module {
 /// The arithmetic of a block in a form, when decoding.
 fn flops(module: &Module, form: Form) -> (f64, Sides) {
     let costs = CostOptions { metric: Metric::Flops, ..CostOptions::default() };
-    let (chosen, done) = choose_and_report(module, form, &costs).unwrap();
+    let (chosen, done) = choose_and_report(module, form, &costs, Use::default()).unwrap();
     let (_, f) = last(&chosen);
     let cost = Cost::new(&chosen, f, &costs);
     let of = |data: &eva_ir::graph::ValueData| match &data.def {
@@ -196,7 +198,8 @@ fn check(how: Spelling) {
         let recognized = attend::recognize(&chosen).unwrap();
         verify::verify(&recognized).unwrap();
         let (_, f) = last(&recognized);
-        let attends = f.values.iter().filter(|(_, data)| matches!(data.def, Def::Op(Op::Attend(_), _))).count();
+        let attends =
+            f.values.iter().filter(|(_, data)| matches!(data.def, Def::Op(Op::Attend(_), _))).count();
         assert_eq!(attends, 1, "{how:?} {form:?}\n{recognized}");
         let d = difference(&results(&recognized, &sizes, &start, 7), &want);
         assert!(d < 1e-12, "{how:?} {form:?}: {d:e}\n{recognized}");

@@ -4,8 +4,8 @@ use eva_ir::eval::{Array, Sizes, eval_values};
 use eva_ir::graph::{Func, Function, Module};
 use eva_ir::kernel::run::round;
 use eva_ir::text;
-use eva_passes::Options;
 use eva_passes::form::{self, Form};
+use eva_passes::{Hoist, Options};
 use std::path::Path;
 
 /// The module that `source` says.
@@ -26,7 +26,7 @@ pub fn mla() -> Module {
 
 /// The module in this form, as a CPU would have it.
 pub fn choose(module: &Module, form: Form) -> Module {
-    form::choose(module, &Options { form, ..Options::default() }).unwrap()
+    form::choose(module, &Options { form, hoist: Hoist::Never, ..Options::default() }).unwrap()
 }
 
 /// The extents of DeepSeek-V3.

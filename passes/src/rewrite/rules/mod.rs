@@ -274,6 +274,13 @@ pub struct Use {
     pub weights: bool,
 }
 
+impl Default for Use {
+    /// All that keep the real numbers, and none that computes weights.
+    fn default() -> Self {
+        Self { most: Exactness::default(), absorb: true, weights: false }
+    }
+}
+
 /// The table of all rules, by subject.
 pub fn all() -> Result<Vec<Rule>, Diag> {
     let mut rules = latent::absorption()?;

@@ -35,7 +35,8 @@ fn projection(b: &Builder<'_>, op: &Op, args: &[Id], x: usize) -> Option<Project
     let axes = Axes::of(op, args).filter(|axes| axes.factors.len() == 2)?;
     let weight = args[1 - x];
     // A part of a weight is projected with the whole.
-    let is_part = [OpKind::Slice, OpKind::Concat, OpKind::Reshape].iter().any(|&k| !b.nodes(weight, k).is_empty());
+    let is_part =
+        [OpKind::Slice, OpKind::Concat, OpKind::Reshape].iter().any(|&k| !b.nodes(weight, k).is_empty());
     let (&column, kept) = axes.out.split_last()?;
     let [of_x, of_weight] = [&axes.inputs[x], &axes.inputs[1 - x]];
     let fits = b.is_weight(weight)
@@ -53,8 +54,12 @@ fn fuse_projections(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
     let mut equal = Vec::new();
     for x in 0..args.len().min(2) {
         // What is cached is expanded, and its parts are attended to, each with its own strides.
-        let cached = [OpKind::CacheWrite].iter().any(|&kind| !b.nodes(args[x], kind).is_empty());
-        let Some(mine) = projection(b, op, args, x).filter(|_| !cached && !b.is_weight(args[x])) else { continue };
+        let cached = [OpKind::CacheWrite, OpKind::PageWrite, OpKind::PageRead]
+            .iter()
+            .any(|&kind| !b.nodes(args[x], kind).is_empty());
+        let Some(mine) = projection(b, op, args, x).filter(|_| !cached && !b.is_weight(args[x])) else {
+            continue;
+        };
         let mut all: Vec<Projection> = Vec::new();
         for (other, other_args) in b.users(args[x], OpKind::Einsum) {
             let place = other_args.iter().position(|&arg| arg == args[x]);
@@ -66,7 +71,9 @@ fn fuse_projections(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
             }
         }
         all.sort_by_key(|projection| projection.weight);
-        let Some(at) = all.iter().position(|p| p.weight == mine.weight).filter(|_| all.len() > 1) else { continue };
+        let Some(at) = all.iter().position(|p| p.weight == mine.weight).filter(|_| all.len() > 1) else {
+            continue;
+        };
         let weights: Vec<Id> = all.iter().map(|projection| projection.weight).collect();
         let joined = b.op(Concat { axis: 0 }, &weights);
         let mut axes = mine.axes;
@@ -87,13 +94,21 @@ fn fold_gain(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
             let (w, gain) = (args[1 - x], parts[1]);
             let Some(&column) = axes.inputs[x].last() else { continue };
             let of_weight = axes.inputs[1 - x].clone();
-            let is_one = b.nodes(gain, OpKind::Full).iter().any(|(op, _)| matches!(op, Op::Full(f) if f.value == Real::new(1.0)));
-            let Some(ty) = b.ty(gain).filter(|_| !is_one && b.is_weight(w) && b.is_weight(gain)) else { continue };
+            let is_one = b
+                .nodes(gain, OpKind::Full)
+                .iter()
+                .any(|(op, _)| matches!(op, Op::Full(f) if f.value == Real::new(1.0)));
+            let Some(ty) = b.ty(gain).filter(|_| !is_one && b.is_weight(w) && b.is_weight(gain)) else {
+                continue;
+            };
             if !of_weight.contains(&column) || axes.out.contains(&column) {
                 continue;
             }
-            let Some(folded) = b.product(&[w, gain], &[of_weight.clone(), vec![column]], &of_weight) else { continue };
-            let ones = b.op(Full { value: Real::new(1.0), shape: Dims(ty.shape.to_vec()), dtype: ty.dtype }, &[]);
+            let Some(folded) = b.product(&[w, gain], &[of_weight.clone(), vec![column]], &of_weight) else {
+                continue;
+            };
+            let ones =
+                b.op(Full { value: Real::new(1.0), shape: Dims(ty.shape.to_vec()), dtype: ty.dtype }, &[]);
             axes.factors[x] = b.op(norm, &[parts[0], ones]);
             axes.factors[1 - x] = folded;
             equal.extend(axes.build(b));

@@ -92,7 +92,10 @@ fn stripped(b: &Builder<'_>, id: Id, most: usize) -> (f64, Id) {
     let (mut all, mut x, mut seen) = (1.0, id, vec![id]);
     while seen.len() <= most {
         let inner = b.nodes(x, OpKind::Scale);
-        let next = inner.iter().filter_map(|(op, args)| Some((factor(op)?, args[0]))).find(|(_, y)| !seen.contains(y));
+        let next = inner
+            .iter()
+            .filter_map(|(op, args)| Some((factor(op)?, args[0])))
+            .find(|(_, y)| !seen.contains(y));
         let Some((a, y)) = next else { break };
         (all, x) = (all * a, y);
         seen.push(y);
@@ -117,7 +120,12 @@ fn scale_by_one(_: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
     if factor(op) == Some(1.0) { vec![args[0]] } else { Vec::new() }
 }
 
-fn with_number(b: &mut Builder<'_>, args: &[Id], sides: &[(usize, usize)], by: impl Fn(f64) -> f64) -> Vec<Id> {
+fn with_number(
+    b: &mut Builder<'_>,
+    args: &[Id],
+    sides: &[(usize, usize)],
+    by: impl Fn(f64) -> f64,
+) -> Vec<Id> {
     let mut equal = Vec::new();
     for &(x, number) in sides {
         // Of a larger tensor, the product would stretch the other side.

@@ -167,9 +167,12 @@ fn transposed(b: &mut Builder<'_>, op: &Op, args: &[Id], keeps: bool) -> Vec<Id>
 
 fn transposed_product(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
     let Some(order) = permutation(op) else { return Vec::new() };
-    let mut equal: Vec<Id> = order.iter().enumerate().all(|(i, &at)| i == at).then_some(args[0]).into_iter().collect();
+    let mut equal: Vec<Id> =
+        order.iter().enumerate().all(|(i, &at)| i == at).then_some(args[0]).into_iter().collect();
     for (inner, inner_args) in b.nodes(args[0], OpKind::Einsum) {
-        let Some(mut axes) = Axes::of(&inner, &inner_args).filter(|axes| axes.factors.len() > 1) else { continue };
+        let Some(mut axes) = Axes::of(&inner, &inner_args).filter(|axes| axes.factors.len() > 1) else {
+            continue;
+        };
         axes.out = order.iter().map(|&at| axes.out[at]).collect();
         equal.extend(axes.build(b));
     }
@@ -206,7 +209,9 @@ fn reshape_of_product(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
     let mut equal = Vec::new();
     for (inner, inner_args) in b.nodes(args[0], OpKind::Einsum) {
         // A transposition would only be copied in another place.
-        let Some(mut axes) = Axes::of(&inner, &inner_args).filter(|axes| axes.factors.len() > 1) else { continue };
+        let Some(mut axes) = Axes::of(&inner, &inner_args).filter(|axes| axes.factors.len() > 1) else {
+            continue;
+        };
         for group in groups.iter().rev().filter(|group| group.new.len() > 1) {
             let axis = axes.out[group.old.start];
             split(b, &mut axes, axis, &reshape.shape.0[group.new.clone()], None);
@@ -217,7 +222,13 @@ fn reshape_of_product(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
 }
 
 /// Splits an axis into axes of these extents, in the result and in every factor but `except`; their numbers.
-fn split(b: &mut Builder<'_>, axes: &mut Axes, axis: u16, extents: &[Dim], except: Option<usize>) -> Vec<u16> {
+fn split(
+    b: &mut Builder<'_>,
+    axes: &mut Axes,
+    axis: u16,
+    extents: &[Dim],
+    except: Option<usize>,
+) -> Vec<u16> {
     let parts: Vec<u16> = extents.iter().map(|_| axes.fresh()).collect();
     let put = |list: &mut Vec<u16>| {
         let at = list.iter().position(|&a| a == axis);
@@ -243,7 +254,9 @@ fn product_of_reshaped(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
         for (_, inner) in b.nodes(arg, OpKind::Reshape) {
             let (old, new) = (b.shape(inner[0]), b.shape(arg));
             let Some(groups) = groups(&old, &new) else { continue };
-            let long = |group: &&Group| old[group.old.clone()].iter().filter(|d| d.as_const() != Some(1)).count() > 1;
+            let long = |group: &&Group| {
+                old[group.old.clone()].iter().filter(|d| d.as_const() != Some(1)).count() > 1
+            };
             if groups.iter().any(|group| group.new.len() != 1) || !groups.iter().any(|group| long(&group)) {
                 continue;
             }
@@ -285,7 +298,8 @@ fn product_of_concat(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
                 let range = Range { start, end: end.clone() };
                 for j in (0..axes.factors.len()).filter(|&j| j != i) {
                     if let Some(at) = axes.inputs[j].iter().position(|&a| a == axis) {
-                        axes.factors[j] = b.op(Slice { axis: at as i64, range: range.clone() }, &[axes.factors[j]]);
+                        axes.factors[j] =
+                            b.op(Slice { axis: at as i64, range: range.clone() }, &[axes.factors[j]]);
                     }
                 }
                 start = end;
@@ -377,7 +391,9 @@ pub(super) fn groups(old: &[Dim], new: &[Dim]) -> Option<Vec<Group>> {
     while i < old.len() && j < new.len() {
         let ends = (2..=old.len() - i + new.len() - j).flat_map(|sum| (1..sum).map(move |k| (k, sum - k)));
         let fits = |&(k, l): &(usize, usize)| {
-            i + k <= old.len() && j + l <= new.len() && Dim::product(&old[i..i + k]) == Dim::product(&new[j..j + l])
+            i + k <= old.len()
+                && j + l <= new.len()
+                && Dim::product(&old[i..i + k]) == Dim::product(&new[j..j + l])
         };
         let (k, l) = ends.into_iter().find(fits)?;
         groups.push(Group { old: i..i + k, new: j..j + l });
@@ -453,7 +469,8 @@ fn slice_of_reshape(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
     let mut equal = Vec::new();
     for (_, inner) in b.nodes(args[0], OpKind::Reshape) {
         let groups = groups(&b.shape(inner[0]), &shape).unwrap_or_default();
-        let Some(group) = groups.iter().find(|group| group.new == (axis..axis + 1) && group.old.len() == 1) else {
+        let Some(group) = groups.iter().find(|group| group.new == (axis..axis + 1) && group.old.len() == 1)
+        else {
             continue;
         };
         let part = b.op(Slice { axis: group.old.start as i64, range: slice.range.clone() }, &inner);
@@ -480,7 +497,9 @@ fn reshape_of_concat(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
     for (inner, parts) in b.nodes(args[0], OpKind::Concat) {
         let Op::Concat(concat) = inner else { continue };
         let axis = concat.axis as usize;
-        let Some(group) = groups.iter().find(|g| g.old == (axis..axis + 1) && g.new.len() == 1) else { continue };
+        let Some(group) = groups.iter().find(|g| g.old == (axis..axis + 1) && g.new.len() == 1) else {
+            continue;
+        };
         let axis = group.new.start;
         let mut put = Vec::new();
         for part in parts {
