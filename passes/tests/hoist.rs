@@ -10,7 +10,7 @@ use eva_passes::hoist::{Hoist, hoist};
 use eva_passes::interpret::{How, interpret};
 use eva_passes::plan::Plan;
 use eva_passes::target::Target;
-use eva_passes::{Options, compile, run_pass};
+use eva_passes::{Form, Options, compile, run_pass};
 use proptest::prelude::*;
 use std::collections::HashMap;
 use std::path::Path;
@@ -193,7 +193,8 @@ fn results_keep_their_names() {
 
 /// The kernels of a call of `func`, and what it loads, by the interpreter.
 fn traffic(module: &Module, func: Func, hoist: Hoist) -> (Plan, Vec<Array>, Vec<String>) {
-    let plan = compile(module, &Target::cpu(), &Options { hoist, ..Options::default() }).unwrap();
+    let plan = compile(module, &Target::cpu(), &Options { hoist, form: Form::Written, ..Options::default() })
+        .unwrap();
     let sizes = sizes(module, &[("s", 5), ("k", 4)]);
     let args = random(&module.funcs[func], &sizes, 3);
     let how = How { phase: Phase::Tile, slack: 0, options: eva_ir::kernel::run::Options::default() };

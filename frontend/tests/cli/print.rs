@@ -67,7 +67,7 @@ fn forms_and_types_show() {
     let dir = fixture("v2-lite-tiny");
     let dir = dir.to_str().unwrap();
     let form = |form: &str| printed(&[dir, "--block", "attention", "--form", form]);
-    assert_eq!(form("expanded"), printed(&[dir, "--block", "attention"]));
+    assert_eq!(form("written"), printed(&[dir, "--block", "attention"]));
     assert_ne!(form("absorbed"), form("expanded"));
     assert!(printed(&[dir, "--block", "attention", "--after", "attend"]).contains("= attend "));
     let bf16 = printed(&[dir, "--block", "norm", "--dtype", "bf16"]);

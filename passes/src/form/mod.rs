@@ -28,6 +28,8 @@ pub enum Form {
     Absorbed,
     /// Keys and values expanded for each head.
     Expanded,
+    /// As the module says: nothing is rewritten.
+    Written,
 }
 
 /// What was found and chosen.
@@ -64,6 +66,7 @@ pub fn choose_and_report(
     what: Use,
 ) -> Result<(Module, Report), Diag> {
     let choose = match form {
+        Form::Written => return Ok((module.clone(), Report::default())),
         Form::Absorbed => Choose::Absorbed,
         Form::Auto | Form::Expanded => Choose::Cheapest,
     };

@@ -117,9 +117,10 @@ fn any_order_of_pages_does_the_same() {
 /// The elements that kernels load of buffers with a name that has `pool` in it.
 fn loaded(form: Form, page: usize, pool: i64, t: i64, target: &Target, phase: Phase) -> u64 {
     let cache = CacheOptions { page: Some(page), ..CacheOptions::default() };
-    let plan =
-        eva_passes::compile(&parse(MLA), target, &Options { form, cache, ..Options::default() }).unwrap();
-    let (func, f) = plan.funcs.iter().last().unwrap();
+    let module = parse(MLA);
+    let name = module.funcs.iter().last().unwrap().1.name.clone();
+    let plan = eva_passes::compile(&module, target, &Options { form, cache, ..Options::default() }).unwrap();
+    let (func, f) = plan.funcs.iter().find(|(_, f)| f.name == name).unwrap();
     let pages = (t as usize).div_ceil(page);
     let given = [("b", 2), ("s", 1), ("t", t), ("pool", pool), ("pages", pages as i64)];
     let fixed = plan.dims.iter().filter_map(|(sym, n)| Some((sym.clone(), (*n)?)));

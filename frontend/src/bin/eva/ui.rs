@@ -205,6 +205,8 @@ pub enum FormArg {
     Absorbed,
     /// Keys and values expanded for each head
     Expanded,
+    /// As the module says: nothing is rewritten
+    Written,
     /// Chosen by cost
     Auto,
 }
@@ -214,6 +216,7 @@ impl From<FormArg> for Form {
         match arg {
             FormArg::Absorbed => Form::Absorbed,
             FormArg::Expanded => Form::Expanded,
+            FormArg::Written => Form::Written,
             FormArg::Auto => Form::Auto,
         }
     }

@@ -6,7 +6,8 @@
 //! | table | about |
 //! | --- | --- |
 //! | [`latent`] | latent attention: absorbed, folded |
-//! | [`views`] | reshapes, slices, transpositions and concatenations around products |
+//! | [`products`] | reshapes, slices, transpositions and concatenations around products |
+//! | [`views`] | the same around each other |
 //! | [`scales`] | factors that are numbers |
 //! | [`projections`] | products that share an input; gains of norms |
 
@@ -21,6 +22,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub mod latent;
+pub mod products;
 pub mod projections;
 pub mod scales;
 pub mod views;
@@ -285,7 +287,7 @@ impl Default for Use {
 pub fn all() -> Result<Vec<Rule>, Diag> {
     let mut rules = latent::absorption()?;
     rules.extend(latent::folding()?);
-    rules.extend(views::products());
+    rules.extend(products::products());
     rules.extend(views::views());
     rules.extend(scales::scales());
     rules.extend(projections::projections());

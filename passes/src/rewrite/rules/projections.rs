@@ -2,7 +2,7 @@
 
 use super::super::build::Builder;
 use super::local_rules;
-use super::views::Axes;
+use super::products::Axes;
 use egg::Id;
 use eva_ir::attr::{Dims, Range, Real};
 use eva_ir::dim::Dim;
