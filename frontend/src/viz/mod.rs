@@ -95,6 +95,8 @@ pub struct Rule {
     pub matched: usize,
     /// In how many of them it was chosen.
     pub chosen: usize,
+    /// The values that it was chosen for.
+    pub values: Vec<String>,
 }
 
 /// What is to be seen.
@@ -187,14 +189,15 @@ pub fn view(
 /// What rules do to `module`.
 fn rewritten(module: &Module, options: &Options) -> Result<Vec<Rewrite>, eva_passes::Error> {
     let costs = CostOptions::new(options.machine.clone().unwrap_or_else(Machine::cpu));
-    let (_, report) = form::choose_and_report(module, options.form, &costs)
+    let (_, report) = form::choose_and_report(module, options.form, &costs, form::usable(options))
         .map_err(|diag| eva_passes::Error::Invalid(diag.into()))?;
     let rewrite = |r: eva_passes::rewrite::Rewriting| {
         let rule = |fired: &eva_passes::rewrite::Fired| Rule {
             name: fired.rule.into(),
             why: fired.why.into(),
             matched: fired.matched,
-            chosen: fired.chosen,
+            chosen: fired.chosen.len(),
+            values: fired.chosen.clone(),
         };
         let mut rules: Vec<Rule> = r.rules.iter().map(rule).collect();
         rules.sort_by_key(|rule| std::cmp::Reverse((rule.chosen, rule.matched)));
