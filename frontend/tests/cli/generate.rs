@@ -196,7 +196,7 @@ fn command_lines_without_sense_have_their_own_exit_code() {
     assert!(with(&["--temperature", "-1"]).starts_with("error: temperature is -1; it must be"));
     assert!(with(&["--top-p", "1.5"]).starts_with("error: top-p is 1.5; it must be"));
     assert!(with(&["--threads", "0"]).contains("it must be a whole number, 1 or more"));
-    assert!(with(&["--form", "folded"]).contains("[possible values: absorbed, expanded, auto]"));
+    assert!(with(&["--form", "folded"]).contains("[possible values: absorbed, expanded, written, auto]"));
 }
 
 #[test]
