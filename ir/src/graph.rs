@@ -65,7 +65,7 @@ impl Module {
             false => Arc::new(f.with_body(choose(f))),
         };
         let funcs = self.funcs.iter().map(|(_, f)| one(f)).collect();
-        Module { dims: self.dims.clone(), funcs, ..Module::default() }
+        Module { dims: self.dims.clone(), kv_budget: self.kv_budget, funcs, ..Module::default() }
     }
 
     /// Adds a function without checking it; [`crate::verify::verify`] does.

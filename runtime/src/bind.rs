@@ -53,8 +53,8 @@ pub(crate) fn bind(plan: &Plan, func: Func, sizes: &HashMap<Sym, i64>) -> Result
         }
         let body = plan.funcs[next].choose(&eval);
         let f = plan.funcs[next].body(body);
-        if body > 0 {
-            tracing::debug!(function = plan.funcs[next].name, body = f.name, "another body");
+        if !plan.funcs[next].alternatives.is_empty() {
+            tracing::debug!(function = plan.funcs[next].name, body = f.name, "chosen for these lengths");
         }
         let layout = f.layout(&eval).ok_or_else(|| Error::TooLarge(format!("@{name}")))?;
         let mut runs = Vec::with_capacity(f.steps.len());

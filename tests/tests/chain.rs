@@ -1,6 +1,9 @@
 //! Evaluator = tile interpreter = lane interpreter = machine code, on whole functions.
 
+use eva_ir::estimate::Estimate;
+use eva_ir::poly::Poly;
 use eva_ir::text::parse;
+use eva_passes::form;
 use eva_tests::check_chain;
 use std::collections::HashMap;
 
@@ -42,4 +45,27 @@ fn latent_attention() {
     let func = module.func("mla").unwrap();
     let ints = HashMap::from([("start", vec![4, 0, 2]), ("positions", vec![4, 5, 6, 0, 1, 2, 2, 3, 4])]);
     check_chain(&module, func, &[("b", 3), ("s", 3), ("t", 7)], &ints, 3);
+}
+
+/// Each body of a function that has one for each part of the lengths, whatever the lengths are.
+#[test]
+fn every_body_of_latent_attention() {
+    let module = parse(MLA).unwrap_or_else(|e| panic!("{e}"));
+    let func = module.func("mla").unwrap();
+    let mut module = form::choose(&module, &eva_passes::Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    let bodies = module.funcs[func].bodies().count();
+    assert!(bodies > 1, "{module}");
+    let ints = HashMap::from([("start", vec![4, 0, 2]), ("positions", vec![4, 5, 6, 0, 1, 2, 2, 3, 4])]);
+    for chosen in 0..bodies {
+        let mut f = eva_ir::graph::Function::clone(&module.funcs[func]);
+        let cost = |i: usize| {
+            let mut cost = Estimate::default();
+            cost.add(Poly::from(if i == chosen { 0.0 } else { 1.0 }));
+            cost
+        };
+        f.estimate = cost(0);
+        f.alternatives.iter_mut().enumerate().for_each(|(i, other)| other.estimate = cost(i + 1));
+        module.funcs[func] = f.into();
+        check_chain(&module, func, &[("b", 3), ("s", 3), ("t", 7)], &ints, 3);
+    }
 }

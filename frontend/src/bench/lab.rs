@@ -16,7 +16,7 @@ pub struct Lab {
     /// How to measure.
     pub options: Options,
     numbers: Arc<Numbers>,
-    /// By the modules' texts.
+    /// By the forms of attention and the modules' texts.
     compiled: HashMap<String, Arc<Executable>>,
     /// What the cases of a whole layer share.
     pub(super) kit: Option<Box<Kit>>,
@@ -134,12 +134,18 @@ impl Lab {
 
     /// The module of a text, compiled once.
     fn executable(&mut self, text: &str) -> Result<Arc<Executable>, BenchError> {
-        if let Some(exe) = self.compiled.get(text) {
+        self.executable_of(text, Form::default())
+    }
+
+    /// The same in a form of attention.
+    pub(super) fn executable_of(&mut self, text: &str, form: Form) -> Result<Arc<Executable>, BenchError> {
+        let key = format!("{form:?} {text}");
+        if let Some(exe) = self.compiled.get(&key) {
             return Ok(exe.clone());
         }
-        let options = self.compile_options(Form::default());
+        let options = self.compile_options(form);
         let exe = Arc::new(Executable::compile(&text::parse(text)?, &options)?);
-        self.compiled.insert(text.into(), exe.clone());
+        self.compiled.insert(key, exe.clone());
         Ok(exe)
     }
 

@@ -6,6 +6,7 @@
 //! timed by the GPU's clock. Outputs are no numbers before the call that is checked.
 
 mod calibrate;
+mod forms;
 mod gemm;
 mod grouped;
 mod lab;
@@ -39,12 +40,21 @@ pub enum Bench {
     Rows,
     /// A whole decoder layer with experts.
     Layer,
+    /// Latent attention in each form.
+    Forms,
 }
 
 impl Bench {
     /// All, the order they are best run in.
-    pub const ALL: [Bench; 6] =
-        [Bench::Gemm, Bench::MlaDecode, Bench::MlaPrefill, Bench::Grouped, Bench::Rows, Bench::Layer];
+    pub const ALL: [Bench; 7] = [
+        Bench::Gemm,
+        Bench::MlaDecode,
+        Bench::MlaPrefill,
+        Bench::Grouped,
+        Bench::Rows,
+        Bench::Forms,
+        Bench::Layer,
+    ];
 
     /// The name in commands and rows.
     pub fn name(self) -> &'static str {
@@ -55,6 +65,7 @@ impl Bench {
             Bench::MlaPrefill => "mla-prefill",
             Bench::Rows => "rows",
             Bench::Layer => "layer",
+            Bench::Forms => "forms",
         }
     }
 }
@@ -145,6 +156,7 @@ pub fn cases(bench: Bench, options: &Options) -> Vec<Case> {
         Bench::MlaPrefill => mla::prefill_cases(options),
         Bench::Rows => rows::cases(options),
         Bench::Layer => layer::cases(options),
+        Bench::Forms => forms::cases(options),
     }
 }
 

@@ -10,6 +10,7 @@
 //! Machines are data ([`Machine`]). Extents that the module leaves open have the values of decoding if nothing else is
 //! said ([`lengths`]).
 
+mod function;
 mod lengths;
 mod machine;
 
@@ -117,6 +118,11 @@ impl Cost {
         }
     }
 
+    /// The value that is taken for an extent.
+    pub fn size_of(&self, sym: &Sym) -> Option<i64> {
+        self.sizes.get(sym).copied()
+    }
+
     /// The cost of `op` on operands of these types: seconds, or floating-point operations.
     pub fn of(&self, op: &Op, args: &[&TensorType], out: &Type) -> f64 {
         let work = self.work(op, args, out);
@@ -133,13 +139,9 @@ impl Cost {
     /// The cost of `op` on operands that depend on weights alone, so that it is computed when they are loaded: its
     /// bytes, of which each of [`AMORTIZED`] calls bears a part. Views and widening casts are not even stored.
     pub fn of_weights(&self, op: &Op, args: &[&TensorType], out: &Type) -> f64 {
-        let widens = || {
-            matches!(op, Op::Cast(_))
-                && out.tensor().is_some_and(|ty| ty.dtype.bytes() >= args[0].dtype.bytes())
-        };
         match (self.metric, op.lowering()) {
             (_, Lowering::Alias | Lowering::Constant) => 0.0,
-            _ if widens() => 0.0,
+            _ if function::widens(op, args, out) => 0.0,
             (Metric::Flops, _) => self.work(op, args, out).flops / AMORTIZED,
             (Metric::Roofline, _) => {
                 let bytes: f64 = args.iter().copied().chain(out.parts()).map(|ty| self.bytes(ty)).sum();
@@ -220,6 +222,10 @@ impl Cost {
         let size = |sym: &Sym| self.sizes.get(sym).map_or(1.0, |&n| n as f64);
         let term = |(syms, n): (&[Sym], i64)| syms.iter().map(size).product::<f64>() * n as f64;
         ty.shape.iter().map(|dim| dim.terms().map(term).sum::<f64>()).product()
+    }
+
+    fn symbolic_bytes(&self, ty: &TensorType) -> Poly {
+        self.symbolic_elements(ty).scaled(ty.dtype.bytes() as f64)
     }
 
     fn symbolic_elements(&self, ty: &TensorType) -> Poly {

@@ -6,17 +6,24 @@
 //! new tokens and many cached ones the second moves much less memory; with many new tokens the first takes less
 //! arithmetic.
 //!
-//! [`Form::Auto`] decides by cost ([`crate::cost`]), at the extents that the module fixes and, where it
-//! leaves them open, at those of decoding: one compile serves every length, and it has one form. Runs before
-//! [`crate::attend`], which recognizes either.
+//! [`Form::Auto`] decides by cost ([`crate::cost`]). Where the module fixes the extents there is one answer. Where it
+//! leaves them open, the e-graph of a function is made once and asked at many lengths ([`pieces`]); what it answers
+//! become bodies of the function, and each call takes the one whose estimate is least for the lengths that it has. So
+//! chunks of a prompt, and prompts of which the beginning is cached, are decided by the same rule as decoding.
+//! [`crossover`] is where that rule turns. Runs before [`crate::attend`], which recognizes either form.
+
+pub mod crossover;
+pub mod pieces;
 
 use crate::cost::{Cost, CostOptions, Machine, representative};
 use crate::rewrite::rules::{self, Use};
-use crate::rewrite::{Choose, Rewriting, rewrite};
+use crate::rewrite::{Choose, Rewriting, is_worthwhile, rewrite};
 use crate::{Hoist, Options};
 use eva_ir::diag::Diag;
 use eva_ir::dim::Sym;
-use eva_ir::graph::Module;
+use eva_ir::graph::{Function, Module};
+use pieces::{Body, Lattice, Search};
+use std::sync::Arc;
 
 /// Which form of attention to compile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +46,8 @@ pub struct Report {
     pub sizes: Vec<(Sym, i64)>,
     /// The functions in which a rule applies, in the module's order.
     pub functions: Vec<Rewriting>,
+    /// The bodies of functions that have several, in the module's order; each function's own first.
+    pub bodies: Vec<Body>,
 }
 
 /// The module with each attention in the form asked for.
@@ -58,26 +67,41 @@ pub fn usable(options: &Options) -> Use {
 }
 
 /// The module with each attention in the form asked for, chosen by those costs among what those rules find; and what
-/// was done.
+/// was done. Functions that have alternatives already stay as they are.
 pub fn choose_and_report(
     module: &Module,
     form: Form,
     costs: &CostOptions,
     what: Use,
 ) -> Result<(Module, Report), Diag> {
-    let choose = match form {
-        Form::Written => return Ok((module.clone(), Report::default())),
-        Form::Absorbed => Choose::Absorbed,
-        Form::Auto | Form::Expanded => Choose::Cheapest,
-    };
+    if form == Form::Written {
+        return Ok((module.clone(), Report::default()));
+    }
     let rules = rules::usable(Use { absorb: what.absorb && form != Form::Expanded, ..what })?;
-    let mut report = Report { sizes: representative(module).into_iter().collect(), functions: Vec::new() };
-    let module = crate::rebuild::functions(module, |f| {
+    let mut report = Report { sizes: representative(module).into_iter().collect(), ..Report::default() };
+    let lattice = Lattice::of(module, costs);
+    let mut new = |f: &Arc<Function>| -> Result<Arc<Function>, Diag> {
+        // What has several bodies has been decided.
+        if !is_worthwhile(f) || !f.alternatives.is_empty() {
+            return Ok(f.clone());
+        }
         let cost = Cost::new(module, f, costs);
-        Ok(rewrite(f, &rules, &cost, choose)?.map(|(function, rewriting)| {
+        if form == Form::Auto && !lattice.is_one() {
+            let (function, rewriting, bodies) = Search::new(f, &rules, cost)?.pieces(&lattice)?;
             report.functions.push(rewriting);
-            function
-        }))
-    })?;
-    Ok((module, report))
+            report.bodies.extend(bodies);
+            return Ok(function.map_or_else(|| f.clone(), Arc::new));
+        }
+        let choose = if form == Form::Absorbed { Choose::Absorbed } else { Choose::Cheapest };
+        Ok(rewrite(f, &rules, &cost, choose)?.map_or_else(
+            || f.clone(),
+            |(function, rewriting)| {
+                report.functions.push(rewriting);
+                Arc::new(function)
+            },
+        ))
+    };
+    let funcs = module.funcs.iter().map(|(_, f)| new(f)).collect::<Result<_, _>>()?;
+    let dims = module.dims.clone();
+    Ok((Module { dims, kv_budget: module.kv_budget, funcs, ..Module::default() }, report))
 }

@@ -82,6 +82,8 @@ enum BenchArg {
     Rows,
     /// A whole decoder layer with experts, and compiling it
     Layer,
+    /// Latent attention of some new tokens after many cached ones, in each form
+    Forms,
     /// This machine's rates, as a file for `eva explain --target FILE`; by itself, and not one of all
     Calibrate,
 }
@@ -96,6 +98,7 @@ impl BenchArg {
             BenchArg::MlaPrefill => Some(Bench::MlaPrefill),
             BenchArg::Rows => Some(Bench::Rows),
             BenchArg::Layer => Some(Bench::Layer),
+            BenchArg::Forms => Some(Bench::Forms),
             BenchArg::Calibrate => None,
         }
     }

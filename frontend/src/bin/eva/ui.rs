@@ -207,7 +207,7 @@ pub enum FormArg {
     Expanded,
     /// As the module says: nothing is rewritten
     Written,
-    /// Chosen by cost
+    /// Chosen by cost, for the lengths of each call
     Auto,
 }
 
