@@ -143,7 +143,9 @@ impl Lab {
         if let Some(exe) = self.compiled.get(&key) {
             return Ok(exe.clone());
         }
-        let options = self.compile_options(form);
+        let mut options = self.compile_options(form);
+        // Operands are weights, so that they stay on the device: what is computed of them is measured all the same.
+        options.passes.hoist = eva_passes::Hoist::Never;
         let exe = Arc::new(Executable::compile(&text::parse(text)?, &options)?);
         self.compiled.insert(key, exe.clone());
         Ok(exe)
