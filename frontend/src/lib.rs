@@ -6,6 +6,7 @@ pub mod bench;
 pub mod compare;
 pub mod dsl;
 pub mod engine;
+pub mod explain;
 pub mod init;
 pub mod model;
 pub mod prelude;

@@ -8,6 +8,7 @@ mod bench;
 #[cfg(feature = "cuda")]
 mod compile;
 mod doctor;
+mod explain;
 mod generate;
 mod init;
 mod print;

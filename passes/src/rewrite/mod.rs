@@ -17,8 +17,9 @@ pub mod extract;
 pub mod facts;
 pub mod rules;
 pub mod term;
+pub mod why;
 
-use crate::cost::Cost;
+use crate::cost::{Cost, Work};
 use egg::{Id, Rewrite, Runner, SimpleScheduler, StopReason, Symbol};
 use eva_ir::diag::Diag;
 use eva_ir::graph::{Def, Function, ParamKind, Value};
@@ -254,6 +255,29 @@ impl Saturated {
         let mut terms: Vec<(&Id, &Term)> = selection.terms.iter().collect();
         terms.sort();
         terms.into_iter().map(|(_, term)| self.cost(cost, term)).sum()
+    }
+
+    /// What a selection does in a call, in arithmetic, memory and launches.
+    pub fn work(&self, cost: &Cost, selection: &Selection) -> Work<f64> {
+        let mut all = Work { flops: 0.0, bytes: 0.0, launches: 0.0 };
+        let mut terms: Vec<(&Id, &Term)> = selection.terms.iter().collect();
+        terms.sort();
+        for (id, term) in terms {
+            let Term::Op(kind, children) = term else { continue };
+            let (attrs, args) = children.split_at(kind.attr_names().len());
+            let tensor = |id: &Id| self.egraph[*id].data.ty().and_then(Type::tensor);
+            let types: Option<Vec<_>> = args.iter().map(tensor).collect();
+            let data = &self.egraph[*id].data;
+            if let (false, Some(op), Some(types), Some(out)) =
+                (data.is_weight(), facts::op(&self.egraph, *kind, attrs), types, data.ty())
+            {
+                let work = cost.work(&op, &types, out);
+                all.flops += work.flops;
+                all.bytes += work.bytes;
+                all.launches += work.launches;
+            }
+        }
+        all
     }
 
     /// How a selection computes keys and values.

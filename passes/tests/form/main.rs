@@ -7,3 +7,4 @@ mod rules;
 mod sound;
 mod spellings;
 mod support;
+mod why;

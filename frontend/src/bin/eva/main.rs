@@ -8,6 +8,7 @@ mod check;
 mod compare;
 mod compile;
 mod doctor;
+mod explain;
 mod generate;
 mod init;
 mod input;
@@ -61,6 +62,8 @@ enum Command {
     Opt(opt::Args),
     /// Check an IR file
     Check(check::Args),
+    /// Say what the compiler decides for a block, and why
+    Explain(explain::Args),
     /// Show what compiling does, as a page
     Viz(viz::Args),
     /// Make a model with random weights
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         Command::Print(args) => print::run(args, cli.verbose > 0),
         Command::Opt(args) => opt::run(args),
         Command::Check(args) => check::run(args),
+        Command::Explain(args) => explain::run(args),
         Command::Viz(args) => viz::run(args),
         Command::Init(args) => init::run(args, &bars),
         Command::Bench(args) => bench::run(args),

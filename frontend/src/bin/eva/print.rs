@@ -110,7 +110,11 @@ fn printed(module: &Module, verbose: bool) -> String {
 }
 
 /// A model's module, or that of one of its blocks; and a comment to print before it.
-fn of_model(path: &Path, wanted: Option<&str>, dtype: DType) -> anyhow::Result<(Module, &'static str)> {
+pub(super) fn of_model(
+    path: &Path,
+    wanted: Option<&str>,
+    dtype: DType,
+) -> anyhow::Result<(Module, &'static str)> {
     let (config, checkpoint) = input::model(path)?;
     let quantized = config.quantization.is_some();
     let note = match quantized {

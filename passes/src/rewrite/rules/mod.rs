@@ -155,7 +155,9 @@ impl Rule {
                 for found in contraction.find(egraph, class) {
                     if let Some((guard, blocking)) = contraction.refusal(egraph, &found) {
                         let refused = Refused { rule: self.name, guard: guard.to_string(), class, blocking };
-                        if !egraph.analysis.refused.contains(&refused) {
+                        // What tells the parts of a product from each other is no reason.
+                        let role = matches!(guard, Guard::Some(_) | Guard::Last(_));
+                        if !role && !egraph.analysis.refused.contains(&refused) {
                             egraph.analysis.refused.push(refused);
                         }
                         continue;

@@ -1,0 +1,139 @@
+//! `eva explain`: what the compiler decides for a block, and why.
+
+use super::input::{Source, is_model};
+use super::print::of_model;
+use super::ui::{FormArg, TypeArg, Usage, emit};
+use anyhow::Context;
+use clap::{Args as ClapArgs, ValueEnum};
+use eva::explain::{Question, explain, explainable, text};
+use eva::prelude::{DType, Module};
+use eva_passes::cost::{Machine, Metric};
+use eva_passes::{CacheOptions, Hoist, Options};
+use std::path::PathBuf;
+
+/// Arguments of `eva explain`.
+#[derive(ClapArgs)]
+#[command(after_help = "\
+Examples:
+  eva explain MODEL_DIR --new 1 --cached 4096 --target h100
+  eva explain layer.eva --new 512 --cached 4096 --cost flops --json
+  eva explain layer.eva --why-not mla_absorb_key
+
+--target is h100, cpu, or a file as `eva bench calibrate -o FILE` writes it.")]
+pub struct Args {
+    /// Directory with config.json and perhaps the checkpoint, a config.json, or an IR file (- for standard input)
+    #[arg(value_name = "MODEL_DIR|CONFIG.json|FILE.eva")]
+    input: PathBuf,
+    /// The block or function to explain [default: the first one with attention]
+    #[arg(long, value_name = "BLOCK")]
+    block: Option<String>,
+    /// Sequences
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..=1 << 40))]
+    batch: i64,
+    /// New tokens of each sequence
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..=1 << 40))]
+    new: i64,
+    /// Tokens that each attends to, the new ones included
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(i64).range(1..=1 << 40))]
+    cached: i64,
+    /// The machine: h100, cpu, or a file that describes one
+    #[arg(long, value_name = "h100|cpu|FILE.toml", default_value = "cpu")]
+    target: String,
+    /// What cost is
+    #[arg(long, value_enum, default_value_t = CostArg::Roofline)]
+    cost: CostArg,
+    /// Say why this rule does nothing
+    #[arg(long, value_name = "RULE")]
+    why_not: Option<String>,
+    /// Form of attention
+    #[arg(long, value_enum, default_value_t = FormArg::Auto)]
+    form: FormArg,
+    /// Rows of a page, where caches are kept in pages
+    #[arg(long, value_name = "ROWS")]
+    page_size: Option<usize>,
+    /// Do not compute weights from weights when they are loaded (no folding, no joined projections)
+    #[arg(long)]
+    no_hoist: bool,
+    /// Type of a model's activations and caches [default: f32]
+    #[arg(long, value_enum)]
+    dtype: Option<TypeArg>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What cost is.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CostArg {
+    /// Floating-point operations
+    Flops,
+    /// Seconds: arithmetic or memory, and launches
+    Roofline,
+}
+
+/// Explains.
+pub fn run(args: &Args) -> anyhow::Result<bool> {
+    if args.new > args.cached {
+        let message =
+            format!("--new {} of --cached {}: the new tokens are attended to, too", args.new, args.cached);
+        return Err(Usage(message).into());
+    }
+    let machine = match args.target.as_str() {
+        "h100" | "cuda" => Machine::h100(),
+        "cpu" => Machine::cpu(),
+        file => {
+            let text = std::fs::read_to_string(file)
+                .with_context(|| format!("{file}: cannot read it (targets are h100, cpu, or a file)"))?;
+            Machine::from_toml(&text).with_context(|| file.to_string())?
+        }
+    };
+    let options = Options {
+        form: args.form.into(),
+        cache: CacheOptions { page: args.page_size, ..CacheOptions::default() },
+        hoist: if args.no_hoist { Hoist::Never } else { Hoist::AtLoad },
+        machine: Some(machine.clone()),
+        ..Options::default()
+    };
+    let mut question = Question {
+        batch: args.batch,
+        new: args.new,
+        cached: args.cached,
+        machine,
+        metric: if args.cost == CostArg::Flops { Metric::Flops } else { Metric::Roofline },
+        why_not: args.why_not.clone(),
+        text: None,
+    };
+    if let Some(rule) = &args.why_not {
+        eva::explain::rule(rule).map_err(Usage)?;
+    }
+    let (module, source) = if is_model(&args.input) {
+        let dtype = args.dtype.map_or(DType::F32, DType::from);
+        (of_model(&args.input, args.block.as_deref(), dtype)?.0, None)
+    } else {
+        if args.dtype.is_some() {
+            return Err(Usage("--dtype is for models: an IR file says its own types".into()).into());
+        }
+        let source = Source::read(&args.input)?;
+        (source.module()?, Some(source))
+    };
+    question.text = source.as_ref().map(|source| (source.name.clone(), source.text.clone()));
+    let name = function(&module, args, source.is_some())?;
+    let answer = explain(&module, &name, &options, &question).map_err(|error| match &source {
+        Some(source) => source.blame(error),
+        None => error.into(),
+    })?;
+    emit(&if args.json { serde_json::to_string_pretty(&answer)? + "\n" } else { text(&answer) })?;
+    Ok(true)
+}
+
+/// The function to explain.
+fn function(module: &Module, args: &Args, named: bool) -> anyhow::Result<String> {
+    let names = explainable(module);
+    if let (true, Some(block)) = (named, &args.block) {
+        let name = block.trim_start_matches('@');
+        let all: Vec<String> = module.funcs.iter().map(|(_, f)| format!("@{}", f.name)).collect();
+        let unknown = || format!("there is no function @{name}; the file has {}", all.join(", "));
+        return Ok(module.funcs[module.func(name).with_context(unknown)?].name.clone());
+    }
+    names.into_iter().next().context("no function here has attention to explain")
+}

@@ -1,0 +1,64 @@
+//! `eva explain`: what is decided, and why.
+
+use crate::support::{fixture, output, refusal};
+use serde_json::Value;
+
+fn case(name: &str) -> String {
+    format!("{}/../tests/cases/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn json(args: &[&str]) -> Value {
+    serde_json::from_str(&output(&[&["explain"], args, &["--json"]].concat())).unwrap()
+}
+
+/// The extents at which expanding takes as much arithmetic as absorbing, for keys (n) and values (v).
+#[test]
+fn crossovers_are_where_arithmetic_says() {
+    let path = case("run/mla.eva");
+    let source = std::fs::read_to_string(&path).unwrap();
+    for (c, n, v) in [(512.0, 128.0, 128.0), (320.0, 96.0, 144.0)] {
+        let set = [("c = 11", c), ("n = 7", n), ("v = 9", v), ("r = 13", 1536.0), ("m = 19", 7168.0)];
+        let text = set.iter().fold(source.clone(), |text, (from, to)| {
+            text.replace(&format!("dim {from}"), &format!("dim {} = {to}", &from[..1]))
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("block.eva");
+        std::fs::write(&file, text).unwrap();
+        for cached in [128.0, 700.0, 4096.0, 32768.0] {
+            let want = |n: f64| cached * c * n / (c * n + cached * (c - n));
+            let answer = json(&[
+                file.to_str().unwrap(),
+                "--cost",
+                "flops",
+                "--cached",
+                &format!("{cached}"),
+                "--new",
+                "1",
+            ]);
+            for (side, n) in [("key", n), ("value", v)] {
+                let have = answer["crossover_new_tokens"][side].as_f64().unwrap();
+                assert!((have - want(n)).abs() <= 1.0, "{side} at {cached}: {have}, not {}", want(n));
+            }
+            assert_eq!(
+                (&answer["key_form"], &answer["value_form"]),
+                (&"absorbed".into(), &"absorbed".into())
+            );
+        }
+    }
+}
+
+#[test]
+fn models_are_explained() {
+    let dir = fixture("v3-tiny");
+    let answer = json(&[dir.to_str().unwrap(), "--target", "h100"]);
+    assert_eq!(answer["cache_layout"], "latent");
+    assert_eq!(answer["cache_bytes_per_token_per_layer"], 192);
+    assert!(
+        answer["cost"]["flops"].as_f64().unwrap() > 0.0 && answer["egraph"]["nodes"].as_u64().unwrap() > 50
+    );
+    let dir = dir.to_str().unwrap();
+    let message = refusal(2, &["explain", dir, "--new", "5", "--cached", "4"]);
+    assert!(message.contains("the new tokens are attended to, too"), "{message}");
+    let message = refusal(2, &["explain", dir, "--why-not", "absorb"]);
+    assert!(message.contains("there is no rule `absorb`; rules are mla_absorb_key"), "{message}");
+}
