@@ -32,10 +32,8 @@ pub fn products(f: &Function) -> HashSet<Value> {
     for (value, data) in f.values.iter().rev() {
         match &data.def {
             Def::Op(Op::CausalSoftmax(_), args) => drop(scores.insert(args[0])),
-            Def::Op(Op::Einsum(_), args) if args.len() > 1 => {
-                if scores.contains(&value) {
-                    attended.insert(value);
-                }
+            Def::Op(Op::Einsum(_), args) if args.len() > 1 && scores.contains(&value) => {
+                attended.insert(value);
             }
             Def::Op(Op::Add(_) | Op::Mul(_) | Op::Div(_), args) if scores.contains(&value) => {
                 scores.extend(args)
@@ -47,10 +45,8 @@ pub fn products(f: &Function) -> HashSet<Value> {
     for (value, data) in f.values.iter() {
         match &data.def {
             Def::Op(Op::CausalSoftmax(_), _) => drop(probs.insert(value)),
-            Def::Op(Op::Einsum(_), args) if args.len() > 1 => {
-                if args.iter().any(|arg| probs.contains(arg)) {
-                    attended.insert(value);
-                }
+            Def::Op(Op::Einsum(_), args) if args.len() > 1 && args.iter().any(|arg| probs.contains(arg)) => {
+                attended.insert(value);
             }
             Def::Op(_, args) if is_view(f, value) && args.iter().any(|arg| probs.contains(arg)) => {
                 probs.insert(value);

@@ -121,7 +121,6 @@ fn spelled(how: Spelling) -> Module {
         scores("q_pe", "k_pe", "p", "s_r", false);
         put("%s1 = add %s_c, %s_r : f32[b, h, s, t]");
     } else {
-        drop(scores);
         put("%q_cat = concat %q, %q_pe {axis = 3} : f32[b, s, h, n+p]");
         match rope {
             1 => put(&format!(
