@@ -43,7 +43,7 @@ pub struct Options<'a> {
     pub attn_probs: bool,
     /// Whether attention caches the keys and values of every head, as [`Mla::expanded_cache`] says.
     ///
-    /// [`Mla::expanded_cache`]: super::Mla::expanded_cache
+    /// [`Mla::expanded_cache`]: super::mla::Mla::expanded_cache
     pub expanded_cache: bool,
     /// How many bytes a token may take in the caches of one layer; the configuration's by default.
     pub kv_budget: Option<u64>,

@@ -8,7 +8,7 @@
 //! ([`Cost::of_weights`]).
 //!
 //! Machines are data ([`Machine`]). Extents that the module leaves open have the values of decoding if nothing else is
-//! said ([`lengths`]).
+//! said ([`Lengths`]).
 
 mod function;
 mod lengths;
