@@ -158,7 +158,14 @@ impl Model {
         let compile_time = started.elapsed();
         let mut weights = load_weights(&config, &executable, &checkpoint, &options.entries, progress)?;
         let entries: Vec<&str> = options.entries.iter().map(String::as_str).collect();
-        executable.prepare(&entries, &mut weights)?;
+        let prepares = |entry: &&&str| {
+            executable.func(entry).is_ok_and(|func| executable.func_plan(func).prepare.is_some())
+        };
+        if entries.iter().any(|entry| prepares(&entry)) {
+            progress.begin("computing what weights alone decide", 0);
+            executable.prepare(&entries, &mut weights)?;
+            progress.end();
+        }
         Ok(Self { config, executable, weights, compile_time, compilations: 1 })
     }
 

@@ -23,10 +23,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The modules that are run if no files are named, simple ones first.
-const MODULES: [(&str, &str); 10] = [
+const MODULES: [(&str, &str); 11] = [
     ("norm", NORM),
     ("product", PRODUCT),
     ("products in bf16", PRODUCT_BF16),
+    ("weights of weights", PREPARED),
     ("functions.eva", include_str!("../../tests/cases/run/functions.eva")),
     ("tokens.eva", include_str!("../../tests/cases/run/tokens.eva")),
     ("routers.eva", include_str!("../../tests/cases/run/routers.eva")),
@@ -55,6 +56,36 @@ fn @product(%x: f32[s, m], weight %g: f32[m], weight %w: f32[n, m]) -> f32[s, n]
   %y = einsum \"sm,nm->sn\" %h, %w : f32[s, n]
   %z = sigmoid %y : f32[s, n]
   return %z
+}";
+
+/// Weights that are computed of others when the function is loaded: folded, joined, and narrowed.
+const PREPARED: &str = "// sizes: s=37
+// sizes: s=130
+// sizes: s=1
+dim s dim m = 96 dim r = 64 dim h = 160
+fn @layer(%x: bf16[s, m], weight %u: bf16[h, r], weight %v: bf16[h, m], weight %a: bf16[r, m], weight %g: f32[m])
+    -> bf16[s, m], bf16[s, r] {
+  %uv = einsum \"hr,hm->rm\" %u, %v : bf16[r, m]
+  %y  = einsum \"sm,rm->sr\" %x, %uv : bf16[s, r]
+  %ab = concat %uv, %a {axis = 0} : bf16[2*r, m]
+  %z  = einsum \"sm,em->se\" %x, %ab : bf16[s, 2*r]
+  %z0 = slice %z {axis = 1, range = 0..r} : bf16[s, r]
+  %d  = sub %z0, %y : bf16[s, r]
+  %gg = mul %g, %g : f32[m]
+  %g2 = cast %gg {to = bf16} : bf16[m]
+  %xg = mul %x, %g2 : bf16[s, m]
+  return %xg, %d
+}
+fn @main(%x: bf16[s, m], weight %u: bf16[h, r], weight %v: bf16[h, m], weight %a: bf16[r, m], weight %g: f32[m],
+    weight %k: f32[m]) -> bf16[s, m], bf16[s, r], bf16[s, r] {
+  %gk = mul %g, %k : f32[m]
+  %0  = call @layer %x, %u, %v, %a, %g : (bf16[s, m], bf16[s, r])
+  %x1 = get %0 {index = 0} : bf16[s, m]
+  %d0 = get %0 {index = 1} : bf16[s, r]
+  %1  = call @layer %x1, %u, %v, %a, %gk : (bf16[s, m], bf16[s, r])
+  %x2 = get %1 {index = 0} : bf16[s, m]
+  %d1 = get %1 {index = 1} : bf16[s, r]
+  return %x2, %d0, %d1
 }";
 
 const PAGES_BF16: &str = "// sizes: b=2 s=1 t=700 g=32 k=11

@@ -2,13 +2,15 @@
 
 use super::source::{Place, Sources};
 use eva_ir::attr::Attr;
+use eva_ir::dim::Sym;
 use eva_ir::entity::Entity;
+use eva_ir::estimate::least;
 use eva_ir::graph::{Def, Function, Module, ParamKind, ValueData};
 use eva_ir::ops::Op;
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
 use serde::Serialize;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 
 /// A body of a function.
@@ -18,6 +20,10 @@ pub struct Graph {
     pub function: String,
     /// The body's, if it is not the function's own.
     pub body: Option<String>,
+    /// What it is reckoned to take, where there are several bodies: as extents decide, and in seconds for those taken.
+    pub estimate: Option<(String, Option<f64>)>,
+    /// Whether it is the body that runs for those extents.
+    pub runs: bool,
     /// The function that it prepares weights for, if it does.
     pub prepares: Option<String>,
     /// The values.
@@ -83,12 +89,16 @@ pub(super) enum Made {
 pub(super) fn of_function(
     module: &Module,
     f: &Function,
+    sizes: &BTreeMap<Sym, i64>,
     sources: &mut Sources,
     before: &[usize],
     graphs: &[Graph],
 ) -> Vec<Made> {
     let mut all = Vec::new();
-    for (i, (body, _)) in f.bodies().enumerate() {
+    let value = |sym: &Sym| sizes.get(sym).copied();
+    let runs = least(f.bodies().map(|(_, estimate)| estimate), &value);
+    for (i, (body, estimate)) in f.bodies().enumerate() {
+        let estimate = (!f.alternatives.is_empty()).then(|| (estimate.to_string(), estimate.eval(&value)));
         let name = (i > 0).then(|| body.name.clone());
         let prepares = f.prepares.and_then(|func| module.funcs.get(func)).map(|f| f.name.clone());
         let mut nodes: Vec<Node> =
@@ -99,8 +109,16 @@ pub(super) fn of_function(
             }
         }
         let results = body.results.iter().map(|value| value.index()).collect();
-        let mut graph =
-            Graph { function: f.name.clone(), body: name, prepares, nodes, results, removed: Vec::new() };
+        let mut graph = Graph {
+            function: f.name.clone(),
+            body: name,
+            estimate,
+            runs: i == runs,
+            prepares,
+            nodes,
+            results,
+            removed: Vec::new(),
+        };
         place(&mut graph.nodes);
         let same = |other: &&usize| {
             let other = &graphs[**other];
@@ -111,7 +129,9 @@ pub(super) fn of_function(
         let old = before.iter().find(same).or_else(|| before.iter().find(own));
         if let Some(&old) = old {
             let other = &graphs[old];
-            if bare(&graph) == bare(other) && graph.body == other.body {
+            let decided =
+                (&graph.body, &graph.estimate, graph.runs) == (&other.body, &other.estimate, other.runs);
+            if decided && bare(&graph) == bare(other) {
                 all.push(Made::Same(old));
                 continue;
             }

@@ -119,6 +119,7 @@ pub fn view(
 ) -> Result<View, eva_passes::Error> {
     let machine = options.passes.machine.clone().unwrap_or_else(|| target.costs.clone());
     let passes = Options { machine: Some(machine), ..options.passes.clone() };
+    let sizes = sizes(module, &options.sizes);
     let mut sources = Sources::new(options.text.as_ref());
     let (mut graphs, mut stages) = (Vec::new(), Vec::new());
     let mut rewrites = Vec::new();
@@ -144,7 +145,7 @@ pub fn view(
             let numbers = match known.get(&Arc::as_ptr(f)) {
                 Some(numbers) => numbers.clone(),
                 None => {
-                    let made = graph::of_function(&now, f, &mut sources, &before, &graphs);
+                    let made = graph::of_function(&now, f, &sizes, &mut sources, &before, &graphs);
                     let numbers: Vec<usize> = made
                         .into_iter()
                         .map(|body| match body {
@@ -164,7 +165,6 @@ pub fn view(
         }
         stages.push(stage);
     }
-    let sizes = sizes(module, &options.sizes);
     let plan = lower(&now, target)?;
     let last = stages.last().map_or(Vec::new(), |stage| stage.graphs.clone());
     let (kernels, arenas) = kernels::of_plan(&now, &plan, &sizes, &last, &mut graphs);
