@@ -191,6 +191,40 @@ fn results_keep_their_names() {
     assert_eq!(names, ["a", "b", "y"]);
 }
 
+#[test]
+fn joined_weights_stay_narrow() {
+    let module = parse(
+        "dim s dim m = 6 dim k = 4 dim n = 3
+        fn @f(%x: f32[s, m], weight %a: bf16[k + n, m], weight %b: bf16[n*m], weight %c: f16[k, m]) -> f32[s, 2*n], f32[s, 2*k] {
+          %wide = cast %a {to = f32} : f32[k + n, m]
+          %head = slice %wide {axis = 0, range = 0..n} : f32[n, m]
+          %flat = cast %b {to = f32} : f32[n*m]
+          %rows = reshape %flat {shape = [n, m]} : f32[n, m]
+          %ab   = concat %head, %rows {axis = 0} : f32[2*n, m]
+          %y    = einsum \"sm,em->se\" %x, %ab : f32[s, 2*n]
+          %tail = slice %wide {axis = 0, range = n..k + n} : f32[k, m]
+          %c32  = cast %c {to = f32} : f32[k, m]
+          %two  = concat %tail, %c32 {axis = 0} : f32[2*k, m]
+          %z    = einsum \"sm,em->se\" %x, %two : f32[s, 2*k]
+          return %y, %z
+        }",
+    );
+    let sizes = sizes(&module, &[("s", 5)]);
+    check(&module, &sizes, &|func| random(&module.funcs[func], &sizes, 19));
+    let hoisted = hoist(&module).unwrap();
+    let f = &hoisted.funcs[Func::new(0)];
+    let types: Vec<String> = f
+        .params()
+        .skip(4)
+        .map(|(param, _)| format!("{}: {}", f.values[param].name, f.values[param].ty))
+        .collect();
+    assert_eq!(
+        types,
+        ["ab.bf16: bf16[2*n, m]", "two: f32[2*k, m]"],
+        "types that differ are joined as they were"
+    );
+}
+
 /// The kernels of a call of `func`, and what it loads, by the interpreter.
 fn traffic(module: &Module, func: Func, hoist: Hoist) -> (Plan, Vec<Array>, Vec<String>) {
     let plan = compile(module, &Target::cpu(), &Options { hoist, form: Form::Written, ..Options::default() })

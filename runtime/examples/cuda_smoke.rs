@@ -70,7 +70,7 @@ fn @layer(%x: bf16[s, m], weight %u: bf16[h, r], weight %v: bf16[h, m], weight %
   %ab = concat %uv, %a {axis = 0} : bf16[2*r, m]
   %z  = einsum \"sm,em->se\" %x, %ab : bf16[s, 2*r]
   %z0 = slice %z {axis = 1, range = 0..r} : bf16[s, r]
-  %d  = sub %z0, %y : bf16[s, r]
+  %d  = add %z0, %y : bf16[s, r]
   %gg = mul %g, %g : f32[m]
   %g2 = cast %gg {to = bf16} : bf16[m]
   %xg = mul %x, %g2 : bf16[s, m]

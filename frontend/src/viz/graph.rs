@@ -7,10 +7,11 @@ use eva_ir::entity::Entity;
 use eva_ir::estimate::least;
 use eva_ir::graph::{Def, Function, Module, ParamKind, ValueData};
 use eva_ir::ops::Op;
+use eva_passes::cost::{Cost, CostOptions};
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
 use serde::Serialize;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fmt::Write;
 
 /// A body of a function.
@@ -59,6 +60,9 @@ pub struct Node {
     pub layer: usize,
     /// Its place in the row.
     pub order: usize,
+    /// The seconds that it is reckoned to take in a call, for the extents taken; nothing for parameters, calls, and what
+    /// depends on weights alone.
+    pub seconds: Option<f64>,
     /// The kernels that compute it, in the last stage.
     pub kernels: Vec<usize>,
 }
@@ -89,13 +93,13 @@ pub(super) enum Made {
 pub(super) fn of_function(
     module: &Module,
     f: &Function,
-    sizes: &BTreeMap<Sym, i64>,
+    costs: &CostOptions,
     sources: &mut Sources,
     before: &[usize],
     graphs: &[Graph],
 ) -> Vec<Made> {
     let mut all = Vec::new();
-    let value = |sym: &Sym| sizes.get(sym).copied();
+    let value = |sym: &Sym| costs.sizes.get(sym).copied();
     let runs = least(f.bodies().map(|(_, estimate)| estimate), &value);
     for (i, (body, estimate)) in f.bodies().enumerate() {
         let estimate = (!f.alternatives.is_empty()).then(|| (estimate.to_string(), estimate.eval(&value)));
@@ -108,6 +112,7 @@ pub(super) fn of_function(
                 nodes[value.index()].reads_weight = args.iter().all(|arg| nodes[arg.index()].reads_weight);
             }
         }
+        reckon(module, body, costs, &mut nodes);
         let results = body.results.iter().map(|value| value.index()).collect();
         let mut graph = Graph {
             function: f.name.clone(),
@@ -140,6 +145,24 @@ pub(super) fn of_function(
         all.push(Made::New(graph));
     }
     all
+}
+
+/// What each op is reckoned to take in a call.
+fn reckon(module: &Module, body: &Function, costs: &CostOptions, nodes: &mut [Node]) {
+    let cost = Cost::new(module, body, costs);
+    let mut of_weights: Vec<bool> = Vec::with_capacity(nodes.len());
+    for (value, data) in body.values.iter() {
+        let args = data.def.args();
+        let alone = match &data.def {
+            Def::Param(kind) => *kind == ParamKind::Weight,
+            _ => args.iter().all(|arg| of_weights[arg.index()]),
+        };
+        of_weights.push(alone);
+        let Def::Op(op, args) = &data.def else { continue };
+        let types: Option<Vec<_>> = args.iter().map(|&arg| body.tensor(arg)).collect();
+        nodes[value.index()].seconds =
+            types.filter(|_| !alone).map(|types| cost.of(op, &types, &data.ty)).filter(|s| s.is_finite());
+    }
 }
 
 /// What a graph is, without what it is compared to.
@@ -189,8 +212,8 @@ fn node(module: &Module, f: &Function, data: &ValueData, sources: &mut Sources) 
     let at = data.loc.and_then(|loc| sources.place(loc));
     let (name, ty) = (data.name.clone(), data.ty.to_string());
     let reads_weight = kind == Kind::Weight;
-    let (changed, layer, order, kernels) = (false, 0, 0, Vec::new());
-    Node { name, kind, op, ty, args, call, at, reads_weight, changed, layer, order, kernels }
+    let (changed, layer, order, seconds, kernels) = (false, 0, 0, None, Vec::new());
+    Node { name, kind, op, ty, args, call, at, reads_weight, changed, layer, order, seconds, kernels }
 }
 
 /// A spec with axes by the first letters of their extents, as IR text has it.

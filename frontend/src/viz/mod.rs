@@ -91,6 +91,8 @@ pub struct Rule {
     pub name: String,
     /// Why it holds.
     pub why: String,
+    /// How far it may move a result: `exact`, `reassociates` or `rounds`.
+    pub exactness: String,
     /// In how many places it applies.
     pub matched: usize,
     /// In how many of them it was chosen.
@@ -118,8 +120,10 @@ pub fn view(
     options: &ViewOptions,
 ) -> Result<View, eva_passes::Error> {
     let machine = options.passes.machine.clone().unwrap_or_else(|| target.costs.clone());
-    let passes = Options { machine: Some(machine), ..options.passes.clone() };
+    let passes = Options { machine: Some(machine.clone()), ..options.passes.clone() };
     let sizes = sizes(module, &options.sizes);
+    let mut costs = CostOptions::new(machine);
+    costs.sizes.extend(sizes.clone());
     let mut sources = Sources::new(options.text.as_ref());
     let (mut graphs, mut stages) = (Vec::new(), Vec::new());
     let mut rewrites = Vec::new();
@@ -145,7 +149,7 @@ pub fn view(
             let numbers = match known.get(&Arc::as_ptr(f)) {
                 Some(numbers) => numbers.clone(),
                 None => {
-                    let made = graph::of_function(&now, f, &sizes, &mut sources, &before, &graphs);
+                    let made = graph::of_function(&now, f, &costs, &mut sources, &before, &graphs);
                     let numbers: Vec<usize> = made
                         .into_iter()
                         .map(|body| match body {
@@ -195,6 +199,7 @@ fn rewritten(module: &Module, options: &Options) -> Result<Vec<Rewrite>, eva_pas
         let rule = |fired: &eva_passes::rewrite::Fired| Rule {
             name: fired.rule.into(),
             why: fired.why.into(),
+            exactness: fired.exactness.to_string(),
             matched: fired.matched,
             chosen: fired.chosen.len(),
             values: fired.chosen.clone(),

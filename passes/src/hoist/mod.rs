@@ -6,7 +6,8 @@
 //! function had it keeps, used or not.
 //!
 //! What costs a call nothing stays in it: views of a weight, and a widening cast, which is part of the read of what
-//! uses it and half as many bytes to read. So the value hoisted is the one before them.
+//! uses it and half as many bytes to read. So the value hoisted is the one before them, and weights that are widened and
+//! then joined are joined as they are stored.
 //!
 //! A callee's weights are hoisted only where each call gives it values of weights alone. What has an extent that
 //! neither the module nor the shape of a weight fixes is not hoisted.
@@ -16,6 +17,7 @@
 //! This is for inference: where weights change between calls, compile with [`Hoist::Never`].
 
 mod companion;
+mod narrow;
 
 use crate::rebuild::ill_typed;
 use companion::Hoisted;
@@ -25,6 +27,7 @@ use eva_ir::dim::{Dim, Sym};
 use eva_ir::entity::{Arena, Entity};
 use eva_ir::graph::{Alternative, Def, Func, Function, Module, ParamKind, Value, ValueData};
 use eva_ir::ops::Op;
+use eva_ir::types::DType;
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -190,12 +193,12 @@ struct Hoister<'a> {
 impl Hoister<'_> {
     fn function(&mut self, func: Func) -> Result<(), Diag> {
         let old = &self.module.funcs[func];
-        let mut changed = false;
         let mut bodies = Vec::with_capacity(1 + old.alternatives.len());
         for (body, _) in old.bodies() {
             let expanded = self.with_prepared_calls(body)?;
-            changed |= expanded.is_some();
-            bodies.push(expanded.map_or(Cow::Borrowed(body), Cow::Owned));
+            let body = expanded.map_or(Cow::Borrowed(body), Cow::Owned);
+            let facts = self.analysis.facts(self.module, func, &body);
+            bodies.push(narrow::narrow(&body, &facts)?.map_or(body, Cow::Owned));
         }
         let facts: Vec<_> = bodies.iter().map(|body| self.analysis.facts(self.module, func, body)).collect();
         let cuts: Vec<_> = bodies.iter().zip(&facts).map(|(body, facts)| cuts(body, facts)).collect();
@@ -204,6 +207,7 @@ impl Hoister<'_> {
             false => Some(Hoisted::new(&bodies, &cuts, func, self.free_name(&old.name))),
         };
         let Some(hoisted) = hoisted else {
+            let changed = bodies.iter().any(|body| matches!(body, Cow::Owned(_)));
             self.funcs.push(match changed {
                 true => Arc::new(with_bodies(old, bodies.into_iter().map(Cow::into_owned))),
                 false => old.clone(),
@@ -311,12 +315,16 @@ fn cuts(f: &Function, facts: &[Option<Fact>]) -> Vec<Value> {
 fn is_free(f: &Function, op: &Op, args: &[Value]) -> bool {
     match op {
         Op::Reshape(_) | Op::Slice(_) => true,
-        Op::Cast(cast) => f.tensor(args[0]).is_some_and(|ty| {
-            let (from, to) = (ty.dtype, cast.to);
-            from == to || (from.is_int() == to.is_int() && from.bytes() < to.bytes())
-        }),
+        Op::Cast(cast) => is_widening(f, cast.to, args[0]),
         _ => false,
     }
+}
+
+/// Whether a cast of `value` to `to` keeps every number, in as many bytes or more.
+fn is_widening(f: &Function, to: DType, value: Value) -> bool {
+    f.tensor(value).is_some_and(|ty| {
+        ty.dtype == to || (ty.dtype.is_int() == to.is_int() && ty.dtype.bytes() < to.bytes())
+    })
 }
 
 /// The function with other bodies, as many as it has.
