@@ -8,6 +8,7 @@ use eva_passes::cache::{self, CacheBytes, StateReport};
 use eva_passes::cost::{Cost, CostOptions, Lengths, Machine, Metric};
 use eva_passes::form::crossover::crossover;
 use eva_passes::form::pieces::Search;
+use eva_passes::rebuild::without_dead;
 use eva_passes::rewrite::rules::{self, Rule, Use};
 use eva_passes::rewrite::{Choose, Side, Sides, why};
 use eva_passes::{Error, Options};
@@ -209,32 +210,35 @@ pub fn explain(module: &Module, name: &str, options: &Options, question: &Questi
         eva_passes::Form::Absorbed => Choose::Absorbed,
         _ => Choose::Cheapest,
     };
-    let chosen = search.s.cheapest(f, &search.cost, choose).map_err(invalid)?;
-    let (_, rewriting) = search.s.take(f, &usable, &search.cost, &chosen).map_err(invalid)?;
-    let at = crossover(&search, &lengths, *batch, *cached).map_err(invalid)?;
-
-    let work = |s: &eva_passes::rewrite::Saturated, selection: &_| {
-        let work = s.work(&search.cost, selection);
-        let total = s.total(&search.cost, selection);
+    let written = without_dead(f);
+    let work = |function: &Option<Function>, total: f64| {
+        let work = search.cost.total(function.as_ref().unwrap_or(&written));
         Work { flops: work.flops, bytes: work.bytes, launches: work.launches, total }
     };
-    let named = |form, s: &eva_passes::rewrite::Saturated, selection: &_, sides: Sides| Alternative {
+    let taken = |search: &Search, choose| {
+        let selection = search.s.cheapest(f, &search.cost, choose)?;
+        search.s.take(f, search.rules, &search.cost, &selection)
+    };
+    let (function, rewriting) = taken(&search, choose).map_err(invalid)?;
+    let at = crossover(&search, &lengths, *batch, *cached).map_err(invalid)?;
+
+    let named = |form, sides: Sides, cost: Work| Alternative {
         form,
         key_form: sides.key.map(|side| side.to_string()),
         value_form: sides.value.map(|side| side.to_string()),
-        cost: work(s, selection),
+        cost,
     };
-    let mut alternatives = Vec::new();
-    let absorbed = search.s.cheapest(f, &search.cost, Choose::Absorbed).map_err(invalid)?;
-    alternatives.push(named("absorbed", &search.s, &absorbed, search.s.sides(&absorbed)));
+    let (absorbed, its) = taken(&search, Choose::Absorbed).map_err(invalid)?;
     let without = rules::usable(Use { absorb: false, ..what }).map_err(invalid)?;
     let plain = Search::new(f, &without, cost()).map_err(invalid)?;
-    let expanded = plain.s.cheapest(f, &plain.cost, Choose::Cheapest).map_err(invalid)?;
+    let (expanded, plains) = taken(&plain, Choose::Cheapest).map_err(invalid)?;
     let side = |side: Option<Side>| side.map(|_| Side::Expanded);
     let sides = Sides { key: side(rewriting.sides.key), value: side(rewriting.sides.value) };
-    alternatives.push(named("expanded", &plain.s, &expanded, sides));
-    let written = search.s.original(f);
-    alternatives.push(named("written", &search.s, &written, Sides::default()));
+    let alternatives = vec![
+        named("absorbed", its.sides, work(&absorbed, its.cost.1)),
+        named("expanded", sides, work(&expanded, plains.cost.1)),
+        named("written", Sides::default(), work(&None, rewriting.cost.0)),
+    ];
 
     let fired = rewriting.rules.iter().filter(|fired| !fired.chosen.is_empty()).map(|fired| Fired {
         rule: fired.rule,
@@ -279,7 +283,7 @@ pub fn explain(module: &Module, name: &str, options: &Options, question: &Questi
         cache_layout: cache::layout(&laid_out, func),
         cache_bytes_per_token_per_layer: bytes.map(|bytes| bytes.per_layer()),
         crossover_new_tokens: Crossover { key: at.key, value: at.value },
-        cost: work(&search.s, &chosen),
+        cost: work(&function, rewriting.cost.1),
         alternatives,
         rules: fired.collect(),
         caches: reports.iter().filter(|report| report.function == name).map(of_state).collect(),

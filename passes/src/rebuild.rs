@@ -1,7 +1,7 @@
 //! Copying a function while changing it. Values that nothing needs any more stay behind.
 
 use eva_ir::diag::Diag;
-use eva_ir::graph::{Alternative, Def, Function, Module, Value, ValueData};
+use eva_ir::graph::{Alternative, Def, Function, Module, Value, ValueData, op_type};
 use eva_ir::op::TypeError;
 use eva_ir::ops::Op;
 use std::collections::HashMap;
@@ -40,12 +40,7 @@ impl<'a> Rebuild<'a> {
             return;
         }
         let data = &self.old.values[value];
-        let args = |args: &[Value]| args.iter().map(|a| self.map[a]).collect::<Vec<_>>();
-        let def = match &data.def {
-            Def::Param(kind) => Def::Param(*kind),
-            Def::Op(op, a) => Def::Op(op.clone(), args(a)),
-            Def::Call(func, a) => Def::Call(*func, args(a)),
-        };
+        let def = with_args(&data.def, |arg| self.map[&arg]);
         let new = self.new.values.push(ValueData { def, ..data.clone() });
         self.map.insert(value, new);
     }
@@ -59,19 +54,13 @@ impl<'a> Rebuild<'a> {
         source: Value,
     ) -> Result<Value, TypeError> {
         let name = self.free_name(name);
-        let op = op.into();
-        let ty = eva_ir::graph::op_type(&op, &self.new.values, args)?;
-        let loc = self.old.values[source].loc;
-        Ok(self.new.values.push(ValueData { name, ty, def: Def::Op(op, args.to_vec()), loc }))
+        push_op(&mut self.new, self.old, name, op, args, source)
     }
 
     /// Adds an op in place of the old value `source`, whose name and line it gets.
     pub fn replace(&mut self, source: Value, op: impl Into<Op>, args: &[Value]) -> Result<Value, TypeError> {
         let name = self.old.values[source].name.clone();
-        let op = op.into();
-        let ty = eva_ir::graph::op_type(&op, &self.new.values, args)?;
-        let loc = self.old.values[source].loc;
-        let new = self.new.values.push(ValueData { name, ty, def: Def::Op(op, args.to_vec()), loc });
+        let new = push_op(&mut self.new, self.old, name, op, args, source)?;
         self.map.insert(source, new);
         Ok(new)
     }
@@ -87,11 +76,40 @@ impl<'a> Rebuild<'a> {
             let in_new = self.new.values.iter().any(|(_, d)| d.name == name);
             in_new || self.old.values.iter().any(|(_, d)| d.name == name)
         };
-        if !taken(base) {
-            return base.into();
-        }
-        (1..).map(|i| format!("{base}_{i}")).find(|name| !taken(name)).expect("there are enough numbers")
+        free_name(base, 1, |name| !taken(name))
     }
+}
+
+/// Adds an op to `new` for the sake of the old function's value `source`, whose line it gets.
+pub fn push_op(
+    new: &mut Function,
+    old: &Function,
+    name: String,
+    op: impl Into<Op>,
+    args: &[Value],
+    source: Value,
+) -> Result<Value, TypeError> {
+    let op = op.into();
+    let ty = op_type(&op, &new.values, args)?;
+    let loc = old.values[source].loc;
+    Ok(new.values.push(ValueData { name, ty, def: Def::Op(op, args.to_vec()), loc }))
+}
+
+/// The definition with other operands.
+pub fn with_args(def: &Def, new: impl Fn(Value) -> Value) -> Def {
+    let args = |args: &[Value]| args.iter().map(|&arg| new(arg)).collect();
+    match def {
+        Def::Param(kind) => Def::Param(*kind),
+        Def::Op(op, a) => Def::Op(op.clone(), args(a)),
+        Def::Call(func, a) => Def::Call(*func, args(a)),
+    }
+}
+
+/// `base`, or the first of `base_n`, `base_n+1` and so on, where `n` is `first`, that is free.
+pub fn free_name(base: &str, first: usize, free: impl Fn(&str) -> bool) -> String {
+    let numbered = (first..).map(|i| format!("{base}_{i}"));
+    let mut names = std::iter::once(base.to_string()).chain(numbered);
+    names.find(|name| free(name)).expect("there are enough numbers")
 }
 
 /// The function without the ops that no result needs. Parameters stay: they are the signature.

@@ -7,11 +7,11 @@
 //!
 //! A function gets an input `page_table: i32[b, pages]` for each batch that its states have, which is one; so do its callers.
 
-use crate::rebuild::{ill_typed, without_dead};
+use crate::rebuild::{free_name, ill_typed, push_op, without_dead};
 use eva_ir::diag::Diag;
 use eva_ir::dim::Dim;
 use eva_ir::entity::{Arena, Entity};
-use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value, ValueData, call_type, op_type};
+use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value, ValueData, call_type};
 use eva_ir::ops::{Op, page_read::PageRead, page_write::PageWrite};
 use eva_ir::types::{DType, TensorType};
 use eva_ir::verify::{StateResults, state_results};
@@ -41,10 +41,8 @@ pub(super) fn rewrite(module: &Module, rows: usize) -> Result<Module, Diag> {
     let tables = state_results(module);
     let mut new = Module { dims: module.dims.clone(), kv_budget: module.kv_budget, ..Module::default() };
     let mut declare = |name: &str| {
-        let taken = |name: &String| module.dims.iter().any(|(sym, _)| sym.as_str() == name);
-        let numbered = (1..).map(|i| format!("{name}_{i}"));
-        let mut names = [name.to_string()].into_iter().chain(numbered);
-        let name = names.find(|name| !taken(name)).expect("there are enough numbers");
+        let taken = |name: &str| module.dims.iter().any(|(sym, _)| sym.as_str() == name);
+        let name = free_name(name, 1, |name| !taken(name));
         new.dims.push((name.as_str().into(), None));
         Dim::sym(&name)
     };
@@ -196,18 +194,13 @@ impl Writer<'_> {
     }
 
     fn free(&mut self, base: &str) -> String {
-        let numbered = (1..).map(|i| format!("{base}_{i}"));
-        let mut names = [base.to_string()].into_iter().chain(numbered);
-        let name = names.find(|name| !self.taken.contains(name)).expect("there are enough numbers");
+        let name = free_name(base, 1, |name| !self.taken.contains(name));
         self.taken.insert(name.clone());
         name
     }
 
     fn op(&mut self, name: String, op: impl Into<Op>, args: &[Value], source: Value) -> Result<Value, Diag> {
-        let op = op.into();
-        let ty = op_type(&op, &self.to.values, args).map_err(|e| ill_typed("cache", e))?;
-        let loc = self.f.values[source].loc;
-        Ok(self.to.values.push(ValueData { name, ty, def: Def::Op(op, args.to_vec()), loc }))
+        push_op(&mut self.to, self.f, name, op, args, source).map_err(|e| ill_typed("cache", e))
     }
 
     /// A value, which may be the tokens of a state.

@@ -2,11 +2,11 @@
 
 use super::decide::{Decision, Group, Here, Kept, Made};
 use super::tokens::{Node, Operand, Place, Tokens, View, fixed};
-use crate::rebuild::{ill_typed, without_dead};
+use crate::rebuild::{free_name, ill_typed, push_op, with_args, without_dead};
 use eva_ir::attr::{Dims, Spec};
 use eva_ir::diag::Diag;
 use eva_ir::entity::{Arena, Entity};
-use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value, ValueData, call_type, op_type};
+use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value, ValueData, call_type};
 use eva_ir::ops::{Op, cache_write::CacheWrite, einsum::Einsum, get::Get, reshape::Reshape};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -149,30 +149,20 @@ impl<'a> Writer<'a> {
 
     fn copy(&mut self, value: Value) {
         let data = &self.f.values[value];
-        let args = |args: &[Value]| args.iter().map(|arg| self.map[arg]).collect::<Vec<_>>();
-        let def = match &data.def {
-            Def::Param(kind) => Def::Param(*kind),
-            Def::Op(op, used) => Def::Op(op.clone(), args(used)),
-            Def::Call(func, used) => Def::Call(*func, args(used)),
-        };
+        let def = with_args(&data.def, |arg| self.map[&arg]);
         let new = self.to.values.push(ValueData { def, ..data.clone() });
         self.map.insert(value, new);
     }
 
     fn free(&mut self, base: &str) -> String {
-        let numbered = (1..).map(|i| format!("{base}_{i}"));
-        let mut names = [base.to_string()].into_iter().chain(numbered);
-        let name = names.find(|name| !self.taken.contains(name)).expect("there are enough numbers");
+        let name = free_name(base, 1, |name| !self.taken.contains(name));
         self.taken.insert(name.clone());
         name
     }
 
     /// Adds an op on account of the old value `source`.
     fn op(&mut self, name: String, op: impl Into<Op>, args: &[Value], source: Value) -> Result<Value, Diag> {
-        let op = op.into();
-        let ty = op_type(&op, &self.to.values, args).map_err(|e| ill_typed("cache", e))?;
-        let loc = self.f.values[source].loc;
-        Ok(self.to.values.push(ValueData { name, ty, def: Def::Op(op, args.to_vec()), loc }))
+        push_op(&mut self.to, self.f, name, op, args, source).map_err(|e| ill_typed("cache", e))
     }
 
     /// In place of a write that goes: the rows of all cached tokens, from what is kept.

@@ -1,6 +1,7 @@
 //! One function, chosen for at many lengths: which forms are worth having, and what each takes.
 
 use crate::cost::{Cost, CostOptions, Lengths};
+use crate::rebuild::free_name;
 use crate::rewrite::extract::Selection;
 use crate::rewrite::rules::Rule;
 use crate::rewrite::{Choose, Rewriting, Saturated, Side, Sides, saturate_by};
@@ -204,9 +205,7 @@ impl<'a> Search<'a> {
         for (piece, estimate) in all {
             let kind = name(piece.rewriting.sides);
             let taken = |name: &str| bodies.iter().any(|body| body.name == name);
-            let numbered = (2..).map(|i| format!("{kind}_{i}"));
-            let mut names = std::iter::once(kind.to_string()).chain(numbered);
-            let name = names.find(|name| !taken(name)).expect("there are enough numbers");
+            let name = free_name(kind, 2, |name| !taken(name));
             let function_name = function.name.clone();
             bodies.push(Body {
                 function: function_name,

@@ -1,6 +1,7 @@
 //! The function that computes what is hoisted, and the bodies without it.
 
-use super::{Fact, mapped};
+use super::Fact;
+use crate::rebuild::{free_name, with_args};
 use eva_ir::attr::Dims;
 use eva_ir::entity::Entity;
 use eva_ir::graph::{Def, Func, Function, ParamKind, Value, ValueData};
@@ -49,7 +50,7 @@ impl Hoisted {
                     Def::Op(op, a) => Term::Op(op, args(a)),
                     Def::Call(func, a) => Term::Call(*func, args(a)),
                 };
-                let def = mapped(&data.def, |arg| map[&arg]);
+                let def = with_args(&data.def, |arg| map[&arg]);
                 let make = || new.values.push(ValueData { def, ..data.clone() });
                 let same = *terms.entry(term).or_insert_with(make);
                 map.insert(value, same);
@@ -91,7 +92,7 @@ impl Hoisted {
             }
         }
         for (value, data) in body.values.iter().filter(|(value, _)| kept[value.index()]) {
-            let def = mapped(&data.def, |arg| map[&arg]);
+            let def = with_args(&data.def, |arg| map[&arg]);
             map.insert(value, new.values.push(ValueData { def, ..data.clone() }));
         }
         // A result has a name of its own that is known outside.
@@ -138,8 +139,7 @@ fn rename(companion: &mut Function, bodies: &[Cow<Function>], of: &[HashMap<Valu
     let mut taken: HashSet<String> =
         companion.params().map(|(param, _)| companion.values[param].name.clone()).collect();
     let fresh = |base: &str, taken: &mut HashSet<String>, free: &dyn Fn(&str) -> bool| {
-        let mut names = (0..).map(|i| if i == 0 { base.to_string() } else { format!("{base}_{i}") });
-        let name = names.find(|name| free(name) && !taken.contains(name)).expect("there are enough numbers");
+        let name = free_name(base, 1, |name| free(name) && !taken.contains(name));
         taken.insert(name.clone());
         name
     };

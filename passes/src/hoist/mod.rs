@@ -19,7 +19,7 @@
 mod companion;
 mod narrow;
 
-use crate::rebuild::ill_typed;
+use crate::rebuild::{free_name, ill_typed, with_args};
 use companion::Hoisted;
 use eva_ir::attr::Attr;
 use eva_ir::diag::Diag;
@@ -235,18 +235,14 @@ impl Hoister<'_> {
         }
         let mut names: HashSet<String> = old.values.iter().map(|(_, data)| data.name.clone()).collect();
         let mut fresh = |base: String| {
-            let mut names_of = (1..).map(|i| format!("{base}_{i}"));
-            let name = match names.contains(&base) {
-                true => names_of.find(|name| !names.contains(name)).expect("there are enough numbers"),
-                false => base,
-            };
+            let name = free_name(&base, 1, |name| !names.contains(name));
             names.insert(name.clone());
             name
         };
         let mut new = Function { name: old.name.clone(), prepares: old.prepares, ..Function::default() };
         let mut map: Vec<Value> = Vec::with_capacity(old.values.len());
         for (_, data) in old.values.iter() {
-            let mut def = mapped(&data.def, |arg| map[arg.index()]);
+            let mut def = with_args(&data.def, |arg| map[arg.index()]);
             if let Def::Call(callee, args) = &mut def
                 && let Some(companion) = self.by.get(callee)
             {
@@ -280,13 +276,11 @@ impl Hoister<'_> {
     }
 
     fn free_name(&self, of: &str) -> String {
-        let mut names =
-            (0..).map(|i| if i == 0 { format!("{of}.prepare") } else { format!("{of}.prepare_{i}") });
-        let taken = |name: &String| {
+        let taken = |name: &str| {
             let companions = self.companions.iter().map(|f| &f.name);
             self.module.funcs.iter().map(|(_, f)| &f.name).chain(companions).any(|other| other == name)
         };
-        names.find(|name| !taken(name)).expect("there are enough numbers")
+        free_name(&format!("{of}.prepare"), 1, |name| !taken(name))
     }
 }
 
@@ -335,14 +329,4 @@ fn with_bodies(f: &Function, bodies: impl IntoIterator<Item = Function>) -> Func
     let alternatives =
         others.map(|(old, body)| Alternative { body: Arc::new(body), estimate: old.estimate.clone() });
     Function { estimate: f.estimate.clone(), alternatives: alternatives.collect(), ..base }
-}
-
-/// The definition with other operands.
-fn mapped(def: &Def, new: impl Fn(Value) -> Value) -> Def {
-    let args = |args: &[Value]| args.iter().map(|&arg| new(arg)).collect();
-    match def {
-        Def::Param(kind) => Def::Param(*kind),
-        Def::Op(op, a) => Def::Op(op.clone(), args(a)),
-        Def::Call(func, a) => Def::Call(*func, args(a)),
-    }
 }

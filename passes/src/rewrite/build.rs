@@ -10,6 +10,14 @@ use eva_ir::ops::einsum::Einsum;
 use eva_ir::ops::{Op, OpKind};
 use eva_ir::types::{TensorType, Type};
 
+/// An op on its operands as a term, whose attributes are added.
+pub(super) fn term(egraph: &mut EGraph, op: &Op, args: impl IntoIterator<Item = Id>) -> Term {
+    let attrs = op.attrs().into_iter().map(|attr| egraph.add(Term::Attr(attr)));
+    let mut children: Vec<Id> = attrs.collect();
+    children.extend(args);
+    Term::Op(op.kind(), children.into())
+}
+
 /// An e-graph that a rule adds terms to.
 pub struct Builder<'e> {
     egraph: &'e mut EGraph,
@@ -71,11 +79,8 @@ impl<'e> Builder<'e> {
 
     /// Adds an op.
     pub fn op(&mut self, op: impl Into<Op>, args: &[Id]) -> Id {
-        let op = op.into();
-        let mut children: Vec<Id> =
-            op.attrs().into_iter().map(|attr| self.egraph.add(Term::Attr(attr))).collect();
-        children.extend(args);
-        let id = self.egraph.add(Term::Op(op.kind(), children.into()));
+        let term = term(self.egraph, &op.into(), args.iter().copied());
+        let id = self.egraph.add(term);
         self.egraph.analysis.names.entry(id).or_insert(self.adds);
         id
     }

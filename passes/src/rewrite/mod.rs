@@ -19,7 +19,7 @@ pub mod rules;
 pub mod term;
 pub mod why;
 
-use crate::cost::{Cost, Work};
+use crate::cost::Cost;
 use egg::{Id, Rewrite, Runner, SimpleScheduler, StopReason, Symbol};
 use eva_ir::diag::Diag;
 use eva_ir::graph::{Def, Function, ParamKind, Value};
@@ -164,12 +164,7 @@ pub fn saturate<'r>(
         let term = match &data.def {
             Def::Param(_) => Term::Value(value, [].into()),
             Def::Call(_, args) => Term::Value(value, args.iter().map(|arg| ids[arg]).collect()),
-            Def::Op(op, args) => {
-                let mut children: Vec<Id> =
-                    op.attrs().into_iter().map(|attr| egraph.add(Term::Attr(attr))).collect();
-                children.extend(args.iter().map(|arg| ids[arg]));
-                Term::Op(op.kind(), children.into())
-            }
+            Def::Op(op, args) => build::term(&mut egraph, op, args.iter().map(|arg| ids[arg])),
         };
         ids.insert(value, egraph.add(term.clone()));
         terms.insert(value, term);
@@ -255,29 +250,6 @@ impl Saturated {
         let mut terms: Vec<(&Id, &Term)> = selection.terms.iter().collect();
         terms.sort();
         terms.into_iter().map(|(_, term)| self.cost(cost, term)).sum()
-    }
-
-    /// What a selection does in a call, in arithmetic, memory and launches.
-    pub fn work(&self, cost: &Cost, selection: &Selection) -> Work<f64> {
-        let mut all = Work { flops: 0.0, bytes: 0.0, launches: 0.0 };
-        let mut terms: Vec<(&Id, &Term)> = selection.terms.iter().collect();
-        terms.sort();
-        for (id, term) in terms {
-            let Term::Op(kind, children) = term else { continue };
-            let (attrs, args) = children.split_at(kind.attr_names().len());
-            let tensor = |id: &Id| self.egraph[*id].data.ty().and_then(Type::tensor);
-            let types: Option<Vec<_>> = args.iter().map(tensor).collect();
-            let data = &self.egraph[*id].data;
-            if let (false, Some(op), Some(types), Some(out)) =
-                (data.is_weight(), facts::op(&self.egraph, *kind, attrs), types, data.ty())
-            {
-                let work = cost.work(&op, &types, out);
-                all.flops += work.flops;
-                all.bytes += work.bytes;
-                all.launches += work.launches;
-            }
-        }
-        all
     }
 
     /// How a selection computes keys and values.

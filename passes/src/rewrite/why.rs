@@ -2,8 +2,9 @@
 
 use super::{Saturated, attended, rules::Rule};
 use eva_ir::diag::Loc;
-use eva_ir::graph::{Def, Function, ParamKind, Value};
+use eva_ir::graph::{Def, Function, Value};
 use eva_ir::ops::Op;
+use std::collections::HashSet;
 
 /// Why a rule does not apply in one place.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,7 +41,8 @@ pub fn why_not(f: &Function, s: &Saturated, rule: &Rule) -> Vec<Reason> {
     };
     let found =
         |value: Value| s.egraph.analysis.absorbed.iter().any(|a| s.egraph.find(a.expanded) == s.class(value));
-    for product in f.values.keys().filter(|value| attended::products(f).contains(value)) {
+    let (attended, needed) = (attended::products(f), attended::needed_elsewhere(f));
+    for product in f.values.keys().filter(|value| attended.contains(value)) {
         let Def::Op(Op::Einsum(einsum), args) = &f.values[product].def else { continue };
         let averages = args.iter().any(|&arg| is_probability(f, arg));
         if averages == keys || args.len() != 2 {
@@ -60,7 +62,7 @@ pub fn why_not(f: &Function, s: &Saturated, rule: &Rule) -> Vec<Reason> {
             if found(source) {
                 continue;
             }
-            if let Some(guard) = obstacle(f, source, keys) {
+            if let Some(guard) = obstacle(f, s, &needed, source, keys) {
                 reasons.push(reason(f, product, guard, Some(source)));
             }
         }
@@ -115,16 +117,14 @@ fn sources(f: &Function, value: Value) -> Vec<Value> {
     found
 }
 
-/// Whether a value depends on weights alone.
-fn is_weight(f: &Function, value: Value) -> bool {
-    match &f.values[value].def {
-        Def::Param(kind) => *kind == ParamKind::Weight,
-        Def::Op(_, args) | Def::Call(_, args) => args.iter().all(|&arg| is_weight(f, arg)),
-    }
-}
-
 /// Why `source`, which keys or values are seen in, cannot be done without.
-fn obstacle(f: &Function, source: Value, keys: bool) -> Option<String> {
+fn obstacle(
+    f: &Function,
+    s: &Saturated,
+    needed: &HashSet<Value>,
+    source: Value,
+    keys: bool,
+) -> Option<String> {
     let what = if keys { "keys" } else { "values" };
     let expanded = |value: Value| -> bool {
         let product = |v: &Value| matches!(&f.values[*v].def, Def::Op(Op::Einsum(_), args) if args.len() > 1);
@@ -132,9 +132,9 @@ fn obstacle(f: &Function, source: Value, keys: bool) -> Option<String> {
     };
     Some(match &f.values[source].def {
         Def::Op(Op::Einsum(_), args) => {
-            if attended::needed_elsewhere(f).contains(&source) {
+            if needed.contains(&source) {
                 format!("the {what} are used elsewhere, too, so that they are computed anyway")
-            } else if !args.iter().any(|&arg| is_weight(f, arg)) {
+            } else if !args.iter().any(|&arg| s.egraph[s.class(arg)].data.is_weight()) {
                 format!("the {what} are not a product with a weight")
             } else {
                 return None;

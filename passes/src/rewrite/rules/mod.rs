@@ -287,25 +287,24 @@ impl Default for Use {
 
 /// The table of all rules, by subject.
 pub fn all() -> Result<Vec<Rule>, Diag> {
-    let mut rules = latent::absorption()?;
-    rules.extend(latent::folding()?);
-    rules.extend(products::products());
-    rules.extend(views::views());
-    rules.extend(scales::scales());
-    rules.extend(projections::projections());
-    Ok(rules)
+    usable(Use { most: Exactness::Rounds, absorb: true, weights: true })
 }
 
 /// The rules that may be used.
 pub fn usable(what: Use) -> Result<Vec<Rule>, Diag> {
-    let names = |rules: &[Rule]| rules.iter().map(|rule| rule.name).collect::<Vec<_>>();
-    let (absorption, mut weights) = (names(&latent::absorption()?), names(&latent::folding()?));
-    weights.extend(names(&projections::projections()));
-    let mut rules = all()?;
-    rules.retain(|rule| {
-        rule.exactness <= what.most
-            && (what.absorb || !absorption.contains(&rule.name))
-            && (what.weights || !weights.contains(&rule.name))
-    });
+    let mut rules = Vec::new();
+    if what.absorb {
+        rules.extend(latent::absorption()?);
+    }
+    if what.weights {
+        rules.extend(latent::folding()?);
+    }
+    rules.extend(products::products());
+    rules.extend(views::views());
+    rules.extend(scales::scales());
+    if what.weights {
+        rules.extend(projections::projections());
+    }
+    rules.retain(|rule| rule.exactness <= what.most);
     Ok(rules)
 }
