@@ -14,6 +14,7 @@
 //! This crate knows no backend and does no input or output.
 
 pub mod attr;
+pub mod codes;
 pub mod diag;
 pub mod dim;
 pub mod entity;

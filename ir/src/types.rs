@@ -24,10 +24,12 @@ pub enum DType {
     F8E4M3,
     /// 5 exponent bits, 2 mantissa bits; largest finite value 57344 (OCP `e5m2`).
     F8E5M2,
+    /// An exponent alone: `2^(code − 127)`, and NaN for 255 (OCP `e8m0`). Scales have it, tensors do not.
+    E8M0,
 }
 
 impl DType {
-    /// Every element type.
+    /// Every element type that a tensor can have.
     pub const ALL: [DType; 8] = [
         DType::F64,
         DType::F32,
@@ -50,6 +52,7 @@ impl DType {
             DType::I32 => "i32",
             DType::F8E4M3 => "f8e4m3",
             DType::F8E5M2 => "f8e5m2",
+            DType::E8M0 => "e8m0",
         }
     }
 
@@ -64,7 +67,7 @@ impl DType {
             DType::F64 | DType::I64 => 8,
             DType::F32 | DType::I32 => 4,
             DType::Bf16 | DType::F16 => 2,
-            DType::F8E4M3 | DType::F8E5M2 => 1,
+            DType::F8E4M3 | DType::F8E5M2 | DType::E8M0 => 1,
         }
     }
 
@@ -80,7 +83,7 @@ impl DType {
 
     /// Whether elements are floats of 16 bits or more.
     pub fn is_float(self) -> bool {
-        !self.is_int() && !self.is_f8()
+        !self.is_int() && self.bytes() > 1
     }
 }
 

@@ -236,6 +236,7 @@ mod tests {
             shape: vec![Dim::sym("s"), Dim::from(5)],
             strides: dims(&[13, 1]),
             offset: Dim::from(11),
+            scaled: None,
         };
         assert_eq!(last_element(&buf, &known).unwrap(), Some(11 + 6 * 13 + 4));
         buf.strides[0] = Dim::from(i64::MAX / 2);

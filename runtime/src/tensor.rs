@@ -1,5 +1,6 @@
 //! [`Tensor`]: numbers in host memory.
 
+use eva_ir::codes;
 use eva_ir::types::DType;
 use half::{bf16, f16};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -102,7 +103,7 @@ impl Tensor {
                 DType::F16 => out.copy_from_slice(&f16::from_f64(x).to_le_bytes()),
                 DType::I64 => out.copy_from_slice(&(x as i64).to_le_bytes()),
                 DType::I32 => out.copy_from_slice(&(x as i32).to_le_bytes()),
-                DType::F8E4M3 | DType::F8E5M2 => unimplemented_f8(),
+                DType::F8E4M3 | DType::F8E5M2 | DType::E8M0 => out[0] = codes::encode(dtype, x),
             }
         }
         tensor
@@ -177,11 +178,7 @@ pub fn numbers(dtype: DType, bytes: &[u8]) -> Vec<f64> {
         DType::F16 => f16::from_le_bytes([b[0], b[1]]).to_f64(),
         DType::I64 => i64::from_le_bytes(b.try_into().expect("a chunk has the element's size")) as f64,
         DType::I32 => f64::from(i32::from_le_bytes(b.try_into().expect("a chunk has the element's size"))),
-        DType::F8E4M3 | DType::F8E5M2 => unimplemented_f8(),
+        DType::F8E4M3 | DType::F8E5M2 | DType::E8M0 => codes::decode(dtype, b[0]),
     };
     bytes.chunks_exact(size).map(read).collect()
-}
-
-fn unimplemented_f8() -> ! {
-    panic!("8-bit floats have no meaning without their scales; the executor refuses them")
 }

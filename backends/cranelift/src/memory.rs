@@ -76,7 +76,7 @@ impl Small {
             DType::F8E4M3 => {
                 Some(Self { width: 8, mantissa: 3, bias: 7, largest: 0x7e, overflow: 0x7f, nan: 0x7f })
             }
-            DType::F64 | DType::F32 | DType::Bf16 | DType::I64 | DType::I32 => None,
+            DType::F64 | DType::F32 | DType::Bf16 | DType::I64 | DType::I32 | DType::E8M0 => None,
         }
     }
 }

@@ -37,6 +37,7 @@ impl<'c> Emitter<'_, 'c> {
                     }
                 }
                 DType::F16 => floats.extend(self.halves(word)?),
+                DType::E8M0 => return fail("e8m0 is not loaded"),
                 DType::F8E4M3 | DType::F8E5M2 => {
                     let name = if dtype == DType::F8E4M3 { "e4m3x2" } else { "e5m2x2" };
                     let pair = ir.ctx.i16_type();

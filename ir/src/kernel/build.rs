@@ -5,6 +5,7 @@
 //! let buf = |name: &str, access| BufData {
 //!     name: name.into(), dtype: DType::F32, access,
 //!     shape: vec![Dim::sym("t"), Dim::from(7)], strides: vec![Dim::from(7), Dim::from(1)], offset: Dim::from(0),
+//!     scaled: None,
 //! };
 //! // Every row divided by its largest element.
 //! let k = Build::new("scale_rows");

@@ -87,6 +87,36 @@ pub struct BufData {
     pub strides: Vec<Dim>,
     /// Where the first element is, in elements from the base.
     pub offset: Dim,
+    /// For 8-bit floats that are numbers only with their scales: where those are. Loads give `element · scale`. Without
+    /// it, loads give elements as they are.
+    pub scaled: Option<Box<Scaled>>,
+}
+
+/// The scales of a buffer's elements, which are in another buffer.
+///
+/// The scale of element `i` is element `offset + Σ_along stride · floor((from + Σ i[axis] · steps[axis]) / block)` of
+/// the buffer `by`, counted from its base. An element outside the buffer is zero, and its scale is not read.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Scaled {
+    /// The buffer of the scales, one that is read: `F32`, or `E8M0`.
+    pub by: Buf,
+    /// Where the first scale is, in elements from the base of `by`.
+    pub offset: Dim,
+    /// One entry for each axis of the tensor as it was quantized, along which scales differ.
+    pub along: Vec<ScaledAxis>,
+}
+
+/// An axis along which neighbours share scales; see [`Scaled`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ScaledAxis {
+    /// How many neighbours share one, at least 1.
+    pub block: i64,
+    /// The place on the quantized tensor's axis of the element with index 0 everywhere.
+    pub from: Dim,
+    /// How far each axis of the buffer goes along it: one entry an axis, most of them 0.
+    pub steps: Vec<Dim>,
+    /// The distance of neighbouring scales, in elements of `by`.
+    pub stride: Dim,
 }
 
 /// What a kernel does with a buffer.
@@ -390,6 +420,10 @@ impl Kernel {
         for (_, buf) in self.bufs.iter() {
             let dims = buf.shape.iter().chain(&buf.strides).chain([&buf.offset]);
             syms.extend(dims.flat_map(Dim::syms));
+            let Some(scaled) = &buf.scaled else { continue };
+            let along =
+                scaled.along.iter().flat_map(|axis| axis.steps.iter().chain([&axis.from, &axis.stride]));
+            syms.extend(along.chain([&scaled.offset]).flat_map(Dim::syms));
         }
         visit(&self.body, &mut syms);
         syms.sort();

@@ -13,7 +13,7 @@ pub fn buf(name: &str, dtype: DType, shape: &[&str], access: Access) -> BufData 
     for i in (1..shape.len()).rev() {
         strides[i - 1] = &strides[i] * &shape[i];
     }
-    BufData { name: name.into(), dtype, access, shape, strides, offset: Dim::from(0) }
+    BufData { name: name.into(), dtype, access, shape, strides, offset: Dim::from(0), scaled: None }
 }
 
 /// The values of extents.

@@ -192,6 +192,7 @@ fn add(k: &Build, bases: &RefCell<Vec<usize>>, view: &BufView, access: Access) -
         shape: view.shape.clone(),
         strides: view.strides.clone(),
         offset: view.offset.clone(),
+        scaled: None,
     });
     let mut bases = bases.borrow_mut();
     if buf.index() == bases.len() {

@@ -433,5 +433,6 @@ fn buf_data(view: &BufView, access: Access) -> eva_ir::kernel::BufData {
         shape: view.shape.clone(),
         strides: view.strides.clone(),
         offset: view.offset.clone(),
+        scaled: None,
     }
 }

@@ -36,8 +36,8 @@ impl Kernels {
 fn sketch(kernel: &Kernel) -> u64 {
     let mut hasher = DefaultHasher::new();
     for (_, buf) in kernel.bufs.iter() {
-        let BufData { name: _, dtype, access, shape, strides, offset } = buf;
-        (dtype, access, shape, strides, offset).hash(&mut hasher);
+        let BufData { name: _, dtype, access, shape, strides, offset, scaled } = buf;
+        (dtype, access, shape, strides, offset, scaled).hash(&mut hasher);
     }
     kernel.grid.iter().for_each(|axis| (&axis.extent, axis.tile).hash(&mut hasher));
     (kernel.regs.len(), kernel.body.len()).hash(&mut hasher);
@@ -48,8 +48,9 @@ fn sketch(kernel: &Kernel) -> u64 {
 fn is_same(a: &Kernel, b: &Kernel) -> bool {
     let Kernel { name: _, phase, bufs, scratch, block, grid, regs, body } = a;
     let same_buf = |(a, b): (&BufData, &BufData)| {
-        let BufData { name: _, dtype, access, shape, strides, offset } = a;
-        (dtype, access, shape, strides, offset) == (&b.dtype, &b.access, &b.shape, &b.strides, &b.offset)
+        let BufData { name: _, dtype, access, shape, strides, offset, scaled } = a;
+        (dtype, access, shape, strides, offset, scaled)
+            == (&b.dtype, &b.access, &b.shape, &b.strides, &b.offset, &b.scaled)
     };
     bufs.len() == b.bufs.len()
         && bufs.iter().zip(b.bufs.iter()).all(|((_, a), (_, b))| same_buf((a, b)))

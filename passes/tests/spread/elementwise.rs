@@ -222,6 +222,7 @@ fn strides_and_offsets() {
         shape: shape.clone(),
         strides: strides.map(n).to_vec(),
         offset: sym("o"),
+        scaled: None,
     };
     let x = k.buf(gappy("x", Access::Read, [31, 3]));
     let y = k.buf(gappy("y", Access::Write, [2, 17]));

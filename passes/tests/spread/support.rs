@@ -10,7 +10,15 @@ use eva_passes::target::Hopper;
 /// A buffer without gaps.
 pub fn dense(name: &str, dtype: DType, access: Access, shape: &[Dim]) -> BufData {
     let strides = eva_ir::lower::row_major_strides(shape);
-    BufData { name: name.into(), dtype, access, shape: shape.to_vec(), strides, offset: Dim::from(0) }
+    BufData {
+        name: name.into(),
+        dtype,
+        access,
+        shape: shape.to_vec(),
+        strides,
+        offset: Dim::from(0),
+        scaled: None,
+    }
 }
 
 pub fn read(name: &str, shape: &[Dim]) -> BufData {

@@ -301,6 +301,8 @@ pub fn random(dtype: DType, elements: usize, seed: u64) -> Vec<u8> {
             let number = |bits: u32| ((bits >> 8) % one) as u8 | (bits as u8 & 0x80);
             (0..elements).map(|_| number(random.next_u32())).collect()
         }
+        // Exponents of numbers around one.
+        DType::E8M0 => (0..elements).map(|_| 120 + (random.next_u32() & 7) as u8).collect(),
         DType::I32 | DType::I64 => vec![0; elements * dtype.bytes() as usize],
     }
 }

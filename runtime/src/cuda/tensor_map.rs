@@ -116,7 +116,7 @@ impl TensorMap {
             DType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
             DType::I64 => Type::CU_TENSOR_MAP_DATA_TYPE_INT64,
             DType::I32 => Type::CU_TENSOR_MAP_DATA_TYPE_INT32,
-            DType::F8E4M3 | DType::F8E5M2 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            DType::F8E4M3 | DType::F8E5M2 | DType::E8M0 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
         };
         let steps = vec![1u32; self.extents.len()];
         let mut encoded = Encoded(sys::CUtensorMap { opaque: [0; 16] });
@@ -160,7 +160,15 @@ mod tests {
     fn buf(dtype: DType, shape: &[i64], strides: &[i64], offset: i64) -> BufData {
         let dims = |list: &[i64]| list.iter().map(|&n| Dim::from(n)).collect();
         let (shape, strides) = (dims(shape), dims(strides));
-        BufData { name: "x".into(), dtype, access: Access::Read, shape, strides, offset: Dim::from(offset) }
+        BufData {
+            name: "x".into(),
+            dtype,
+            access: Access::Read,
+            shape,
+            strides,
+            offset: Dim::from(offset),
+            scaled: None,
+        }
     }
 
     fn map(axes: [usize; 2], rows: usize, cols: usize) -> MapData {

@@ -38,7 +38,8 @@ impl Lane {
 
     pub fn buf(&mut self, name: &str, dtype: DType, access: Access, len: impl Into<Dim>) -> Space {
         let (shape, strides) = (vec![len.into()], vec![Dim::from(1)]);
-        let data = BufData { name: name.into(), dtype, access, shape, strides, offset: Dim::from(0) };
+        let data =
+            BufData { name: name.into(), dtype, access, shape, strides, offset: Dim::from(0), scaled: None };
         Space::Buf(self.kernel.bufs.push(data))
     }
 

@@ -22,7 +22,15 @@ fn tensor(name: &str, dtype: DType, access: Access, shape: &[Dim]) -> BufData {
     for i in (1..shape.len()).rev() {
         strides[i - 1] = &strides[i] * &shape[i];
     }
-    BufData { name: name.into(), dtype, access, shape: shape.to_vec(), strides, offset: Dim::from(3) }
+    BufData {
+        name: name.into(),
+        dtype,
+        access,
+        shape: shape.to_vec(),
+        strides,
+        offset: Dim::from(3),
+        scaled: None,
+    }
 }
 
 /// Checks machine code against the tile phase's interpreter; integers of index buffers are below `below`.

@@ -54,7 +54,7 @@ impl Build {
     pub fn buf(&mut self, name: &str, dtype: DType, access: Access, shape: &[Dim]) -> Buf {
         let strides = eva_ir::lower::row_major_strides(shape);
         let (name, shape, offset) = (name.into(), shape.to_vec(), Dim::from(0));
-        self.kernel.bufs.push(BufData { name, dtype, access, shape, strides, offset })
+        self.kernel.bufs.push(BufData { name, dtype, access, shape, strides, offset, scaled: None })
     }
 
     pub fn shared(&mut self, dtype: DType, [stages, rows, cols]: [usize; 3], swizzle: bool) -> Shared {

@@ -8,7 +8,8 @@ use crate::types::DType;
 /// `x` as a buffer of `dtype` holds it, for types narrower than `f32`; other values are left as they are.
 ///
 /// Rounds to nearest, ties to even. What is too large becomes infinite, or NaN in `f8e4m3`, which has no
-/// infinities.
+/// infinities. To `e8m0` it rounds up, to the least power of two in `2^-127 ..= 2^127` that is not less, or to the
+/// largest of them; NaN stays NaN.
 pub fn round(x: f64, dtype: DType) -> f64 {
     // Explicit mantissa bits, exponent of the smallest normal number, largest finite value.
     let (bits, least, largest) = match dtype {
@@ -16,6 +17,7 @@ pub fn round(x: f64, dtype: DType) -> f64 {
         DType::F16 => (10, -14, f64::from(half::f16::MAX)),
         DType::F8E4M3 => (3, -6, 448.0),
         DType::F8E5M2 => (2, -14, 57344.0),
+        DType::E8M0 => return power_of_two(x),
         DType::F64 | DType::F32 | DType::I64 | DType::I32 => return x,
     };
     let infinity = if dtype == DType::F8E4M3 { f64::NAN } else { f64::INFINITY };
@@ -27,6 +29,17 @@ pub fn round(x: f64, dtype: DType) -> f64 {
     let step = f64::from_bits(((exponent - bits + 1023) as u64) << 52);
     let rounded = (x / step).round_ties_even() * step;
     if rounded.abs() > largest { infinity.copysign(x) } else { rounded }
+}
+
+/// The least power of two that `e8m0` has and that is not less than `x`; the largest one if there is none.
+fn power_of_two(x: f64) -> f64 {
+    if x.is_nan() {
+        return x;
+    }
+    let x = x.clamp(2f64.powi(-127), 2f64.powi(127));
+    // On the bits of an `f64`, where all of these are normal: one exponent more if there is any mantissa.
+    let (exponent, mantissa) = (x.to_bits() >> 52, x.to_bits() & ((1 << 52) - 1));
+    f64::from_bits((exponent + u64::from(mantissa != 0)) << 52)
 }
 
 /// The bits of a constant.
