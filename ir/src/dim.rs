@@ -157,6 +157,11 @@ impl Dim {
         number.into_iter().chain(terms.map(|(monomial, &n)| (monomial.as_slice(), n)))
     }
 
+    /// The extent in units of `n`, which divides every coefficient.
+    pub fn divided(&self, n: i64) -> Dim {
+        Self::from_terms(self.terms().map(|(monomial, by)| (monomial.to_vec(), by / n)))
+    }
+
     /// The product of `dims`.
     pub fn product<'a>(dims: impl IntoIterator<Item = &'a Dim>) -> Dim {
         dims.into_iter().fold(Dim::from(1), |product, dim| product * dim.clone())

@@ -26,6 +26,7 @@ pub mod lower;
 pub mod op;
 pub mod ops;
 pub mod poly;
+pub mod scales;
 #[doc(hidden)]
 pub mod testing;
 pub mod text;

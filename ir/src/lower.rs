@@ -14,8 +14,10 @@ use crate::types::{DType, TensorType};
 use std::rc::Rc;
 
 mod pages;
+mod scaled;
 
 pub use pages::Pages;
+pub use scaled::{SCALES, ScalesView};
 
 /// How an op becomes code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +66,8 @@ pub struct BufView {
     pub offset: Dim,
     /// Where its tokens are, if they are in pages.
     pub pages: Option<Box<Pages>>,
+    /// Where its scales are, if elements are numbers only with them: then reads give `element · scale`.
+    pub scales: Option<Box<ScalesView>>,
 }
 
 impl BufView {
@@ -78,6 +82,7 @@ impl BufView {
             strides,
             offset: Dim::from(0),
             pages: None,
+            scales: None,
         }
     }
 
@@ -120,7 +125,9 @@ impl BufView {
             shape.push(Dim::product(dims));
             strides.push(real.last().map_or(Dim::from(1), |&i| steps[i].clone()));
         }
-        Some(BufView { shape, strides, ..self.clone() })
+        let scales = self.scales.as_ref().map(|scales| scales.merge(&self.shape, groups).map(Box::new));
+        let scales = scales.map_or(Some(None), |merged| merged.map(Some))?;
+        Some(BufView { shape, strides, scales, ..self.clone() })
     }
 
     /// Whether bulk copies can bring boxes of it to tensor cores: 16-bit floats, at most five axes, neighbours along
@@ -154,7 +161,9 @@ impl BufView {
         } else {
             reshape_strides(&self.shape, &self.strides, shape)?
         };
-        Some(BufView { shape: shape.to_vec(), strides, ..self.clone() })
+        let scales = self.scales.as_ref().map(|scales| scales.reshape(&self.shape, shape).map(Box::new));
+        let scales = scales.map_or(Some(None), |reshaped| reshaped.map(Some))?;
+        Some(BufView { shape: shape.to_vec(), strides, scales, ..self.clone() })
     }
 }
 
@@ -200,6 +209,7 @@ fn reshape_strides(old: &[Dim], strides: &[Dim], new: &[Dim]) -> Option<Vec<Dim>
             strides: strides[i0..i].to_vec(),
             offset: Dim::from(0),
             pages: None,
+            scales: None,
         };
         let step = if i > i0 { run.merge(&[i - i0])?.strides.remove(0) } else { Dim::from(1) };
         out.extend(row_major_strides(&new[j0..j]).iter().map(|s| s * &step));
@@ -423,7 +433,8 @@ pub struct Cx<'k> {
     pub constant: &'k dyn Fn(&Dim) -> Option<i64>,
     /// Adds a buffer to the kernel, to be read.
     pub read: &'k dyn Fn(&BufView) -> Buf,
-    /// The buffer of a part of the result, for an op that writes to places it computes: nothing is fused behind it.
+    /// The buffer of a part of the result, for an op that writes to places it computes: nothing is fused behind it. Of
+    /// 8-bit floats part 0 is the codes, part 1 the scales.
     pub write: &'k dyn Fn(usize) -> Buf,
     /// Applies what is fused behind the op to a tile of part `.0` of its result, and stores it.
     pub emit: &'k EmitFn<'k>,

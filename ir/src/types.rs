@@ -1,6 +1,7 @@
 //! What the compiler knows of a tensor before it runs.
 
 use crate::dim::{Dim, Sym};
+use crate::scales::{Block, Encoding, Scales};
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::fmt;
@@ -96,10 +97,6 @@ impl fmt::Display for DType {
 /// The extents of a tensor's axes, outermost first.
 pub type Shape = SmallVec<[Dim; 4]>;
 
-/// How many neighbours along each axis share one scale; `None` where the axis is not blocked,
-/// so that each index of it has its own. Written in the text as `f8e4m3[r/128, m/128]`.
-pub type Blocks = SmallVec<[Option<u32>; 4]>;
-
 /// A tensor's type. A value of an 8-bit type is its elements and their scales together,
 /// so that neither can be used, copied or rewritten without the other.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -108,24 +105,24 @@ pub struct TensorType {
     pub dtype: DType,
     /// The extent of each axis.
     pub shape: Shape,
-    /// One entry an axis if `dtype` is 8 bits wide, else none.
-    pub blocks: Option<Blocks>,
+    /// Where the scales are, if `dtype` is 8 bits wide; else none.
+    pub scales: Option<Scales>,
 }
 
 impl TensorType {
     /// An unscaled tensor.
     pub fn new(dtype: DType, shape: impl IntoIterator<Item = Dim>) -> Self {
-        Self { dtype, shape: shape.into_iter().collect(), blocks: None }
+        Self { dtype, shape: shape.into_iter().collect(), scales: None }
     }
 
     /// The same elements in another shape.
     pub fn with_shape(&self, shape: impl IntoIterator<Item = Dim>) -> Self {
-        Self { dtype: self.dtype, shape: shape.into_iter().collect(), blocks: None }
+        Self { dtype: self.dtype, shape: shape.into_iter().collect(), scales: None }
     }
 
     /// Other elements in the same shape.
     pub fn with_dtype(&self, dtype: DType) -> Self {
-        Self { dtype, shape: self.shape.clone(), blocks: None }
+        Self { dtype, shape: self.shape.clone(), scales: None }
     }
 
     /// The number of axes.
@@ -152,11 +149,15 @@ impl fmt::Display for TensorType {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{}[", self.dtype.name())?;
         for (i, dim) in self.shape.iter().enumerate() {
-            let block = self.blocks.as_ref().and_then(|blocks| blocks.get(i).copied().flatten());
             write!(f, "{}{dim}", if i == 0 { "" } else { ", " })?;
-            if let Some(block) = block {
-                write!(f, "/{block}")?;
+            match self.scales.as_ref().and_then(|scales| scales.blocks.get(i)) {
+                Some(Block::Of(n)) => write!(f, "/{n}")?,
+                Some(Block::Whole) => write!(f, "/*")?,
+                Some(Block::Each) | None => {}
             }
+        }
+        if let Some(scales) = self.scales.as_ref().filter(|scales| scales.encoding != Encoding::F32) {
+            write!(f, "; {}", scales.encoding.name())?;
         }
         write!(f, "]")
     }

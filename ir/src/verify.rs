@@ -10,7 +10,7 @@
 //! **Types.** The type of an op or a call is what [`crate::graph::op_type`] and [`crate::graph::call_type`]
 //! infer. Every extent in a type or an attribute is declared by the module. An extent whose value is fixed is
 //! positive. No tensor needs 2⁶³ bytes or more, even where the extents that are not fixed are 1. 8-bit floats, and they
-//! alone, have blocks: one entry an axis, each at least 1. Types stay below [`limits`].
+//! alone, have scales: a block for each axis, of at least 1. Types stay below [`limits`].
 //!
 //! **Attributes.** Reading back the text of an attribute gives the same attribute.
 //!
@@ -37,8 +37,9 @@ use crate::entity::{Arena, Entity};
 use crate::estimate::Estimate;
 use crate::graph::{Def, Func, Function, Module, Value, call_type, op_type};
 use crate::op::TypeError;
+use crate::scales::Block;
 use crate::text::{MAX_DIAGS, is_extent_name, is_value_name};
-use crate::types::{TensorType, Type};
+use crate::types::{DType, TensorType, Type};
 use state::States;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -219,7 +220,7 @@ impl<'a> Checker<'a> {
                 continue;
             }
             self.declared(value, &part.shape);
-            if let Some(message) = self.size(part).or_else(|| blocks(part)) {
+            if let Some(message) = self.size(part).or_else(|| scales(part)) {
                 self.report("eva::type_mismatch", value, message);
             }
             if self.diags.len() == before {
@@ -376,14 +377,15 @@ impl<'a> Checker<'a> {
 }
 
 /// What is wrong with the scales of `ty`, if anything is.
-fn blocks(ty: &TensorType) -> Option<String> {
-    match &ty.blocks {
+fn scales(ty: &TensorType) -> Option<String> {
+    match &ty.scales {
         None if ty.dtype.is_f8() => Some(format!("{ty} has no blocks, so no scales")),
         Some(_) if !ty.dtype.is_f8() => Some(format!("{} elements have no scales, so no blocks", ty.dtype)),
-        Some(blocks) if blocks.len() != ty.rank() => {
-            Some(format!("{ty} has {} axes but {} blocks", ty.rank(), blocks.len()))
+        None if ty.dtype == DType::E8M0 => Some("e8m0 is for scales alone".into()),
+        Some(scales) if scales.blocks.len() != ty.rank() => {
+            Some(format!("{ty} has {} axes but {} blocks", ty.rank(), scales.blocks.len()))
         }
-        Some(blocks) if blocks.contains(&Some(0)) => Some(format!("a block of {ty} is 0")),
+        Some(scales) if scales.blocks.contains(&Block::Of(0)) => Some(format!("a block of {ty} is 0")),
         _ => None,
     }
 }

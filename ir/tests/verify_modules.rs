@@ -14,6 +14,7 @@ use eva_ir::ops::rope::Rope;
 use eva_ir::ops::scale::Scale;
 use eva_ir::ops::slice::Slice;
 use eva_ir::poly::Poly;
+use eva_ir::scales::{Block, Scales};
 use eva_ir::text::{parse, print};
 use eva_ir::types::{DType, TensorType, Type};
 use eva_ir::verify::{limits, state_results, verified, verify, verify_function};
@@ -198,22 +199,25 @@ fn bytes_can_be_counted() {
 }
 
 #[test]
-fn eight_bit_floats_have_blocks() {
-    let blocks = |dtype: DType, blocks| {
+fn eight_bit_floats_have_scales() {
+    let with = |dtype: DType, scales: Option<Scales>| {
         let mut m = module();
         let f = function(&mut m, f());
-        f.values[x()].ty = TensorType { dtype, blocks, ..f32(&["b", "m"]) }.into();
+        f.values[x()].ty = TensorType { dtype, scales, ..f32(&["b", "m"]) }.into();
         f.results = vec![x()];
         let unused = f.values.iter().take(1).map(|(_, data)| data.clone()).collect();
         f.values = unused;
         m
     };
-    verify(&blocks(DType::F8E4M3, Some(smallvec![None, Some(128)]))).unwrap();
-    refused(&blocks(DType::F8E4M3, None), &["f8e4m3[b, m] has no blocks, so no scales"]);
-    refused(&blocks(DType::F8E4M3, Some(smallvec![None])), &["f8e4m3[b, m] has 2 axes but 1 blocks"]);
-    refused(&blocks(DType::F8E5M2, Some(smallvec![Some(0), None])), &["a block of f8e5m2[b/0, m] is 0"]);
+    let blocks = |blocks: &[Block]| Some(Scales::new(blocks.iter().copied()));
+    verify(&with(DType::F8E4M3, blocks(&[Block::Each, Block::Of(128)]))).unwrap();
+    verify(&with(DType::F8E5M2, blocks(&[Block::Whole, Block::Each]))).unwrap();
+    refused(&with(DType::F8E4M3, None), &["f8e4m3[b, m] has no blocks, so no scales"]);
+    refused(&with(DType::F8E4M3, blocks(&[Block::Each])), &["f8e4m3[b, m] has 2 axes but 1 blocks"]);
+    refused(&with(DType::F8E5M2, blocks(&[Block::Of(0), Block::Each])), &["a block of f8e5m2[b/0, m] is 0"]);
     let message = "bf16 elements have no scales, so no blocks";
-    refused(&blocks(DType::Bf16, Some(smallvec![None, Some(128)])), &[message]);
+    refused(&with(DType::Bf16, blocks(&[Block::Each, Block::Of(128)])), &[message]);
+    refused(&with(DType::E8M0, None), &["e8m0 is for scales alone"]);
 }
 
 #[test]

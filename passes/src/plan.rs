@@ -78,6 +78,9 @@ pub struct ParamPlan {
     pub needed: bool,
     /// For a weight that is computed when the function is loaded: from what.
     pub prepared: Option<Prepared>,
+    /// For 8-bit floats: the number of the parameter that has their scales. Those come after the function's own
+    /// parameters, and are named after theirs ([`eva_ir::lower::SCALES`]).
+    pub scales: Option<usize>,
 }
 
 /// A weight that is computed when a function is loaded ([`crate::hoist`]).
@@ -100,6 +103,8 @@ pub struct ResultPlan {
     pub ty: TensorType,
     /// The state parameter that it is the updated value of; such a result has no buffer of its own.
     pub state: Option<usize>,
+    /// For 8-bit floats: the number of the result that has their scales, likewise.
+    pub scales: Option<usize>,
 }
 
 /// A buffer of a function.

@@ -1,5 +1,7 @@
 //! What the tests share: random inputs, closeness, and the chain of evaluator, interpreters and machine code.
 
+mod scaled;
+
 use eva_ir::dim::Sym;
 use eva_ir::eval::{Array, Sizes, eval_values};
 use eva_ir::graph::{Def, Func, Function, Module, ParamKind};
@@ -52,7 +54,9 @@ pub fn arguments(f: &Function, sizes: &Sizes, seed: u64, ints: &HashMap<&str, Ve
             true => given.map_or(0.0, |g| g[i % g.len()] as f64),
             false => eva_ir::kernel::run::round(random.number(), ty.dtype),
         });
-        Array::new(&shape, data.collect())
+        let array = Array::new(&shape, data.collect());
+        // What 8-bit floats can be is decided by their blocks.
+        if ty.scales.is_some() { scaled::quantized(ty, &array) } else { array }
     };
     f.params().map(|(value, _)| argument(value)).collect()
 }
@@ -112,6 +116,9 @@ pub fn check_args(module: &Module, func: Func, sizes: &Sizes, args: &[Array], bo
     let f = &module.funcs[func];
     let values = eval_values(module, func, sizes, args);
     let want: Vec<Array> = f.results.iter().map(|v| values[v][0].clone()).collect();
+    // In a plan, 8-bit floats are codes, and scales behind everything else.
+    let args = &scaled::apart(f, sizes, args);
+    let whole = |have: Vec<Array>| scaled::together(f, sizes, have);
     let options = CompileOptions { passes: as_written(), ..CompileOptions::default() };
     let executable = Executable::compile(module, &options).unwrap_or_else(|e| panic!("{e}"));
     let plan: &Plan = executable.plan();
@@ -127,7 +134,7 @@ pub fn check_args(module: &Module, func: Func, sizes: &Sizes, args: &[Array], bo
         let how = How { phase, slack: 3, options: eva_ir::kernel::run::Options::default() };
         let (have, _) = interpret(plan, func, sizes, args, &how).unwrap_or_else(|e| panic!("{phase:?}: {e}"));
         let limit = if coarse == DType::F32 { 1e-7 } else { tolerance(coarse) };
-        compare(f, &format!("{phase:?}"), &have, &want, bounds, limit);
+        compare(f, &format!("{phase:?}"), &whole(have), &want, bounds, limit);
     }
     // What a GPU would run, in the interpreter.
     let gpu = eva_passes::compile(module, &Target::cuda(), &as_written()).unwrap_or_else(|e| panic!("{e}"));
@@ -136,10 +143,10 @@ pub fn check_args(module: &Module, func: Func, sizes: &Sizes, args: &[Array], bo
         let (have, _) =
             interpret(&gpu, func, sizes, args, &how).unwrap_or_else(|e| panic!("GPU, {phase:?}: {e}"));
         let limit = if coarse == DType::F32 { 1e-7 } else { tolerance(coarse) };
-        compare(f, &format!("GPU, {phase:?}"), &have, &want, bounds, limit);
+        compare(f, &format!("GPU, {phase:?}"), &whole(have), &want, bounds, limit);
     }
     let have = run_machine(Arc::new(executable), f, sizes, args);
-    compare(f, "machine code", &have, &want, bounds, tolerance(coarse));
+    compare(f, "machine code", &whole(have), &want, bounds, tolerance(coarse));
 }
 
 fn compare(f: &Function, who: &str, have: &[Array], want: &[Array], bounds: &[f64], limit: f64) {
@@ -152,19 +159,18 @@ fn compare(f: &Function, who: &str, have: &[Array], want: &[Array], bounds: &[f6
     }
 }
 
-/// Runs a function as machine code on arrays, and gives its results, states' included, as arrays.
+/// Runs a function as machine code on arrays, one for each parameter of its plan, and gives the plan's results, states'
+/// included, as arrays.
 pub fn run_machine(executable: Arc<Executable>, f: &Function, sizes: &Sizes, args: &[Array]) -> Vec<Array> {
-    let tensor = |value, array: &Array| {
-        let dtype = f.tensor(value).expect("parameters are tensors").dtype;
-        Tensor::from_f64(dtype, &array.shape, &array.data)
-    };
+    let plan = executable.func_plan(executable.func(&f.name).expect("it was compiled"));
     let (mut weights, mut inputs, mut state_args) = (Weights::new(), Vec::new(), Vec::new());
-    for ((value, kind), array) in f.params().zip(args) {
-        let name = f.values[value].name.clone();
-        match kind {
-            ParamKind::Weight => drop(weights.insert(name, Arc::new(tensor(value, array).into()))),
-            ParamKind::Input => inputs.push((name, tensor(value, array))),
-            ParamKind::State => state_args.push((name, tensor(value, array))),
+    for (param, array) in plan.given().zip(args) {
+        let (name, tensor) =
+            (param.name.clone(), Tensor::from_f64(param.ty.dtype, &array.shape, &array.data));
+        match param.kind {
+            ParamKind::Weight => drop(weights.insert(name, Arc::new(tensor.into()))),
+            ParamKind::Input => inputs.push((name, tensor)),
+            ParamKind::State => state_args.push((name, tensor)),
         }
     }
     let mut session = Session::new(executable.clone(), &f.name, &weights).unwrap_or_else(|e| panic!("{e}"));
@@ -182,7 +188,6 @@ pub fn run_machine(executable: Arc<Executable>, f: &Function, sizes: &Sizes, arg
     let given: Vec<(&str, usize)> = sizes.0.iter().map(|(sym, &n)| (sym.as_str(), n as usize)).collect();
     let results = session.run(&named, Some(&mut states), &given).unwrap_or_else(|e| panic!("{e}"));
     let mut plain = results.into_iter();
-    let plan = executable.func_plan(executable.func(&f.name).expect("it was found above"));
     plan.results
         .iter()
         .map(|result| match result.state {

@@ -334,9 +334,13 @@ impl<'k> Tile<'k> {
     /// Rounded to the values of `to`; nothing happens for types at least as fine as `f32`.
     pub fn round(self, to: DType) -> Self {
         match to {
-            DType::Bf16 | DType::F16 => self.k.emit(self.ty(), |out| Inst::Round { out, x: self.reg, to }),
-            _ => self,
+            DType::F32 | DType::F64 | DType::I32 | DType::I64 => self,
+            to => self.k.emit(self.ty(), |out| Inst::Round { out, x: self.reg, to }),
         }
+    }
+    /// Rounded to `f32`, also where an interpreter computes in `f64`: for what one bit decides.
+    pub fn single(self) -> Self {
+        self.k.emit(self.ty(), |out| Inst::Round { out, x: self.reg, to: DType::F32 })
     }
     /// The columns in another order.
     pub fn columns(self, order: ColumnOrder) -> Self {

@@ -222,7 +222,8 @@ pub enum Inst {
     /// `x` as the element type of `out`: integers to the nearest float, floats to integers towards zero,
     /// truth values to 0 and 1.
     Cast { out: Reg, x: Reg },
-    /// Floats rounded to the nearest value of `to` (ties to even), still held as `f32`.
+    /// Floats rounded to the nearest value of `to` (ties to even; to `E8M0` up to a power of two), still held as `f32`.
+    /// To `F32` it does nothing but in an interpreter that computes in `f64`.
     Round { out: Reg, x: Reg, to: DType },
     /// Runs `body` for `index` in `0..trips`; each carried register starts as `init`, is `arg` inside the
     /// body, and takes the value of `next` for the next trip; `out` is its value after the last.

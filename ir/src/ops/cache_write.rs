@@ -4,6 +4,7 @@ use super::check;
 use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
+use crate::scales::Block;
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
 
@@ -18,13 +19,17 @@ op! {
 impl OpDef for CacheWrite {
     fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
         let [cache, new, start] = args else { unreachable!("operands were counted") };
-        check::unscaled("cache_write", "cache", cache, 0)?;
         check::axes("cache", "[b, t, ...]", cache, 0, true)?;
         check::same_dtype(["cache", "new rows"], cache, new, 1)?;
         let fits =
             cache.rank() == new.rank() && (0..cache.rank()).all(|i| i == 1 || cache.shape[i] == new.shape[i]);
         if !fits {
             return Err(TypeError::new(format!("the new rows {new} do not fit {cache} but for axis 1")).at(1));
+        }
+        if cache.scales != new.scales || matches!(cache.block(1), Some(Block::Of(2..) | Block::Whole)) {
+            let message = format!("the new rows {new} have other scales than {cache}");
+            let help = "each token's rows need scales of their own, alike in both";
+            return Err(TypeError::new(message).at(1).help(help));
         }
         check::ints("cache_write", "start", start, 2)?;
         check::axes("start", "[b]", start, 2, false)?;
@@ -61,14 +66,27 @@ impl OpDef for CacheWrite {
         let mut index = cx.programs(leading);
         let whole = cx.size(last) == Some(cols);
         let first = if whole { cx.k.int(0) } else { cx.program_tile(last, cols) };
-        let rows = new.at(&Request::row(&index, first, cols))?;
+        let row = Request::row(&index, first, cols);
+        // Of 8-bit floats, codes and scales are written as they are.
+        let (rows, scales) = match (new.buffer.as_ref(), new.ty.scales_shape(cx.constant)) {
+            (Some(view), Some(shape)) => {
+                let scales = view.scales.as_ref().and_then(|scales| scales.tensor(&new.ty, &shape));
+                let scales = scales.ok_or_else(|| LowerError::new("blocks of the new rows are not whole"))?;
+                (cx.load(&view.codes(), &row), Some(cx.load(&scales, &row)))
+            }
+            _ => (new.at(&row)?, None),
+        };
 
         let start = start.at(&Request::element(&index[..1]))?;
         index.push(first);
         index[1] = index[1] + start;
         // Where the rows themselves are the columns of the tile, it must not reach beyond the last new one.
         let limits = if leading.len() == 1 { vec![(1, start + cx.extent(last))] } else { Vec::new() };
-        cx.k.store((cx.write)(0), &index, [None, Some(leading.len())], &limits, rows);
+        let axes = [None, Some(leading.len())];
+        cx.k.store((cx.write)(0), &index, axes, &limits, rows);
+        if let Some(scales) = scales {
+            cx.k.store((cx.write)(1), &index, axes, &limits, scales);
+        }
         Ok(())
     }
 }

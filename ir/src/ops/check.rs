@@ -28,7 +28,7 @@ pub fn f32s(op: &str, what: &str, ty: &TensorType, i: usize) -> Result<(), TypeE
 
 /// Operand `i`, called `what`, must have elements that are whole without scales.
 pub fn unscaled(op: &str, what: &str, ty: &TensorType, i: usize) -> Result<(), TypeError> {
-    if ty.dtype.is_f8() || ty.blocks.is_some() {
+    if ty.dtype.is_f8() || ty.scales.is_some() {
         let error = TypeError::new(format!("`{op}` takes no scales, but the {what} is {ty}")).at(i);
         return Err(error.help("dequantize it first"));
     }

@@ -6,9 +6,10 @@ use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
-use crate::types::{Shape, TensorType, Type};
+use crate::types::{DType, Shape, TensorType, Type};
 
 mod product;
+mod scaled;
 
 op! {
     /// Multiplies tensors along shared axes and sums the axes missing from the result.
@@ -58,8 +59,17 @@ pub(super) fn extents(spec: &Spec, args: &[&TensorType]) -> Result<Vec<Dim>, Typ
     all.ok_or_else(missing)
 }
 
-/// Checks that operands can be multiplied, and gives the result's element type.
-pub(super) fn same_dtype(args: &[&TensorType]) -> Result<crate::types::DType, TypeError> {
+/// Checks that operands can be multiplied, and gives the result's element type: theirs, or `f32` for two of 8 bits.
+/// Of the axis `chosen`, if there is one, each term has one index.
+pub(super) fn product_dtype(spec: &Spec, args: &[&TensorType], chosen: Option<Axis>) -> Result<DType, TypeError> {
+    match args {
+        [x, y] if x.dtype.is_f8() || y.dtype.is_f8() => scaled::product(spec, [x, y], chosen),
+        _ => same_dtype(args),
+    }
+}
+
+/// Checks that operands are floats alike, and gives their element type.
+pub(super) fn same_dtype(args: &[&TensorType]) -> Result<DType, TypeError> {
     for (i, ty) in args.iter().enumerate() {
         super::pointwise::float("einsum", ty).map_err(|e| e.at(i))?;
         if ty.dtype != args[0].dtype {
@@ -73,7 +83,6 @@ pub(super) fn same_dtype(args: &[&TensorType]) -> Result<crate::types::DType, Ty
 impl OpDef for Einsum {
     fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
         let extents = extents(&self.spec, args)?;
-        let dtype = same_dtype(args)?;
         let mut seen = vec![false; self.spec.axes()];
         for &axis in &self.spec.out {
             if std::mem::replace(&mut seen[axis as usize], true) {
@@ -87,7 +96,12 @@ impl OpDef for Einsum {
             }
         }
         let shape: Shape = self.spec.out.iter().map(|&axis| extents[axis as usize].clone()).collect();
-        Ok(TensorType::new(dtype, shape).into())
+        if let [x] = args
+            && x.scales.is_some()
+        {
+            return scaled::transposed(&self.spec, x, shape).map(Type::from);
+        }
+        Ok(TensorType::new(product_dtype(&self.spec, args, None)?, shape).into())
     }
 
     fn flops<N: Amount>(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> N) -> N {
@@ -143,6 +157,7 @@ impl OpDef for Einsum {
 
     fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
         match args {
+            [x] if x.ty.scales.is_some() => scaled::transpose(cx, &self.spec, x),
             [x] => product::one(cx, &self.spec, x),
             [x, y] => product::two(cx, &self.spec, x, y),
             _ => Err(LowerError::new("a contraction of more than two operands is taken apart before lowering")),

@@ -1,6 +1,6 @@
 //! `grouped`: a product of rows with the weights of the expert each row belongs to.
 
-use super::einsum::{extents, same_dtype};
+use super::einsum::{extents, product_dtype};
 use crate::attr::{Axis, Spec};
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
@@ -24,7 +24,7 @@ impl OpDef for Grouped {
     fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
         let [x, w, offsets] = args else { unreachable!("operands were counted") };
         let extents = extents(&self.spec, &[x, w])?;
-        let dtype = same_dtype(&[x, w])?;
+        let dtype = product_dtype(&self.spec, &[x, w], self.spec.inputs[1].first().copied())?;
         let Spec { inputs, out, .. } = &self.spec;
         let (Some(rows), Some(expert)) = (inputs[0].first(), inputs[1].first()) else {
             return Err(TypeError::new(

@@ -35,6 +35,9 @@ ops! {
     mul::Mul,
     div::Div,
     maximum::Maximum,
+    // 8-bit floats.
+    quantize::Quantize,
+    dequantize::Dequantize,
     // The same elements elsewhere.
     reshape::Reshape,
     slice::Slice,

@@ -5,6 +5,7 @@ use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
 use crate::lower::{BufView, Lowering};
 use crate::op::{OpDef, TypeError, op};
+use crate::scales;
 use crate::types::{TensorType, Type};
 
 op! {
@@ -22,8 +23,8 @@ impl OpDef for Reshape {
             let out = args[0].with_shape(self.shape.0.clone());
             return Err(TypeError::new(format!("{} has {old} elements but {out} has {new}", args[0])).at(0));
         }
-        if args[0].blocks.is_some() {
-            return Err(TypeError::new("a tensor with scales cannot be reshaped").at(0));
+        if args[0].scales.is_some() {
+            return scales::reshape(args[0], &self.shape.0).map(Type::from);
         }
         Ok(args[0].with_shape(self.shape.0.clone()).into())
     }

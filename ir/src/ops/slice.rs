@@ -1,9 +1,11 @@
 //! `slice`: some neighbours along one axis.
 
 use crate::attr::Range;
+use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
 use crate::lower::{BufView, Lowering};
 use crate::op::{OpDef, TypeError, op};
+use crate::scales::Block;
 use crate::types::{TensorType, Type};
 
 op! {
@@ -28,12 +30,17 @@ impl OpDef for Slice {
         let Range { start, end } = &self.range;
         let (extent, len) = (&args[0].shape[axis], end - start);
         // What is left before, inside and after must be a sum of extents, none of them subtracted.
-        let negative = |dim: &crate::dim::Dim| dim.terms().any(|(_, n)| n < 0);
+        let negative = |dim: &Dim| dim.terms().any(|(_, n)| n < 0);
         if negative(start) || negative(&len) || len.as_const() == Some(0) || negative(&(extent - end)) {
             return Err(TypeError::new(format!("{start}..{end} is not a part of axis {axis}, which is {extent}")).at(0));
         }
-        if args[0].blocks.is_some() {
-            return Err(TypeError::new("a tensor with scales cannot be sliced").at(0));
+        if let Some(Block::Of(n)) = args[0].block(axis) {
+            // A block that is cut would need a scale on either side; the last one may be short.
+            let whole = |dim: &Dim| dim.terms().all(|(_, by)| by % i64::from(n) == 0);
+            if !whole(start) || !(whole(end) || end == extent) {
+                let message = format!("{start}..{end} cuts blocks of {n} that share a scale");
+                return Err(TypeError::new(message).at(0).help("dequantize it first"));
+            }
         }
         let mut ty = args[0].clone();
         ty.shape[axis] = len;
@@ -63,6 +70,7 @@ impl OpDef for Slice {
         }
         view.shape[axis] = &self.range.end - &self.range.start;
         view.offset = &view.offset + &(&view.strides[axis] * &self.range.start);
+        view.scales.iter_mut().for_each(|scales| scales.slice(axis, &self.range.start));
         Some(view)
     }
 }

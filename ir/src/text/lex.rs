@@ -134,15 +134,15 @@ impl Lexer<'_> {
             },
             '-' if next == Some('>') => self.push(Kind::Arrow, 2),
             '.' if next == Some('.') => self.push(Kind::Dots, 2),
-            '(' | ')' | '[' | ']' | '{' | '}' | ',' | ':' | '=' | '/' | '*' | '+' | '-' => {
+            '(' | ')' | '[' | ']' | '{' | '}' | ',' | ':' | ';' | '=' | '/' | '*' | '+' | '-' => {
                 self.push(Kind::Punct(c as u8), 1);
             }
             _ => {
-                let stray = |c: char| !c.is_whitespace() && !is_word(c) && !"%@\"()[]{},:=/*+-".contains(c);
+                let stray = |c: char| !c.is_whitespace() && !is_word(c) && !"%@\"()[]{},:;=/*+-".contains(c);
                 let len = rest.find(|c| !stray(c)).unwrap_or(rest.len());
                 let what = clip(&rest[..len]).escape_debug().to_string();
                 let help = match c {
-                    '#' | ';' => Some("comments start with `//`"),
+                    '#' => Some("comments start with `//`"),
                     '\'' => Some("a spec stands between quotation marks: `\"ab,bc->ac\"`"),
                     '<' | '>' => {
                         Some("the block of an 8-bit float divides its extent: `f8e4m3[r/128, m/128]`")

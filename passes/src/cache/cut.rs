@@ -118,7 +118,7 @@ pub(super) fn cheapest(view: &View<'_>, rows: &[Node]) -> Cut {
         let keepable = view
             .f
             .tensor(node.0)
-            .is_some_and(|ty| ty.blocks.is_none() && (ty.dtype.is_float() || node.1 == Place::FIRST));
+            .is_some_and(|ty| ty.scales.is_none() && (ty.dtype.is_float() || node.1 == Place::FIRST));
         let price = view.bytes(node).filter(|_| keepable).unwrap_or(NEVER);
         network.edge(before, after, price);
         match operands {

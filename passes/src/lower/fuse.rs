@@ -49,6 +49,12 @@ impl Fusion {
         self.uses.of(value).iter().all(|&(user, _)| matches!(f.values[user].def, Def::Call(..)))
     }
 
+    /// Whether a call takes the value, or whoever has called.
+    pub fn is_handed_over(&self, f: &Function, value: Value) -> bool {
+        let called = |&(user, _): &(Value, usize)| matches!(f.values[user].def, Def::Call(..));
+        f.results.contains(&value) || self.uses.of(value).iter().any(called)
+    }
+
     /// The ops fused behind `root`, which has loops of its own.
     pub fn chain_of(&self, root: Value) -> Option<&[Value]> {
         self.chains.get(&root).map(Vec::as_slice)

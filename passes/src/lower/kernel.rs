@@ -4,7 +4,7 @@ use super::{FnLower, buf_data};
 use eva_ir::dim::Dim;
 use eva_ir::graph::{Def, Value};
 use eva_ir::kernel::build::{Build, Tile};
-use eva_ir::kernel::{Access, Buf, Elem};
+use eva_ir::kernel::{Access, Buf, Elem, Scaled};
 use eva_ir::lower::{BufView, Cx, LowerError, Request, TileFn, View};
 use eva_ir::types::TensorType;
 use std::cell::RefCell;
@@ -111,13 +111,26 @@ fn row_request<'k>(cx: &Cx<'k>, shape: &[Dim], whole: bool, again: bool) -> Resu
 }
 
 pub(super) fn add_buf(k: &Build, bases: &RefCell<Vec<usize>>, view: &BufView, access: Access) -> Buf {
-    let buf = k.buf(buf_data(view, access));
+    let mut data = buf_data(view, access);
+    // What is written are codes; scales are written by themselves.
+    if let Some(scales) = view.scales.as_ref().filter(|_| access == Access::Read) {
+        let by = add_buf(k, bases, &whole(&scales.by), Access::Read);
+        let (offset, along) = (scales.offset.clone(), scales.along.clone());
+        data.scaled = Some(Box::new(Scaled { by, offset, along }));
+    }
+    let buf = k.buf(data);
     let index = eva_ir::entity::Entity::index(buf);
     let mut bases = bases.borrow_mut();
     if index == bases.len() {
         bases.push(view.base);
     }
     buf
+}
+
+/// All elements of a tensor in the order of memory.
+fn whole(view: &BufView) -> BufView {
+    let shape = vec![Dim::product(&view.shape)];
+    BufView { shape, strides: vec![Dim::from(1)], offset: Dim::from(0), ..view.clone() }
 }
 
 impl<'k> Env<'k> {
@@ -156,7 +169,10 @@ impl<'k> Env<'k> {
             return Ok(View { ty, tile: self.compute(value, merged)?, buffer });
         };
         let view = if merged { self.merge_view(&homes[0])? } else { homes[0].clone() };
-        let ty = TensorType::new(fixed.dtype, view.shape.iter().cloned());
+        let ty = match fixed.scales {
+            Some(_) if !merged => fixed,
+            _ => TensorType::new(fixed.dtype, view.shape.iter().cloned()),
+        };
         let (cx, loaded) = (self.cx(), view.clone());
         let tile: TileFn<'k> = Rc::new(move |at| Ok(cx.load(&loaded, at)));
         Ok(View { ty, tile, buffer: Some(view) })

@@ -9,12 +9,14 @@ pub mod fuse;
 mod kernel;
 mod pages;
 mod prepare;
+mod scaled;
 mod share;
 mod variants;
 
 use crate::Error;
 use crate::plan::{Base, CAPACITY, FuncPlan, ParamPlan, Plan, ResultPlan, Step, Temp, When};
 use crate::target::Target;
+use eva_ir::attr::Dims;
 use eva_ir::dim::{Dim, Sym};
 use eva_ir::entity::{Arena, Entity};
 use eva_ir::estimate::Estimate;
@@ -23,6 +25,7 @@ use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value};
 use eva_ir::kernel::{Access, Kernel};
 use eva_ir::lower::{BufView, LowerError, Lowering};
 use eva_ir::ops::Op;
+use eva_ir::ops::reshape::Reshape;
 use eva_ir::types::{DType, TensorType};
 use eva_ir::verify::{self, StateResults};
 use fuse::Fusion;
@@ -109,8 +112,10 @@ impl<'a> FnLower<'a> {
                 self.homes.insert(value, vec![self.param_home(value, kind)]);
             }
             let paged = kind == ParamKind::State && self.is_pool(value);
-            params.push(ParamPlan { name, kind, ty, base, paged, needed: false, prepared: None });
+            let (needed, prepared, scales) = (false, None, None);
+            params.push(ParamPlan { name, kind, ty, base, paged, needed, prepared, scales });
         }
+        self.scales_of_params(&mut params)?;
         for (value, _) in self.f.values.iter() {
             self.value(value).map_err(|e| self.unsupported(value, e))?;
         }
@@ -123,8 +128,9 @@ impl<'a> FnLower<'a> {
             if state.is_none() {
                 self.place_result(i, value).map_err(|e| self.unsupported(value, e))?;
             }
-            results.push(ResultPlan { name, ty, state });
+            results.push(ResultPlan { name, ty, state, scales: None });
         }
+        self.scales_of_results(&params, &mut results);
         self.find_lifetimes();
         self.find_needed(&mut params);
         let (name, estimate, alternatives) = (self.f.name.clone(), Estimate::default(), Vec::new());
@@ -166,12 +172,18 @@ impl<'a> FnLower<'a> {
         for (&arg, param) in args.iter().zip(&callee.params) {
             bases.push(match self.homes.get(&arg).map(|homes| &homes[0]) {
                 None => arg.index(),
-                Some(home) if param.kind == ParamKind::State || is_packed(home) => home.base,
-                Some(home) => self.packed(home.clone())?.base,
+                Some(home) if param.kind == ParamKind::State => home.base,
+                Some(home) => self.packed(home.clone(), self.tensor(arg))?.base,
             });
         }
+        for (&arg, param) in args.iter().zip(&callee.params) {
+            if param.scales.is_some() {
+                bases.push(self.scales_base(arg, param.kind)?);
+            }
+        }
         let (mut homes, mut results) = (Vec::new(), Vec::new());
-        for (i, result) in callee.results.iter().enumerate() {
+        let own = self.module.funcs[func].results.len();
+        for (i, result) in callee.results[..own].iter().enumerate() {
             match result.state {
                 Some(param) => {
                     homes.push(self.home(args[param]));
@@ -188,6 +200,7 @@ impl<'a> FnLower<'a> {
                 }
             }
         }
+        results.extend(self.called_scales(value, &callee.results, &mut homes));
         self.homes.insert(value, homes);
         let name = self.f.values[value].name.clone();
         self.steps.push(Step::Call { func, args: bases, results, name });
@@ -220,10 +233,18 @@ impl<'a> FnLower<'a> {
             return self.page_read(value);
         }
         let view = self.home(arg);
+        // Extents are compared with those of the view, which are fixed where they can be.
+        let op = &match op {
+            Op::Reshape(reshape) => {
+                let shape = Dims(reshape.shape.0.iter().map(|dim| self.fix(dim)).collect());
+                Op::Reshape(Reshape { shape })
+            }
+            op => op.clone(),
+        };
         let found = match op.alias(&view).map(|view| self.fix_view(view)) {
             Some(found) => found,
             None => {
-                let copy = self.packed(view)?;
+                let copy = self.packed(view, self.tensor(arg))?;
                 op.alias(&copy)
                     .map(|view| self.fix_view(view))
                     .ok_or_else(|| LowerError::new("no view of the operand will do"))?
@@ -233,12 +254,17 @@ impl<'a> FnLower<'a> {
         Ok(())
     }
 
-    /// The tensor in row-major order without an offset: itself, or a copy.
-    fn packed(&mut self, view: BufView) -> Result<BufView, LowerError> {
-        if is_packed(&view) {
+    /// A tensor of type `ty` in row-major order without an offset: itself, or a copy.
+    fn packed(&mut self, view: BufView, ty: &TensorType) -> Result<BufView, LowerError> {
+        if ty.scales.is_some() {
+            return self.packed_scaled(view, ty);
+        }
+        // What is 8-bit floats in memory is no tensor of the numbers that they stand for.
+        if is_packed(&view) && view.scales.is_none() {
             return Ok(view);
         }
-        let ty = TensorType::new(view.dtype, view.shape.iter().cloned());
+        let dtype = if view.scales.is_some() { ty.dtype } else { view.dtype };
+        let ty = TensorType::new(dtype, view.shape.iter().cloned());
         let name = format!("{}_packed", view.name);
         let base = self.temp(&name, &ty);
         let copy = self.row_major(base, &name, &ty);
@@ -255,6 +281,10 @@ impl<'a> FnLower<'a> {
         let ty = self.tensor(value).clone();
         let base = self.result_base(i);
         let target = self.row_major(base, &self.f.values[value].name, &ty);
+        if ty.scales.is_some() {
+            let scales = self.result_scales_base(i);
+            return self.copy_scaled(&home, &self.scaled_home(target, &ty, scales, false), &ty);
+        }
         self.copy(&home, &target)
     }
 
@@ -273,6 +303,9 @@ impl<'a> FnLower<'a> {
         if kind == ParamKind::State && view.shape.len() >= 2 && !self.is_pool(value) {
             view.strides[0] = &Dim::sym(CAPACITY) * &view.strides[1];
         }
+        if self.tensor(value).scales.is_some() {
+            return self.scaled_param(value, view);
+        }
         view
     }
 
@@ -289,7 +322,8 @@ impl<'a> FnLower<'a> {
             Some(i) => self.result_base(i),
             None => self.temp(&name, &ty),
         };
-        self.row_major(base, &name, &ty)
+        let home = self.row_major(base, &name, &ty);
+        if ty.scales.is_some() { self.new_scaled(value, home, &ty, slot) } else { home }
     }
 
     /// The result that part `part` of the tuple `value` is, where nothing else has claimed its buffer.
@@ -336,6 +370,7 @@ impl<'a> FnLower<'a> {
             shape: fix(&view.shape),
             strides: fix(&view.strides),
             offset: self.fix(&view.offset),
+            scales: view.scales.map(|scales| Box::new(self.fix_scales(*scales))),
             pages: view.pages.map(|pages| {
                 let eva_ir::lower::Pages { count, rows, step, table } = *pages;
                 let (count, step, table) = (self.fix(&count), self.fix(&step), self.fix_view(table));
@@ -347,7 +382,7 @@ impl<'a> FnLower<'a> {
 
     fn fixed_type(&self, ty: &TensorType) -> TensorType {
         let shape = ty.shape.iter().map(|d| self.fix(d)).collect();
-        TensorType { dtype: ty.dtype, shape, blocks: ty.blocks.clone() }
+        TensorType { dtype: ty.dtype, shape, scales: ty.scales.clone() }
     }
 
     fn tensor(&self, value: Value) -> &'a TensorType {
@@ -356,7 +391,7 @@ impl<'a> FnLower<'a> {
 
     fn check_types(&self) -> Result<(), Error> {
         for (value, data) in self.f.values.iter() {
-            let bad = data.ty.parts().iter().find(|ty| ty.dtype == DType::F64 || ty.dtype.is_f8());
+            let bad = data.ty.parts().iter().find(|ty| ty.dtype == DType::F64);
             if let Some(ty) = bad {
                 let message = format!(
                     "{} is not compiled for {}: only the evaluator has it",
@@ -424,7 +459,7 @@ fn is_packed(view: &BufView) -> bool {
     view.offset == Dim::from(0) && view.is_row_major()
 }
 
-/// Whether a kernel reads or writes through a view; the kernel's parameter for it.
+/// Whether a kernel reads or writes through a view; the kernel's parameter for it, but for its scales.
 fn buf_data(view: &BufView, access: Access) -> eva_ir::kernel::BufData {
     eva_ir::kernel::BufData {
         name: view.name.clone(),

@@ -3,6 +3,7 @@
 use crate::plan::{Plan, Prepared};
 use eva_ir::entity::Entity;
 use eva_ir::graph::{Def, Func, Module};
+use eva_ir::lower::SCALES;
 use eva_ir::ops::Op;
 use std::collections::{BTreeSet, HashMap};
 
@@ -12,6 +13,8 @@ enum Term<'a> {
     Weight(&'a str),
     Op(&'a Op, Vec<usize>),
     Call(Func, Vec<usize>),
+    /// The scales of a term.
+    Scales(usize),
 }
 
 /// Fills in what is prepared; `plan` is of `module`.
@@ -37,6 +40,8 @@ pub(super) fn link(module: &Module, plan: &mut Plan) {
             of.push(*keys.entry(term).or_insert(next));
             from.push(weights);
         }
+        let scales: Vec<Option<usize>> =
+            plan.funcs[prepare].results.iter().map(|result| result.scales).collect();
         let target = &mut plan.funcs[func];
         target.prepare = Some(prepare);
         let mut params: HashMap<&str, _> =
@@ -46,8 +51,15 @@ pub(super) fn link(module: &Module, plan: &mut Plan) {
             let mut names: Vec<String> =
                 weights.map(|weight: eva_ir::graph::Value| f.values[weight].name.clone()).collect();
             names.sort();
-            if let Some(prepared) = params.get_mut(f.values[*value].name.as_str()) {
-                **prepared = Some(Prepared { result, key: of[value.index()], from: names });
+            let (name, key) = (&f.values[*value].name, of[value.index()]);
+            if let Some(prepared) = params.get_mut(name.as_str()) {
+                **prepared = Some(Prepared { result, key, from: names.clone() });
+            }
+            let Some(result) = scales[result] else { continue };
+            let next = keys.len();
+            let key = *keys.entry(Term::Scales(key)).or_insert(next);
+            if let Some(prepared) = params.get_mut(format!("{name}{SCALES}").as_str()) {
+                **prepared = Some(Prepared { result, key, from: names });
             }
         }
     }

@@ -168,7 +168,11 @@ impl FnLower<'_> {
         {
             let groups = RefCell::new(None);
             let read = |view: &BufView| add_buf(&k, &bases, view, Access::Read);
-            let into = |part: usize| add_buf(&k, &bases, &homes[part], Access::Write);
+            // Behind the parts come the scales of the only one.
+            let into = |part: usize| match homes.get(part) {
+                Some(home) => add_buf(&k, &bases, home, Access::Write),
+                None => add_buf(&k, &bases, &scales_of(&homes[0]), Access::Write),
+            };
             let constant = |dim: &Dim| self.module.constant(dim);
             let env =
                 Env { low: self, k: &k, bases: &bases, read: &read, constant: &constant, groups: &groups };
@@ -213,6 +217,11 @@ impl FnLower<'_> {
         }
         Ok((k.finish(), bases.into_inner()))
     }
+}
+
+/// The tensor of a whole tensor's scales.
+fn scales_of(home: &BufView) -> BufView {
+    home.scales.as_ref().expect("an op that writes scales makes 8-bit floats").by.clone()
 }
 
 /// The parts' values (0), or their sums (1), with the result's groups of axes behind that of the parts.

@@ -31,6 +31,11 @@ pub fn round(x: f64, dtype: DType) -> f64 {
     if rounded.abs() > largest { infinity.copysign(x) } else { rounded }
 }
 
+/// What [`crate::kernel::Inst::Round`] gives: [`round`], and for `f32` the nearest single-precision number.
+pub(super) fn rounded(x: f64, to: DType) -> f64 {
+    if to == DType::F32 { f64::from(x as f32) } else { round(x, to) }
+}
+
 /// The least power of two that `e8m0` has and that is not less than `x`; the largest one if there is none.
 fn power_of_two(x: f64) -> f64 {
     if x.is_nan() {

@@ -3,7 +3,7 @@
 //! An element of a register or of private memory is 64 bits: those of an `f64` or an `i64`, or 0 and 1 for
 //! truth values. The verifier has seen to it that each is read as what it was written.
 
-use super::arith::{cast_word, constant, map_word, round, zip, zip_bool, zip_int, zip_word};
+use super::arith::{cast_word, constant, map_word, rounded, zip, zip_bool, zip_int, zip_word};
 use super::*;
 
 /// Where a register's elements are; along an axis of extent 1 all elements are the same one.
@@ -94,7 +94,7 @@ impl<'a> Launch<'a> {
             }
             Inst::Round { out, x, to } => {
                 let (to, x) = (*to, self.operand(*x));
-                self.fill(*out, |words, r, c| Ok(round(float(words[x.at(r, c)]), to).to_bits()))
+                self.fill(*out, |words, r, c| Ok(rounded(float(words[x.at(r, c)]), to).to_bits()))
             }
 
             Inst::Iota { out, axis } => {

@@ -3,9 +3,10 @@
 use super::{Parse, Parser};
 use crate::attr::{Attr, Dims, Range, Real};
 use crate::dim::Dim;
+use crate::scales::{Block, Encoding, Scales};
 use crate::text::lex::{Kind, Token, clip};
 use crate::text::nearest;
-use crate::types::{Blocks, DType, Shape, TensorType, Type};
+use crate::types::{DType, Shape, TensorType, Type};
 use crate::verify::limits;
 
 impl<'a> Parser<'a> {
@@ -41,36 +42,66 @@ impl<'a> Parser<'a> {
             return Err(reported);
         };
         self.expect(b'[', "and the extents of the axes")?;
-        let (mut shape, mut blocks) = (Shape::new(), Blocks::new());
-        while !self.eat(b']') {
+        let (mut shape, mut scales) = (Shape::new(), Scales::new([]));
+        while !self.is(b']') && !self.is(b';') {
             shape.push(self.extent()?);
-            let mut block = None;
-            let slash = self.peek();
-            if self.eat(b'/') {
-                let size = self.peek();
-                let n = self.int("how many neighbours share a scale, as in `m/128`")?;
-                block = u32::try_from(n).ok().filter(|&n| n > 0);
-                if block.is_none() {
-                    let message = format!("a block of {n} is not possible");
-                    return Err(self.error("eva::out_of_range", size, message, "1 to 4294967295"));
-                }
-                if !dtype.is_f8() {
-                    let message = format!("{dtype} elements have no scales, so no blocks");
-                    let reported = self.error("eva::type_mismatch", slash, message, "here");
-                    self.help("only f8e4m3 and f8e5m2 are written with blocks: `f8e4m3[r/128, m/128]`");
-                    return Err(reported);
-                }
-            }
-            blocks.push(block);
-            if !self.is(b']') {
+            scales.blocks.push(self.block(dtype)?);
+            if !self.is(b']') && !self.is(b';') {
                 self.expect(b',', "or `]`")?;
             }
         }
-        let ty = TensorType { dtype, shape, blocks: dtype.is_f8().then_some(blocks) };
+        if self.is(b';') {
+            scales.encoding = self.encoding(dtype)?;
+        }
+        self.expect(b']', "after the extents")?;
+        let ty = TensorType { dtype, shape, scales: dtype.is_f8().then_some(scales) };
         match limits::check_shape(&ty.shape) {
             Ok(()) => Ok(ty),
             Err(message) => Err(self.error("eva::out_of_range", start, message, "this type")),
         }
+    }
+
+    /// `/128` or `/*` behind an extent, or nothing.
+    fn block(&mut self, dtype: DType) -> Parse<Block> {
+        let slash = self.peek();
+        if !self.eat(b'/') {
+            return Ok(Block::Each);
+        }
+        if !dtype.is_f8() {
+            let message = format!("{dtype} elements have no scales, so no blocks");
+            let reported = self.error("eva::type_mismatch", slash, message, "here");
+            self.help("only f8e4m3 and f8e5m2 are written with blocks: `f8e4m3[r/128, m/128]`");
+            return Err(reported);
+        }
+        if self.eat(b'*') {
+            return Ok(Block::Whole);
+        }
+        let size = self.peek();
+        let n = self.int("how many neighbours share a scale, as in `m/128`, or `*` for all")?;
+        match u32::try_from(n) {
+            Ok(n) if n > 0 => Ok(Block::Of(n)),
+            _ => {
+                let message = format!("a block of {n} is not possible");
+                Err(self.error("eva::out_of_range", size, message, "1 to 4294967295"))
+            }
+        }
+    }
+
+    /// `; pow2` before the bracket that closes a type.
+    fn encoding(&mut self, dtype: DType) -> Parse<Encoding> {
+        let semicolon = self.peek();
+        self.expect(b';', "before how scales are written")?;
+        if !dtype.is_f8() {
+            let message = format!("{dtype} elements have no scales");
+            return Err(self.error("eva::type_mismatch", semicolon, message, "here"));
+        }
+        let (token, name) = self.word("how scales are written, as in `f8e4m3[m/128; pow2]`")?;
+        Encoding::by_name(name).ok_or_else(|| {
+            let message = format!("scales are not written as `{}`", clip(name));
+            let reported = self.error("eva::unknown_encoding", token, message, "this is none");
+            self.help(format!("there are {}", Encoding::ALL.map(Encoding::name).join(", ")));
+            reported
+        })
     }
 
     /// A sum of products of names and numbers.

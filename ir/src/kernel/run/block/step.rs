@@ -3,7 +3,7 @@
 use super::shared::Access;
 use super::warp::lanes;
 use super::*;
-use crate::kernel::run::arith::{cast_word, constant, map_word, round, zip_word};
+use crate::kernel::run::arith::{cast_word, constant, map_word, rounded, zip_word};
 use crate::kernel::run::exec::{float, offset};
 
 impl<'a> Machine<'a> {
@@ -70,11 +70,9 @@ impl<'a> Machine<'a> {
             }
             Inst::Round { out, x, to } => {
                 let (to, x) = (*to, self.operand(w, *x)?);
-                self.fill(
-                    w,
-                    *out,
-                    |words, slot, lane| Ok(round(float(words[x.at(slot, lane)]), to).to_bits()),
-                )
+                self.fill(w, *out, |words, slot, lane| {
+                    Ok(rounded(float(words[x.at(slot, lane)]), to).to_bits())
+                })
             }
             _ => unreachable!("the verifier knows no such instruction in the block phase"),
         }

@@ -1,0 +1,163 @@
+//! 8-bit floats with scales, along the whole chain.
+
+use eva_ir::text::parse;
+use eva_tests::check_chain;
+use std::collections::HashMap;
+
+#[track_caller]
+fn check(text: &str, name: &str, sizes: &[(&str, i64)]) {
+    let module = parse(text).unwrap_or_else(|e| panic!("{e}"));
+    let func = module.func(name).unwrap();
+    for seed in [1, 2] {
+        check_chain(&module, func, sizes, &HashMap::new(), seed);
+    }
+}
+
+/// Rows of activations in blocks of 16, the last one short.
+#[test]
+fn activations_are_quantized_in_tiles_of_a_row() {
+    let text = "dim b dim m = 53
+        fn @f(%x: f32[b, m]) -> f8e4m3[b, m/16] {
+            %q = quantize %x {to = f8e4m3, per = [1, 16], scales = single, least = 1e-4} : f8e4m3[b, m/16]
+            return %q
+        }";
+    check(text, "f", &[("b", 5)]);
+    let text = text.replace("scales = single", "scales = pow2").replace("m/16]", "m/16; pow2]");
+    check(&text, "f", &[("b", 3)]);
+    let text = text.replace("pow2", "e8m0").replace("f8e4m3", "f8e5m2");
+    check(&text, "f", &[("b", 4)]);
+}
+
+/// Squares, rows, whole tensors, and tiles of tokens.
+#[test]
+fn blocks_of_every_shape() {
+    for (per, ty) in [
+        ("[8, 8]", "r/8, m/8"),
+        ("[1, m]", "r, m/*"),
+        ("[r, m]", "r/*, m/*"),
+        ("[8, 1]", "r/8, m"),
+        ("[r, 1]", "r/*, m"),
+        ("[1, 1]", "r, m"),
+    ] {
+        let text = format!(
+            "dim r = 29 dim m = 19
+            fn @f(%x: f32[r, m]) -> f8e4m3[{ty}] {{
+                %q = quantize %x {{to = f8e4m3, per = {per}, scales = single, least = 1e-4}} : f8e4m3[{ty}]
+                return %q
+            }}"
+        );
+        check(&text, "f", &[]);
+    }
+}
+
+/// What is element-wise before it is computed in its kernel, and a quantized value goes through calls.
+#[test]
+fn quantized_values_are_handed_on() {
+    let text = "dim b dim m = 37
+        fn @q(%x: f32[b, m], %y: f32[b, m]) -> f8e4m3[b, m/16] {
+            %s = silu %x : f32[b, m]
+            %p = mul %s, %y : f32[b, m]
+            %q = quantize %p {to = f8e4m3, per = [1, 16], scales = single, least = 1e-4} : f8e4m3[b, m/16]
+            return %q
+        }
+        fn @d(%q: f8e4m3[b, m/16]) -> f32[b, m] {
+            %d = dequantize %q {to = f32} : f32[b, m]
+            %z = scale %d {by = 3.0} : f32[b, m]
+            return %z
+        }
+        fn @f(%x: f32[b, m], %y: f32[b, m]) -> f32[b, m], f8e4m3[b, m/16] {
+            %q = call @q %x, %y : f8e4m3[b, m/16]
+            %z = call @d %q : f32[b, m]
+            return %z, %q
+        }";
+    check(text, "f", &[("b", 3)]);
+}
+
+/// A weight as checkpoints have it, read as numbers.
+#[test]
+fn weights_are_numbers_as_they_are_read() {
+    let text = "dim b dim r = 37 dim m = 29
+        fn @f(%x: f32[b, m], weight %w: f8e4m3[r/8, m/8]) -> f32[b, r], f32[r, m] {
+            %d = dequantize %w {to = f32} : f32[r, m]
+            %y = einsum \"bm,rm->br\" %x, %d : f32[b, r]
+            return %y, %d
+        }";
+    check(text, "f", &[("b", 3)]);
+    check(&text.replace("m/8]", "m/8; e8m0]"), "f", &[("b", 1)]);
+}
+
+/// The weight of latent attention's expansion, taken apart by heads that are no multiple of the blocks.
+#[test]
+fn weights_are_cut_where_blocks_are_not() {
+    let text = "dim b dim h = 3 dim n = 7 dim v = 5 dim c = 19
+        fn @f(%q: f32[b, h, n], weight %w: f8e4m3[h*n + h*v/8, c/8]) -> f32[b, h, c], f32[h, v, c] {
+            %d = dequantize %w {to = f32} : f32[h*n + h*v, c]
+            %e = reshape %d {shape = [h, n + v, c]} : f32[h, n + v, c]
+            %k = slice %e {axis = 1, range = 0..n} : f32[h, n, c]
+            %v = slice %e {axis = 1, range = n..n + v} : f32[h, v, c]
+            %y = einsum \"bhn,hnc->bhc\" %q, %k : f32[b, h, c]
+            return %y, %v
+        }";
+    check(text, "f", &[("b", 3)]);
+}
+
+/// Products of activations and weights of 8 bits, a sum of several blocks with a short last one.
+#[test]
+fn products_of_eight_bit_floats() {
+    let text = "dim b dim r = 37 dim m = 53
+        fn @f(%x: f32[b, m], weight %w: f8e4m3[r/16, m/16]) -> f32[b, r] {
+            %q = quantize %x {to = f8e4m3, per = [1, 16], scales = single, least = 1e-4} : f8e4m3[b, m/16]
+            %y = einsum \"bm,rm->br\" %q, %w : f32[b, r]
+            %z = scale %y {by = 0.5} : f32[b, r]
+            return %z
+        }";
+    check(text, "f", &[("b", 5)]);
+    check(text, "f", &[("b", 1)]);
+    // Rows with a scale each, and a tensor with one.
+    let rows = text.replace("per = [1, 16]", "per = [1, m]").replace("m/16", "m/*").replace("r/16", "r");
+    check(&rows, "f", &[("b", 3)]);
+    let one = text.replace("per = [1, 16]", "per = [1, m]").replace("m/16", "m/*").replace("r/16", "r/*");
+    check(&one, "f", &[("b", 2)]);
+}
+
+/// Rows of experts.
+#[test]
+fn grouped_products_of_eight_bit_floats() {
+    let text = "dim g dim e = 3 dim f = 19 dim m = 37
+        fn @f(%x: f32[g, m], weight %w: f8e4m3[e, f/8, m/8], %offsets: i32[e + 1]) -> f32[g, f] {
+            %q = quantize %x {to = f8e4m3, per = [1, 8], scales = single, least = 1e-4} : f8e4m3[g, m/8]
+            %y = grouped \"gm,efm->gf\" %q, %w, %offsets : f32[g, f]
+            return %y
+        }";
+    let module = parse(text).unwrap_or_else(|e| panic!("{e}"));
+    let ints = HashMap::from([("offsets", vec![0, 4, 4, 11])]);
+    check_chain(&module, module.func("f").unwrap(), &[("g", 11)], &ints, 1);
+}
+
+/// Transposing moves scales with their blocks.
+#[test]
+fn transpositions_are_exact() {
+    let text = "dim r = 29 dim m = 19
+        fn @f(weight %w: f8e4m3[r/8, m/8]) -> f8e4m3[m/8, r/8] {
+            %t = einsum \"rm->mr\" %w : f8e4m3[m/8, r/8]
+            return %t
+        }";
+    check(text, "f", &[]);
+}
+
+/// A cache of 8-bit floats.
+#[test]
+fn caches_of_eight_bit_floats() {
+    let text = "dim b dim s dim t dim c = 21 dim h = 3
+        fn @f(%x: f32[b, s, c], %q: f32[b, s, h, c], %start: i32[b], state %cache: f8e4m3[b, t, c/8])
+            -> f32[b, h, s, t], f8e4m3[b, t, c/8] {
+            %n = quantize %x {to = f8e4m3, per = [1, 1, 8], scales = single, least = 1e-4} : f8e4m3[b, s, c/8]
+            %all = cache_write %cache, %n, %start : f8e4m3[b, t, c/8]
+            %d = dequantize %all {to = f32} : f32[b, t, c]
+            %y = einsum \"bshc,btc->bhst\" %q, %d : f32[b, h, s, t]
+            return %y, %all
+        }";
+    let module = parse(text).unwrap_or_else(|e| panic!("{e}"));
+    let ints = HashMap::from([("start", vec![4, 0])]);
+    check_chain(&module, module.func("f").unwrap(), &[("b", 2), ("s", 3), ("t", 7)], &ints, 1);
+}
