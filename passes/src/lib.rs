@@ -9,6 +9,7 @@ pub mod attend;
 pub mod cache;
 pub mod cost;
 pub mod form;
+pub mod fp8;
 pub mod hoist;
 pub mod interpret;
 pub mod lower;
@@ -45,6 +46,8 @@ pub struct Options {
     pub dump: Vec<String>,
     /// When what depends on weights alone is computed.
     pub hoist: Hoist,
+    /// What is computed in 8 bits.
+    pub fp8: fp8::Options,
 }
 
 /// Why a module could not be compiled.
