@@ -14,6 +14,8 @@ const FLAGS: MemFlagsData = MemFlagsData::new().with_notrap();
 /// The bit that makes a NaN quiet: in the upper half, so that it survives as a NaN of bf16.
 const QUIET: u32 = 0x0040_0000;
 const INFINITY: u32 = 0x7f80_0000;
+/// The bits of 2⁻¹²⁷, the least number of `e8m0`.
+const LEAST_POWER: u32 = 0x0040_0000;
 
 /// What is in a memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +141,13 @@ impl Emitter<'_, '_> {
                 let x = load(self, types::F64);
                 self.b.ins().fdemote(types::F32, x)
             }
+            (Memory::Buf(DType::E8M0), Elem::F32) => {
+                let codes = match vector {
+                    true => self.load_bytes(address),
+                    false => self.b.ins().uload8(types::I32, FLAGS, address, 0),
+                };
+                self.power_of_two(codes)
+            }
             (memory, elem) => match memory.small() {
                 Some(small) if elem == Elem::F32 => {
                     let bits = match (small.width, vector) {
@@ -193,17 +202,15 @@ impl Emitter<'_, '_> {
                 let x = self.b.ins().fpromote(types::F64, value);
                 self.b.ins().store(FLAGS, x, address, 0);
             }
+            (Memory::Buf(DType::E8M0), Elem::F32) => {
+                let codes = self.exponent(value);
+                self.store_bytes(address, codes, vector);
+            }
             (memory, elem) => match memory.small() {
                 Some(small) if elem == Elem::F32 => {
                     let bits = self.narrow(value, small);
-                    match (small.width, vector) {
-                        (8, true) => {
-                            let four = self.first_bytes(bits);
-                            self.b.ins().store(FLAGS, four, address, 0);
-                        }
-                        (8, false) => {
-                            self.b.ins().istore8(FLAGS, bits, address, 0);
-                        }
+                    match small.width {
+                        8 => self.store_bytes(address, bits, vector),
                         _ => self.store_halves(address, bits, vector),
                     }
                 }
@@ -223,6 +230,10 @@ impl Emitter<'_, '_> {
                 let bits = self.b.ins().band(bits, mask);
                 Ok(self.as_float(bits))
             }
+            DType::E8M0 => {
+                let codes = self.exponent(x);
+                Ok(self.power_of_two(codes))
+            }
             _ => match Small::of(to) {
                 Some(small) => {
                     let bits = self.narrow(x, small);
@@ -231,6 +242,18 @@ impl Emitter<'_, '_> {
                 None => self.fail(format!("rounding to {to}")),
             },
         }
+    }
+
+    /// The low bytes of 32-bit numbers.
+    fn store_bytes(&mut self, address: Value, bits: Value, vector: bool) {
+        if !vector {
+            self.b.ins().istore8(FLAGS, bits, address, 0);
+            return;
+        }
+        let high = self.b.ins().ishl_imm_u(bits, 24);
+        let extended = self.b.ins().sshr_imm_u(high, 24);
+        let four = self.first_bytes(extended);
+        self.b.ins().store(FLAGS, four, address, 0);
     }
 
     /// One byte of each lane, in one word; lanes must be sign-extended bytes.
@@ -268,6 +291,38 @@ impl Emitter<'_, '_> {
         let pairs = self.cast_bits(types::I64X2, halves);
         let four = self.b.ins().extractlane(pairs, 0);
         self.b.ins().store(FLAGS, four, address, 0);
+    }
+
+    /// Codes of `e8m0`, one in each lane, as floats.
+    fn power_of_two(&mut self, codes: Value) -> Value {
+        let lanes = self.lanes(codes);
+        let bits = self.b.ins().ishl_imm_u(codes, 23);
+        // The least is subnormal, and the exponent of infinities is NaN's.
+        let (one, least) = (self.bits(1, lanes), self.bits(LEAST_POWER, lanes));
+        let is_least = self.int_gt(one, codes);
+        let bits = self.pick(is_least, least, bits);
+        let (last, nan) = (self.bits(254, lanes), self.bits(INFINITY | QUIET, lanes));
+        let is_nan = self.int_gt(codes, last);
+        let bits = self.pick(is_nan, nan, bits);
+        self.as_float(bits)
+    }
+
+    /// Floats rounded up to codes of `e8m0`.
+    fn exponent(&mut self, x: Value) -> Value {
+        let lanes = self.lanes(x);
+        let bits = self.as_int(x);
+        let mantissa = self.bits((1 << 23) - 1, lanes);
+        let up = self.b.ins().iadd(bits, mantissa);
+        let code = self.b.ins().ushr_imm_u(up, 23);
+        // Negative numbers are negative as integers, too.
+        let (above, zero) = (self.bits(LEAST_POWER + 1, lanes), self.bits(0, lanes));
+        let is_small = self.int_gt(above, bits);
+        let code = self.pick(is_small, zero, code);
+        let (largest, last) = (self.bits(254 << 23, lanes), self.bits(254, lanes));
+        let is_large = self.int_gt(bits, largest);
+        let code = self.pick(is_large, last, code);
+        let (is_nan, nan) = (self.b.ins().fcmp(FloatCC::Unordered, x, x), self.bits(255, lanes));
+        self.pick(is_nan, nan, code)
     }
 
     /// The bits of `x` rounded to its upper half, ties to even; the lower half is of no meaning.

@@ -19,7 +19,10 @@ pub mod block;
 pub mod build;
 pub mod print;
 pub mod run;
+mod scales;
 pub mod verify;
+
+pub use scales::{MicroRun, MicroScales};
 
 use crate::dim::Dim;
 use crate::entity::{Arena, entity};
@@ -87,8 +90,9 @@ pub struct BufData {
     pub strides: Vec<Dim>,
     /// Where the first element is, in elements from the base.
     pub offset: Dim,
-    /// For 8-bit floats that are numbers only with their scales: where those are. Loads give `element · scale`. Without
-    /// it, loads give elements as they are.
+    /// For 8-bit floats that are numbers only with their scales: where those are. Loads give `element · scale`, an `f32`
+    /// product. Without it, loads give elements as they are. In the lane phase, loads of codes and of scales are
+    /// instructions of their own ([`Micro`] has its own fields for them), and no buffer says this.
     pub scaled: Option<Box<Scaled>>,
 }
 
@@ -305,7 +309,8 @@ pub enum Space {
 
 /// `c[i,j] = (accumulate ? c[i,j] : 0) + Σ_k a[i,k] · b[j,k]` for `i < m`, `j < n`, `k` terms.
 ///
-/// `a` and `b` are floats of any type; `c` is `f32` scratch with neighbouring columns at distance 1.
+/// `a` and `b` are floats of any type; `c` is `f32` scratch with neighbouring columns at distance 1. An operand with
+/// scales is `code · scale`, rounded to `f32`.
 /// All numbers are `i64` scalars; strides are in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Micro {
@@ -329,6 +334,10 @@ pub struct Micro {
     pub c_stride: Reg,
     /// Whether to add to what is there.
     pub accumulate: bool,
+    /// The scales of the left operand, if it has any.
+    pub a_scales: Option<MicroScales>,
+    /// The scales of the right operand, if it has any.
+    pub b_scales: Option<MicroScales>,
 }
 
 /// Functions of one number.

@@ -117,6 +117,9 @@ impl<'k> Printer<'k> {
             if data.offset.as_const() != Some(0) {
                 write!(f, " offset {}", data.offset)?;
             }
+            if let Some(scaled) = &data.scaled {
+                write!(f, " scaled by {}[{}]", self.buf(scaled.by), scale_index(scaled))?;
+            }
             writeln!(f, ",")?;
         }
         for (scratch, data) in kernel.scratch.iter() {
@@ -270,13 +273,27 @@ impl<'k> Printer<'k> {
     }
 
     fn micro_line(&mut self, micro: &Micro) -> String {
-        let Micro { m, n, k, a, a_strides, b, b_strides, c, c_stride, accumulate } = micro;
+        let Micro { m, n, k, a, a_strides, b, b_strides, c, c_stride, accumulate, a_scales, b_scales } =
+            micro;
         let c = format!("{} by {}", self.mem(c), self.reg(*c_stride));
         let set = if *accumulate { "+=" } else { "=" };
-        let a = format!("{} by {}, {}", self.mem(a), self.reg(a_strides[0]), self.reg(a_strides[1]));
-        let b = format!("{} by {}, {}", self.mem(b), self.reg(b_strides[0]), self.reg(b_strides[1]));
+        let a = self.micro_operand(a, *a_strides, a_scales.as_ref());
+        let b = self.micro_operand(b, *b_strides, b_scales.as_ref());
         let sizes = format!("{}, {}, {}", self.reg(*m), self.reg(*n), self.reg(*k));
         format!("micro ({c}) {set} ({a}) * ({b})' for {sizes}")
+    }
+
+    fn micro_operand(&mut self, first: &Mem, strides: [Reg; 2], scales: Option<&MicroScales>) -> String {
+        let mut text = format!("{} by {}, {}", self.mem(first), self.reg(strides[0]), self.reg(strides[1]));
+        if let Some(MicroScales { first, rows, terms }) = scales {
+            text += &format!(" scaled {}", self.mem(first));
+            for (by, run) in [("by", rows), (",", terms)] {
+                let gap = if by == "by" { " " } else { "" };
+                let (stride, place) = (self.reg(run.stride), self.reg(run.place));
+                text += &format!("{gap}{by} {stride} at {place} / {}", run.block);
+            }
+        }
+        text
     }
 }
 
@@ -323,6 +340,32 @@ fn along(axis: usize) -> String {
         1 => "cols".into(),
         other => format!("axis {other}"),
     }
+}
+
+/// The number of the scale of element `[i0, i1, …]`.
+fn scale_index(scaled: &Scaled) -> String {
+    let nested = |dim: &Dim| match dim.terms().count() {
+        0 | 1 => dim.to_string(),
+        _ => format!("({dim})"),
+    };
+    let zero = |dim: &Dim| dim.as_const() == Some(0);
+    let one = |dim: &Dim| dim.as_const() == Some(1);
+    let mut sum: Vec<String> = Vec::new();
+    sum.extend((!zero(&scaled.offset)).then(|| scaled.offset.to_string()));
+    for axis in &scaled.along {
+        let mut place: Vec<String> = Vec::new();
+        place.extend((!zero(&axis.from)).then(|| axis.from.to_string()));
+        for (i, step) in axis.steps.iter().enumerate().filter(|(_, step)| !zero(step)) {
+            place.push(if one(step) { format!("i{i}") } else { format!("{} * i{i}", nested(step)) });
+        }
+        if place.is_empty() || zero(&axis.stride) {
+            continue;
+        }
+        let stride = if one(&axis.stride) { String::new() } else { format!("{} * ", nested(&axis.stride)) };
+        let place = if place.len() == 1 { place.remove(0) } else { format!("({})", place.join(" + ")) };
+        sum.push(format!("{stride}({place} / {})", axis.block));
+    }
+    if sum.is_empty() { "0".into() } else { sum.join(" + ") }
 }
 
 fn dims(dims: &[Dim]) -> String {

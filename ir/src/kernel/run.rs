@@ -341,6 +341,22 @@ struct BufView {
     shape: Vec<i64>,
     strides: Vec<i64>,
     offset: i64,
+    scaled: Option<ScaledView>,
+}
+
+/// Where a buffer's scales are at this launch; see [`Scaled`].
+struct ScaledView {
+    by: Buf,
+    offset: i64,
+    along: Vec<ScaledAxisView>,
+}
+
+/// A [`ScaledAxis`] with its numbers.
+struct ScaledAxisView {
+    block: i64,
+    from: i64,
+    steps: Vec<i64>,
+    stride: i64,
 }
 
 /// A kernel being run.
@@ -412,7 +428,22 @@ fn views(
         }
         let extents = |dims: &[Dim]| dims.iter().map(|dim| eval_extent(dim, sizes)).collect::<Result<_, _>>();
         let offset = eval_extent(&data.offset, sizes)?;
-        Ok(BufView { storage, shape: extents(&data.shape)?, strides: extents(&data.strides)?, offset })
+        let axis = |axis: &ScaledAxis| {
+            let (from, stride) = (eval_extent(&axis.from, sizes)?, eval_extent(&axis.stride, sizes)?);
+            Ok(ScaledAxisView { block: axis.block, from, steps: extents(&axis.steps)?, stride })
+        };
+        let scaled = |scaled: &Scaled| {
+            let along = scaled.along.iter().map(axis).collect::<Result<_, RunError>>()?;
+            Ok(ScaledView { by: scaled.by, offset: eval_extent(&scaled.offset, sizes)?, along })
+        };
+        let scaled = data.scaled.as_deref().map(scaled).transpose()?;
+        Ok(BufView {
+            storage,
+            shape: extents(&data.shape)?,
+            strides: extents(&data.strides)?,
+            offset,
+            scaled,
+        })
     };
     kernel.bufs.iter().map(view).collect()
 }

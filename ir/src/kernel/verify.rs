@@ -1,7 +1,9 @@
 //! What a well-formed kernel is.
 //!
 //! Of any kernel:
-//! 1. A buffer has a stride for each axis; tiles of the grid are at least 1 long.
+//! 1. A buffer has a stride for each axis; tiles of the grid are at least 1 long. Scaled are only buffers of the tile
+//!    phase, of 8-bit floats that are read. Their scales are in a buffer of `F32` or `E8M0` that is read and not scaled
+//!    itself, in blocks of at least 1, with a step for each axis of the scaled buffer.
 //! 2. A register is assigned once, and used only after that and inside the block that assigns it; a loop's
 //!    index and carried arguments belong to its body, its results to the block around it.
 //! 3. A register has 1 to [`MAX_TILE`] elements.
@@ -26,7 +28,8 @@
 //! 15. Private memory has at most [`MAX_SCRATCH`] elements each, read and written as their own type.
 //! 16. `Across` and `SwapPairs` have vectors of [`LANES`] floats.
 //! 17. A microkernel's operands are floats: buffers that are read, or `f32` private memory other than the
-//!     result's; its result is `f32` private memory.
+//!     result's; its result is `f32` private memory. Operands with scales are buffers of 8-bit floats, their scales
+//!     buffers of `F32` or `E8M0` that are read, in blocks of at least 1.
 //!
 //! In the block phase:
 //! 18. There is no instruction of another phase but `If`, and no private memory. Only here the kernel says what its
@@ -59,6 +62,7 @@ use super::block::BlockInst;
 use super::print::{MAX_DEPTH, Names};
 use super::*;
 use crate::entity::Entity;
+use crate::types::DType;
 use inst::is_for;
 use roles::{Part, Threads};
 
@@ -137,6 +141,12 @@ impl<'k> Check<'k> {
                 ));
             }
         }
+        for (buf, data) in self.kernel.bufs.iter() {
+            let Some(scaled) = &data.scaled else { continue };
+            if let Err(why) = self.scaled(data, scaled) {
+                self.errors.push(format!("the buffer {buf} (`{}`) is scaled, but {why}", data.name));
+            }
+        }
         for (axis, data) in self.kernel.grid.iter().enumerate() {
             if data.tile < 1 {
                 self.errors.push(format!("axis {axis} of the grid is cut into tiles of {}", data.tile));
@@ -154,6 +164,30 @@ impl<'k> Check<'k> {
                 ));
             }
         }
+    }
+
+    fn scaled(&self, data: &BufData, scaled: &Scaled) -> Checked {
+        ensure(self.kernel.phase == Phase::Tile, || {
+            format!("this is the {} phase", phase_name(self.kernel.phase))
+        })?;
+        ensure(data.access == Access::Read, || "it is written".into())?;
+        ensure(is_code(data.dtype), || format!("its elements are {}, not 8-bit floats", data.dtype))?;
+        self.scales(scaled.by)?;
+        for axis in &scaled.along {
+            let (block, steps, axes) = (axis.block, axis.steps.len(), data.shape.len());
+            ensure(block >= 1, || format!("{block} neighbours share a scale"))?;
+            ensure(steps == axes, || format!("it has {axes} axes and its scales {steps} steps"))?;
+        }
+        Ok(())
+    }
+
+    /// Checks a buffer that scales are read from.
+    fn scales(&self, by: Buf) -> Checked {
+        let by = self.kernel.bufs.get(by).ok_or_else(|| format!("there is no buffer {by} of scales"))?;
+        let named = |why: String| format!("`{}`, which has its scales, {why}", by.name);
+        ensure(by.access == Access::Read, || named("is only written".into()))?;
+        ensure(by.scaled.is_none(), || named("is scaled itself".into()))?;
+        ensure(matches!(by.dtype, DType::F32 | DType::E8M0), || named(format!("holds {}", by.dtype)))
     }
 
     fn block(&mut self, body: &'k [Inst], depth: usize) {
@@ -288,6 +322,11 @@ fn phase_name(phase: Phase) -> &'static str {
         Phase::Lane => "lane",
         Phase::Block => "block",
     }
+}
+
+/// Whether numbers of this type may have scales.
+fn is_code(dtype: DType) -> bool {
+    matches!(dtype, DType::F8E4M3 | DType::F8E5M2)
 }
 
 fn ensure(holds: bool, why: impl FnOnce() -> String) -> Checked {

@@ -144,6 +144,8 @@ fn product(accumulate: bool, sizes: [i64; 3]) -> Raw {
         c: mem(c, one),
         c_stride: five,
         accumulate,
+        a_scales: None,
+        b_scales: None,
     }));
     for i in 0..3 {
         for j in 0..2 {

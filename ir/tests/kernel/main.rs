@@ -9,6 +9,7 @@ mod block_threads;
 mod chains;
 mod examples;
 mod lane;
+mod scaled;
 mod support;
 mod tile;
 mod verify_any;

@@ -149,6 +149,8 @@ fn microkernels_multiply_floats_into_private_memory() {
             c,
             c_stride: one,
             accumulate: true,
+            a_scales: None,
+            b_scales: None,
         };
         change(&mut k, &mut micro);
         k.push(Inst::Micro(micro));

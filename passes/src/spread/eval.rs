@@ -5,8 +5,10 @@ use super::emit::LANES;
 use super::info::{Check, Def, End};
 use super::plan::unit_stride;
 use super::region::Inside;
+use super::scaled::{columns_share, scales};
 use super::walk::operands;
 use super::{Result, SpreadError};
+use eva_ir::dim::Dim;
 use eva_ir::kernel::*;
 use std::collections::HashSet;
 
@@ -109,7 +111,10 @@ impl Cpu<'_, '_> {
                 self.info.ty(*x).elem != Elem::I64 || matches!(self.info.inst(*x), Some(Inst::Iota { .. }))
             }
             Some(Inst::Load { place, .. }) => {
-                unit_stride(self.info, place) && self.is_inside(reg) != Inside::Unknown
+                let shares = || self.walk.aligned && columns_share(self.info, place, self.info.ty(reg));
+                unit_stride(self.info, place)
+                    && self.is_inside(reg) != Inside::Unknown
+                    && (scales(self.info, place).is_none() || shares())
             }
             Some(Inst::Columns { x, order, .. }) => {
                 of_floats(*x)
@@ -137,11 +142,9 @@ impl Cpu<'_, '_> {
         match self.info.inst(reg) {
             _ if self.is_home(reg) => 1,
             Some(Inst::Load { place, .. }) => {
-                if unit_stride(self.info, place) {
-                    1
-                } else {
-                    -3
-                }
+                let at_once =
+                    unit_stride(self.info, place) && columns_share(self.info, place, self.info.ty(reg));
+                if at_once { 1 } else { -3 }
             }
             _ if !self.has_vector_form(reg) => -3,
             Some(Inst::Map { f, .. }) if *f != Fn1::Neg && *f != Fn1::Not => 8 + of_operands(seen),
@@ -292,10 +295,21 @@ impl Cpu<'_, '_> {
     /// The address of an element of `place` that is known to be inside, `by` further along an axis.
     pub fn address(&mut self, place: &Place, pos: Pos, by: Option<(usize, Reg)>) -> Result<Reg> {
         let data = &self.info.kernel.bufs[place.buf];
+        self.linear(&data.offset, &data.strides, place, pos, by)
+    }
+
+    /// `first + Σ index · step` of that element's index along each axis of the buffer.
+    pub fn linear(
+        &mut self,
+        first: &Dim,
+        steps: &[Dim],
+        place: &Place,
+        pos: Pos,
+        by: Option<(usize, Reg)>,
+    ) -> Result<Reg> {
         let mut terms = Vec::new();
         for (axis, &at) in place.at.iter().enumerate() {
-            let stride =
-                data.strides.get(axis).ok_or_else(|| SpreadError::internal("an axis without a stride"))?;
+            let stride = steps.get(axis).ok_or_else(|| SpreadError::internal("an axis without a stride"))?;
             let stride = self.e.extent(stride);
             let shift = by.filter(|(along, _)| *along == axis).map(|(_, by)| by);
             let steps = [
@@ -310,8 +324,8 @@ impl Cpu<'_, '_> {
         }
         // What is known outermost is added first, so that it can be added there.
         terms.sort_by_key(|term| self.e.depth(*term));
-        let offset = self.e.extent(&data.offset);
-        Ok(terms.into_iter().fold(offset, |sum, term| self.e.add(sum, term)))
+        let first = self.e.extent(first);
+        Ok(terms.into_iter().fold(first, |sum, term| self.e.add(sum, term)))
     }
 
     fn load(&mut self, reg: Reg, place: &Place, pos: Pos) -> Result<Reg> {
@@ -326,7 +340,8 @@ impl Cpu<'_, '_> {
                 let index = self.address(place, pos, None)?;
                 let floor = self.walk.depth[(ty.cols > 1) as usize];
                 let lanes = if pos.vector { LANES } else { 1 };
-                Ok(self.e.load(Space::Buf(place.buf), index, (ty.elem, lanes), floor, 0))
+                let loaded = self.e.load(Space::Buf(place.buf), index, (ty.elem, lanes), floor, 0);
+                self.scaled(loaded, place, pos, None, floor)
             }
         }
     }
@@ -405,7 +420,8 @@ impl Cpu<'_, '_> {
     ) -> Result<Reg> {
         let Some(cond) = self.e.all(conds) else {
             let index = self.address(place, pos, by)?;
-            return Ok(self.e.load_now(Space::Buf(place.buf), index, elem, 1));
+            let value = self.e.load_now(Space::Buf(place.buf), index, elem, 1);
+            return self.scaled(value, place, pos, by, self.e.here());
         };
         let slot = Space::Scratch(self.slot(elem));
         let zero = self.e.int(0);
@@ -417,6 +433,7 @@ impl Cpu<'_, '_> {
         let floor = std::mem::replace(&mut self.e.floor, here);
         let index = self.address(place, pos, by)?;
         let value = self.e.load_now(Space::Buf(place.buf), index, elem, 1);
+        let value = self.scaled(value, place, pos, by, here)?;
         self.e.store(slot, zero, value);
         self.e.floor = floor;
         let body = self.close();

@@ -222,6 +222,25 @@ impl<'a> Info<'a> {
         }
     }
 
+    /// Whether an `i64` scalar's value is certainly a multiple of `n`.
+    pub fn is_multiple(&self, reg: Reg, n: i64) -> bool {
+        self.is_multiple_within(reg, n, DEEPEST)
+    }
+
+    fn is_multiple_within(&self, reg: Reg, n: i64, depth: usize) -> bool {
+        let Some(depth) = depth.checked_sub(1) else { return false };
+        let of = |reg: &Reg| self.is_multiple_within(*reg, n, depth);
+        match self.inst(reg) {
+            Some(Inst::Const { value: Const::I(value), .. }) => value % n == 0,
+            Some(Inst::Extent { dim, .. }) => is_multiple(dim, n),
+            Some(Inst::Zip { f: Fn2::Mul, x, y, .. }) => of(x) || of(y),
+            Some(Inst::Zip { f: Fn2::Add | Fn2::Sub, x, y, .. } | Inst::Select { x, y, .. }) => {
+                of(x) && of(y)
+            }
+            _ => false,
+        }
+    }
+
     /// What must be checked before an element of a tile of this type at `place` may be touched: only what is not
     /// known to hold.
     pub fn checks(&self, place: &Place, ty: RegType) -> Vec<Check> {
@@ -292,6 +311,11 @@ impl<'a> Info<'a> {
             _ => false,
         }
     }
+}
+
+/// Whether an extent is certainly a multiple of `n`.
+pub(super) fn is_multiple(dim: &Dim, n: i64) -> bool {
+    dim.terms().all(|(_, factor)| factor % n == 0)
 }
 
 /// Bounds of an extent; symbols are at least zero.

@@ -21,6 +21,8 @@
 //!   work done.
 //! * **Products** are calls of microkernels, on the buffer itself where the operand is a load of it, with sizes
 //!   clipped to what is inside. A carried sum (`acc · decay + x · yᵀ`) is updated in place.
+//! * **Scales** of 8-bit floats are read where their elements are, one for four columns where it is known that they share
+//!   it (`scaled`).
 //! * **Scratch memory is shared** by tiles that are not needed at the same time (`share`).
 //!
 //! The smallest and largest of a row of nothing but NaN are infinite.
@@ -34,6 +36,7 @@ mod live;
 mod plan;
 mod product;
 mod region;
+mod scaled;
 mod share;
 mod simplify;
 mod walk;
@@ -65,7 +68,8 @@ impl SpreadError {
 
 type Result<T> = std::result::Result<T, SpreadError>;
 
-/// The lane phase of a verified `kernel` of the tile phase, for a CPU. Buffers and grid stay as they are.
+/// The lane phase of a verified `kernel` of the tile phase, for a CPU. Buffers and grid stay as they are, but that no
+/// buffer is scaled any more: scales are read by instructions of their own.
 pub fn spread_cpu(kernel: &Kernel) -> std::result::Result<Kernel, SpreadError> {
     if kernel.phase != Phase::Tile {
         return Err(SpreadError::Phase(kernel.name.clone()));
@@ -77,6 +81,9 @@ pub fn spread_cpu(kernel: &Kernel) -> std::result::Result<Kernel, SpreadError> {
     let (regs, scratch, body) = cpu::Cpu::new(&info, &plan).run()?;
     let body = simplify::sweep(body, &mut HashSet::new());
     let mut lanes = Kernel { phase: Phase::Lane, scratch, regs, body, ..simple.clone() };
+    for buf in simple.bufs.keys() {
+        lanes.bufs[buf].scaled = None;
+    }
     share::share(&mut lanes);
     Ok(lanes)
 }

@@ -2,6 +2,7 @@
 
 use super::info::{Along, Def, Info};
 use super::live::{Live, live};
+use super::scaled::scales;
 use super::walk::{is_inline, operands, result};
 use eva_ir::entity::Entity;
 use eva_ir::kernel::{Carried, Elem, Fn1, Fn2, Inst, Place, Reg};
@@ -278,6 +279,7 @@ impl Uses<'_, '_> {
         let Some(inst) = inst.filter(|_| !self.home[reg.index()]) else { return 1 };
         let own = match inst {
             Inst::Const { .. } | Inst::Iota { .. } => 0,
+            Inst::Load { place, .. } if scales(self.info, place).is_some() => 8,
             Inst::Load { place, .. } if ty.cols == 1 || unit_stride(self.info, place) => 1,
             Inst::Load { .. } => 4,
             Inst::Gather { .. } => 6,

@@ -58,7 +58,21 @@ impl<'k> Cpu<'_, 'k> {
         let mut size = |span: Span| self.e.sub(span.hi, span.lo);
         let (m, n, k) = (size(left.rows), size(right.rows), size(k));
         let (a_strides, b_strides) = (left.strides, right.strides);
-        self.e.push(Inst::Micro(Micro { m, n, k, a, a_strides, b, b_strides, c, c_stride, accumulate }));
+        let (a_scales, b_scales) = (None, None);
+        self.e.push(Inst::Micro(Micro {
+            m,
+            n,
+            k,
+            a,
+            a_strides,
+            b,
+            b_strides,
+            c,
+            c_stride,
+            accumulate,
+            a_scales,
+            b_scales,
+        }));
         if ty.is_scalar() {
             let first = self.e.int(0);
             let value = self.e.load_now(Space::Scratch(home.scratch), first, Elem::F32, 1);

@@ -46,7 +46,14 @@ pub(super) fn operands_mut(inst: &mut Inst, f: &mut dyn FnMut(&mut Reg)) {
         Inst::Micro(micro) => {
             let [a, b, c] = [&mut micro.a, &mut micro.b, &mut micro.c].map(|mem| &mut mem.index);
             let sizes = [&mut micro.m, &mut micro.n, &mut micro.k, &mut micro.c_stride, a, b, c];
-            sizes.into_iter().chain(&mut micro.a_strides).chain(&mut micro.b_strides).for_each(f);
+            let strides = micro.a_strides.iter_mut().chain(&mut micro.b_strides);
+            let scales =
+                [&mut micro.a_scales, &mut micro.b_scales].into_iter().flatten().flat_map(|scales| {
+                    let (rows, terms) = (&mut scales.rows, &mut scales.terms);
+                    let of_terms = [&mut terms.place, &mut terms.stride];
+                    [&mut scales.first.index, &mut rows.place, &mut rows.stride].into_iter().chain(of_terms)
+                });
+            sizes.into_iter().chain(strides).chain(scales).for_each(f);
         }
     }
 }

@@ -5,5 +5,6 @@ mod carried;
 mod elementwise;
 mod products;
 mod random;
+mod scaled;
 mod sorting;
 mod support;

@@ -1,9 +1,10 @@
 //! Kernels made at random. All floats are multiples of 1/8 of moderate size, so that sums are exact in any order.
 
 use crate::support::*;
+use eva_ir::dim::Dim;
 use eva_ir::entity::Entity;
 use eva_ir::kernel::build::{Build, Tile};
-use eva_ir::kernel::{Access, Buf, ColumnOrder, Elem, Kernel, RegType};
+use eva_ir::kernel::{Access, Buf, BufData, ColumnOrder, Elem, Kernel, RegType};
 use eva_ir::types::DType;
 use proptest::prelude::*;
 
@@ -237,18 +238,45 @@ impl<'k> Made<'k> {
     }
 }
 
-fn kernel(choices: &[u32], rows: usize, cols: usize) -> Kernel {
+/// How scales share out the elements of `x` and of `square`: for each the type of the scales and of the elements, how
+/// many rows and columns share one, and where rows begin.
+type Scales = [(bool, bool, i64, i64, i64); 2];
+
+/// The most scales of a row.
+const SCALES: i64 = 16;
+
+fn kernel(choices: &[u32], rows: usize, cols: usize, scales: Option<Scales>) -> Kernel {
     let mut c = Choices(choices.iter());
     let k = Build::new("random");
     let shape = [n(2), sym("r"), sym("c")];
+    let square = [sym("c"), sym("c")];
+    let input = |which: usize, name: &str, shape: &[Dim]| {
+        let Some(scales) = scales else { return read(name, shape) };
+        let (wide, few_bits, block, cols, from) = scales[which];
+        let of = dense(
+            ["scales of x", "scales of square"][which],
+            if wide { DType::F32 } else { DType::E8M0 },
+            Access::Read,
+            &[n(40), n(SCALES)],
+        );
+        let by = k.buf(of);
+        let dtype = if few_bits { DType::F8E5M2 } else { DType::F8E4M3 };
+        // The first axes of `x` are one of the quantized tensor.
+        let (first, last) = match shape.len() {
+            3 => (vec![sym("r"), n(1), n(0)], vec![n(0), n(0), n(1)]),
+            _ => (vec![n(1), n(0)], vec![n(0), n(1)]),
+        };
+        let along: [(i64, Dim, &[Dim], i64); 2] = [(block, n(from), &first, SCALES), (cols, n(0), &last, 1)];
+        BufData { scaled: scaled(by, 0, &along), ..dense(name, dtype, Access::Read, shape) }
+    };
     let program = k.program(n(2), 1);
     let start = k.buf(ints("start", &[n(3)]));
     let mut made = Made {
         rows,
         cols,
-        x: k.buf(read("x", &shape)),
+        x: k.buf(input(0, "x", &shape)),
         whole: k.buf(ints("whole", &shape)),
-        square: k.buf(read("square", &[sym("c"), sym("c")])),
+        square: k.buf(input(1, "square", &square)),
         y: k.buf(write("y", &[n(2), n(STORES), sym("r"), sym("c")])),
         scattered: k.buf(dense("scattered", DType::F32, Access::Write, &[n(2), n(SCATTERS), n(31)])),
         starts: vec![k.int(0), k.load_scalar(start, &[program]), k.int(3), program * 2i64, k.int(0)],
@@ -269,6 +297,11 @@ fn kernel(choices: &[u32], rows: usize, cols: usize) -> Kernel {
     k.finish()
 }
 
+fn scales() -> impl Strategy<Value = (bool, bool, i64, i64, i64)> {
+    let block = || prop::sample::select(vec![1i64, 2, 3, 4, 8, 128]);
+    (any::<bool>(), any::<bool>(), block(), block(), 0i64..6)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
     #[test]
@@ -278,10 +311,12 @@ proptest! {
         cols in prop::sample::select(vec![1usize, 2, 6, 8, 13]),
         sizes in (0i64..8, 0i64..16, 0i64..4),
         start in (-4i64..5, 0i64..4),
+        scales in prop::option::of([scales(), scales()]),
     ) {
-        let kernel = kernel(&choices, rows, cols);
+        let kernel = kernel(&choices, rows, cols, scales);
         let value = |buf: Buf, i: u64| match buf.index() {
             0 => [start.0, start.1, 0][i as usize] as f64,
+            _ if kernel.bufs[buf].name.starts_with("scales") => [1.0, 2.0, 4.0][noise(9, i) as usize % 3],
             _ if kernel.bufs[buf].dtype.is_int() => (eighths(buf, i) * 2.0).floor(),
             _ => eighths(buf, i),
         };

@@ -2,7 +2,7 @@
 
 use eva_ir::dim::{Dim, Sym};
 use eva_ir::kernel::run::{Options, Order, Stats, Storage, run};
-use eva_ir::kernel::{Access, Buf, BufData, Kernel, Phase, verify::verify};
+use eva_ir::kernel::{Access, Buf, BufData, Kernel, Phase, Scaled, ScaledAxis, verify::verify};
 use eva_ir::types::DType;
 use eva_passes::spread::{spread_block, spread_cpu};
 use eva_passes::target::Hopper;
@@ -39,6 +39,18 @@ pub fn sym(name: &str) -> Dim {
 
 pub fn n(n: i64) -> Dim {
     Dim::from(n)
+}
+
+/// The scales of a buffer of 8-bit floats: `axes` are the length of a block, where the first one begins, the steps along
+/// the buffer's axes, and the distance of scales.
+pub fn scaled(by: Buf, offset: i64, axes: &[(i64, Dim, &[Dim], i64)]) -> Option<Box<Scaled>> {
+    let axis = |(block, from, steps, stride): &(i64, Dim, &[Dim], i64)| ScaledAxis {
+        block: *block,
+        from: from.clone(),
+        steps: steps.to_vec(),
+        stride: n(*stride),
+    };
+    Some(Box::new(Scaled { by, offset: n(offset), along: axes.iter().map(axis).collect() }))
 }
 
 /// A number that looks random, the same for the same arguments.
@@ -100,7 +112,11 @@ pub fn agree_on(
             if phase == Phase::Lane { spread_cpu(kernel) } else { spread_block(kernel, &Hopper::H100) };
         let spread = spread.unwrap_or_else(|e| panic!("{e}\n{kernel}"));
         assert_eq!(spread.phase, phase);
-        assert_eq!((&spread.bufs, &spread.grid), (&kernel.bufs, &kernel.grid));
+        let mut bufs = kernel.bufs.clone();
+        if phase == Phase::Lane {
+            kernel.bufs.keys().for_each(|buf| bufs[buf].scaled = None);
+        }
+        assert_eq!((&spread.bufs, &spread.grid), (&bufs, &kernel.grid));
         verify(&spread).unwrap_or_else(|e| panic!("{}\n{kernel}\n{spread}", e.join("\n")));
         let mut results = start.clone();
         let options = Options { order: Order::Shuffled(7), ..Options::default() };
@@ -116,7 +132,9 @@ pub fn agree_on(
         }
         (results, stats, spread)
     };
-    spread(Phase::Block);
+    if kernel.bufs.iter().all(|(_, data)| data.scaled.is_none()) {
+        spread(Phase::Block);
+    }
     let (results, lane, kernel) = spread(Phase::Lane);
     Ran { results, lane, kernel }
 }

@@ -4,7 +4,7 @@ use crate::common::numbers::{assert_same, decode_all, decode_small, encode_all};
 use crate::common::{Lane, call, compile_one, elementwise, isas, run_on};
 use eva_ir::kernel::run::Storage;
 use eva_ir::kernel::{Access, Elem, Fn1, Fn2};
-use eva_ir::types::DType::{self, Bf16, F8E4M3, F8E5M2, F16, F32, F64, I32, I64};
+use eva_ir::types::DType::{self, Bf16, E8M0, F8E4M3, F8E5M2, F16, F32, F64, I32, I64};
 
 const SMALL: [DType; 4] = [F16, Bf16, F8E4M3, F8E5M2];
 
@@ -71,6 +71,40 @@ fn stores_and_rounding_are_to_the_nearest_with_ties_to_even() {
                     run_on(isa.clone(), &kernel, &[], &mut storages);
                     assert_same(&format!("{dtype} {cols} {round}"), &storages[1].data, &want);
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn exponents_are_powers_of_two_rounded_up() {
+    let codes: Vec<u8> = (0..=255).collect();
+    let powers = decode_all(E8M0, &codes);
+    let mut xs: Vec<f64> = Vec::new();
+    for power in powers.iter().map(|&x| x as f32) {
+        xs.extend([-1, 0, 1].map(|d| f64::from(f32::from_bits(power.to_bits().wrapping_add_signed(d)))));
+    }
+    xs.extend([0.0, -0.0, 1e-45, -1e-45, -3.0, 448.0, 0.1, f64::from(f32::MAX), f64::from(f32::MIN)]);
+    xs.extend([f64::INFINITY, f64::NEG_INFINITY, f64::NAN, -f64::NAN]);
+    xs.resize(xs.len().next_multiple_of(4), 1.0);
+    let want = decode_all(E8M0, &encode_all(E8M0, &xs));
+    assert_same("interpreter", &Storage::new(E8M0, xs.clone()).data, &want);
+    for isa in isas() {
+        for cols in [1, 4] {
+            let kernel = elementwise(&[E8M0], F32, 256, cols, |_, x| x[0]);
+            let mut bufs = [codes.clone(), vec![0; 4 * 256]];
+            call(compile_one(&kernel, isa.clone()).kernel(0), &mut bufs, &[], &[(0, 1)]);
+            assert_same("read", &decode_all(F32, &bufs[1]), &powers);
+            for to in [F32, E8M0] {
+                let kernel = elementwise(&[F32], to, xs.len(), cols, |k, x| {
+                    if to == F32 { k.round(x[0], E8M0) } else { x[0] }
+                });
+                let mut storages = [
+                    Storage { dtype: F32, data: xs.clone() },
+                    Storage { dtype: to, data: vec![1.0; xs.len()] },
+                ];
+                run_on(isa.clone(), &kernel, &[], &mut storages);
+                assert_same(&format!("{to} {cols}"), &storages[1].data, &want);
             }
         }
     }

@@ -52,6 +52,8 @@ fn product(a: DType, b: DType, a_at: Layout, b_at: Layout, a_private: bool) -> K
             c: Mem { space: c, index: two },
             c_stride,
             accumulate,
+            a_scales: None,
+            b_scales: None,
         }));
     }
     k.repeat(m, |k, i| {

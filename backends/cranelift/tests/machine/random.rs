@@ -6,12 +6,12 @@ use eva_cranelift::{Isa, OptLevel, Options, Registers, compile};
 use eva_ir::dim::{Dim, Sym};
 use eva_ir::kernel::run::{self, Storage};
 use eva_ir::kernel::{Access, Elem, Fn1, Fn2, Inst, Kernel, Reg, Space};
-use eva_ir::types::DType::{self, Bf16, F8E4M3, F8E5M2, F16, F32, F64, I32, I64};
+use eva_ir::types::DType::{self, Bf16, E8M0, F8E4M3, F8E5M2, F16, F32, F64, I32, I64};
 use proptest::prelude::*;
 
 const READ: usize = 61;
 const PRIVATE: usize = 37;
-const FLOATS: [DType; 6] = [F32, Bf16, F16, F64, F8E4M3, F8E5M2];
+const FLOATS: [DType; 7] = [F32, Bf16, F16, F64, F8E4M3, F8E5M2, E8M0];
 
 /// One step of writing a kernel; numbers choose among what there is.
 #[derive(Clone, Debug)]

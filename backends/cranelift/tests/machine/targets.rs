@@ -130,6 +130,8 @@ fn everything() -> Vec<Kernel> {
         c: mem(c),
         c_stride: n,
         accumulate: true,
+        a_scales: None,
+        b_scales: None,
     }));
     kernels.push(k.finish());
     kernels

@@ -23,7 +23,11 @@ impl Launch<'_> {
             for c in 0..ty.cols {
                 let by = shift.map(|(axis, index)| (axis, self.words[self.operand(index).at(r, c)] as i64));
                 let word = match self.locate(&region, [r, c], by) {
-                    Some(index) => self.read_buf(region.buf, index)?,
+                    Some((index, None)) => self.read_buf(region.buf, index)?,
+                    Some((index, Some(scale))) => {
+                        let code = self.read_buf(region.buf, index)?;
+                        self.scale(code, scale)?
+                    }
                     None => 0,
                 };
                 self.set(out, r, c, word);
@@ -47,7 +51,7 @@ impl Launch<'_> {
                     continue;
                 }
                 let by = shift.map(|(axis, index)| (axis, self.words[self.operand(index).at(r, c)] as i64));
-                if let Some(index) = self.locate(&region, [r, c], by) {
+                if let Some((index, _)) = self.locate(&region, [r, c], by) {
                     self.write_buf(region.buf, index, self.words[value.at(r, c)])?;
                 }
             }
@@ -66,8 +70,8 @@ impl Launch<'_> {
             return Ok(());
         }
         self.charge(m.saturating_add(n).saturating_mul(k))?;
-        let a = self.matrix(micro.a, [m, k], micro.a_strides.map(|reg| self.int(reg)))?;
-        let b = self.matrix(micro.b, [n, k], micro.b_strides.map(|reg| self.int(reg)))?;
+        let a = self.matrix(micro.a, [m, k], micro.a_strides, micro.a_scales)?;
+        let b = self.matrix(micro.b, [n, k], micro.b_strides, micro.b_scales)?;
         let exact = !self.options.f32;
         for i in 0..m {
             let row = offset(self.int(micro.c.index), i as i64, self.int(micro.c_stride))?;
@@ -84,12 +88,31 @@ impl Launch<'_> {
         Ok(())
     }
 
-    fn matrix(&mut self, first: Mem, shape: [usize; 2], strides: [i64; 2]) -> Result<Vec<f64>, Fault> {
+    fn matrix(
+        &mut self,
+        first: Mem,
+        shape: [usize; 2],
+        strides: [Reg; 2],
+        scales: Option<MicroScales>,
+    ) -> Result<Vec<f64>, Fault> {
+        let strides = strides.map(|reg| self.int(reg));
         let mut items = Vec::with_capacity(shape[0] * shape[1]);
         for i in 0..shape[0] {
             let row = offset(self.int(first.index), i as i64, strides[0])?;
             for k in 0..shape[1] {
-                items.push(float(self.read_mem(first.space, offset(row, k as i64, strides[1])?)?));
+                let mut word = self.read_mem(first.space, offset(row, k as i64, strides[1])?)?;
+                if let Some(scales) = scales {
+                    let mut index = self.int(scales.first.index);
+                    for (run, x) in [(scales.rows, i), (scales.terms, k)] {
+                        let place = self.int(run.place).checked_add(x as i64).ok_or(Fault::Overflow)?;
+                        index = offset(index, place.div_euclid(run.block), self.int(run.stride))?;
+                    }
+                    let Space::Buf(by) = scales.first.space else {
+                        unreachable!("the verifier wants scales in buffers")
+                    };
+                    word = self.scale(word, (by, index))?;
+                }
+                items.push(float(word));
             }
         }
         Ok(items)
@@ -104,11 +127,24 @@ impl Launch<'_> {
         Region { buf: place.buf, start, end, axes: place.axes }
     }
 
-    /// The number in its allocation of an element of a tile, `shift` further along an axis; `None` if it is
-    /// outside the buffer's shape or a limit.
-    fn locate(&self, region: &Region, tile: [usize; 2], shift: Option<(usize, i64)>) -> Option<i64> {
+    /// `code` times the scale with this number.
+    fn scale(&mut self, code: u64, (by, index): (Buf, i64)) -> Result<u64, Fault> {
+        let scale = self.read_buf(by, index)?;
+        Ok(narrow(float(code) * float(scale), !self.options.f32).to_bits())
+    }
+
+    /// The number in its allocation of an element of a tile, `shift` further along an axis, and where its scale is if
+    /// it has one; `None` if it is outside the buffer's shape or a limit.
+    fn locate(
+        &self,
+        region: &Region,
+        tile: [usize; 2],
+        shift: Option<(usize, i64)>,
+    ) -> Option<(i64, Option<(Buf, i64)>)> {
         let view = &self.views[region.buf.index()];
         let mut flat = view.offset;
+        let mut places: SmallVec<[i64; 2]> = SmallVec::new();
+        places.extend(view.scaled.iter().flat_map(|scaled| scaled.along.iter().map(|axis| axis.from)));
         for (axis, (&start, &end)) in region.start.iter().zip(&region.end).enumerate() {
             let mut index = start;
             for (along, i) in region.axes.iter().zip(tile) {
@@ -124,8 +160,16 @@ impl Launch<'_> {
             }
             // Strides are not negative: what is too large stays too large, and outside every allocation.
             flat = flat.saturating_add(index.saturating_mul(view.strides[axis]));
+            for (place, along) in places.iter_mut().zip(view.scaled.iter().flat_map(|scaled| &scaled.along)) {
+                *place = place.saturating_add(index.saturating_mul(along.steps[axis]));
+            }
         }
-        Some(flat)
+        let scale = view.scaled.as_ref().map(|scaled| {
+            let blocks = scaled.along.iter().zip(&places);
+            let steps = blocks.map(|(axis, place)| axis.stride.saturating_mul(place / axis.block));
+            (scaled.by, steps.fold(scaled.offset, i64::saturating_add))
+        });
+        Some((flat, scale))
     }
 
     pub(super) fn read_mem(&mut self, space: Space, index: i64) -> Result<u64, Fault> {

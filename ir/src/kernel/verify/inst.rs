@@ -173,11 +173,14 @@ impl<'k> Check<'k> {
     }
 
     fn micro(&mut self, micro: &Micro) -> Checked {
-        let Micro { m, n, k, a, a_strides, b, b_strides, c, c_stride, .. } = micro;
+        let Micro { m, n, k, a, a_strides, b, b_strides, c, c_stride, a_scales, b_scales, .. } = micro;
         for reg in [m, n, k, c_stride].into_iter().chain(a_strides).chain(b_strides) {
             self.index(*reg)?;
         }
-        for operand in [a, b] {
+        for (operand, scales) in [(a, a_scales), (b, b_scales)] {
+            if let Some(scales) = scales {
+                self.micro_scales(operand, scales)?;
+            }
             let elem = self.memory(operand, Access::Read)?;
             ensure(elem == Elem::F32, || format!("an operand's elements are {}, not floats", elem.name()))?;
             ensure(operand.space != c.space, || "an operand is in the result's memory".into())?;
@@ -186,6 +189,25 @@ impl<'k> Check<'k> {
         ensure(matches!(c.space, Space::Scratch(_)) && elem == Elem::F32, || {
             "the result is not f32 private memory".into()
         })
+    }
+
+    fn micro_scales(&mut self, operand: &Mem, scales: &MicroScales) -> Checked {
+        let dtype = match operand.space {
+            Space::Buf(buf) => self.kernel.bufs.get(buf).map(|data| data.dtype),
+            _ => None,
+        };
+        ensure(dtype.is_some_and(is_code), || "an operand with scales is no buffer of 8-bit floats".into())?;
+        let Space::Buf(by) = scales.first.space else {
+            return Err("an operand's scales are in private memory".into());
+        };
+        self.scales(by)?;
+        self.index(scales.first.index)?;
+        for run in [scales.rows, scales.terms] {
+            ensure(run.block >= 1, || format!("{} neighbours share a scale", run.block))?;
+            self.index(run.place)?;
+            self.index(run.stride)?;
+        }
+        Ok(())
     }
 
     /// The declared type of a register that the instruction assigns.

@@ -68,6 +68,14 @@ pub fn encode_small(dtype: DType, x: f64) -> u32 {
     sign | bits
 }
 
+/// The code of the first power of two that is not less.
+fn encode_power(x: f64) -> u8 {
+    if x.is_nan() {
+        return 255;
+    }
+    (0..254).find(|&code| x <= 2f64.powi(i32::from(code) - 127)).unwrap_or(254)
+}
+
 /// One element's bytes.
 pub fn encode(dtype: DType, x: f64) -> Vec<u8> {
     match dtype {
@@ -75,6 +83,7 @@ pub fn encode(dtype: DType, x: f64) -> Vec<u8> {
         DType::F32 => (x as f32).to_le_bytes().into(),
         DType::I64 => (x as i64).to_le_bytes().into(),
         DType::I32 => (x as i32).to_le_bytes().into(),
+        DType::E8M0 => vec![encode_power(x)],
         _ => encode_small(dtype, x).to_le_bytes()[..dtype.bytes() as usize].into(),
     }
 }
@@ -91,6 +100,8 @@ pub fn decode_all(dtype: DType, bytes: &[u8]) -> Vec<f64> {
         DType::F32 => f32::from_le_bytes(b.try_into().unwrap()).into(),
         DType::I64 => i64::from_le_bytes(b.try_into().unwrap()) as f64,
         DType::I32 => i32::from_le_bytes(b.try_into().unwrap()).into(),
+        DType::E8M0 if b[0] == 255 => f64::NAN,
+        DType::E8M0 => 2f64.powi(i32::from(b[0]) - 127),
         _ => decode_small(dtype, b.iter().rev().fold(0, |bits, &b| bits << 8 | u32::from(b))),
     };
     bytes.chunks_exact(dtype.bytes() as usize).map(decode).collect()
