@@ -1,7 +1,9 @@
 //! Where the scales of 8-bit floats are, and how they are written: a part of a tensor's type.
 
+use crate::attr::Range;
 use crate::dim::Dim;
 use crate::op::TypeError;
+use crate::ops::Op;
 use crate::types::{DType, Shape, TensorType};
 use smallvec::SmallVec;
 
@@ -103,6 +105,39 @@ impl TensorType {
     }
 }
 
+/// Whether `dim` can be a number of whole blocks of `n`, as far as it is known without its symbols' values; with them, the
+/// verifier asks [`cuts`].
+pub fn may_be_whole(dim: &Dim, n: u32) -> bool {
+    dim.as_const().is_none_or(|len| len % i64::from(n) == 0)
+}
+
+/// What is wrong with `op` on a tensor with scales given the extents' values, if it cuts blocks.
+pub fn cuts(
+    op: &Op,
+    arg: &TensorType,
+    out: &TensorType,
+    value: &dyn Fn(&Dim) -> Option<i64>,
+) -> Option<String> {
+    let whole = |dim: &Dim, n: u32| value(dim).is_some_and(|len| len % i64::from(n) == 0);
+    match op {
+        Op::Reshape(_) => out.shape.iter().enumerate().find_map(|(axis, dim)| match out.block(axis) {
+            // The innermost part of an axis that was taken apart.
+            Some(Block::Of(n)) if !arg.shape.contains(dim) && !whole(dim, n) => {
+                Some(format!("{dim} is no multiple of {n}, which share a scale in {arg}"))
+            }
+            _ => None,
+        }),
+        Op::Slice(slice) => {
+            let axis = usize::try_from(slice.axis).ok()?;
+            let Some(Block::Of(n)) = arg.block(axis) else { return None };
+            let Range { start, end } = &slice.range;
+            let fits = whole(start, n) && (*end == arg.shape[axis] || whole(end, n));
+            (!fits).then(|| format!("{start}..{end} cuts blocks of {n} that share a scale"))
+        }
+        _ => None,
+    }
+}
+
 /// The type of `ty`, which has scales, with other extents; or why blocks would not stay whole.
 ///
 /// Axes that keep their extent keep their block. An axis of which each index has its own scale may be taken apart and
@@ -139,7 +174,7 @@ pub fn reshape(ty: &TensorType, shape: &[Dim]) -> Result<TensorType, TypeError> 
             match scales.blocks[i] {
                 Block::Each => blocks.extend((j..end).map(|_| Block::Each)),
                 Block::Whole => blocks.extend((j..end).map(|_| Block::Whole)),
-                Block::Of(n) if inner.terms().all(|(_, by)| by % i64::from(n) == 0) => {
+                Block::Of(n) if may_be_whole(inner, n) => {
                     blocks.extend((j + 1..end).map(|_| Block::Each));
                     blocks.push(Block::Of(n));
                 }

@@ -37,7 +37,7 @@ use crate::entity::{Arena, Entity};
 use crate::estimate::Estimate;
 use crate::graph::{Def, Func, Function, Module, Value, call_type, op_type};
 use crate::op::TypeError;
-use crate::scales::Block;
+use crate::scales::{self, Block};
 use crate::text::{MAX_DIAGS, is_extent_name, is_value_name};
 use crate::types::{DType, TensorType, Type};
 use state::States;
@@ -220,7 +220,7 @@ impl<'a> Checker<'a> {
                 continue;
             }
             self.declared(value, &part.shape);
-            if let Some(message) = self.size(part).or_else(|| scales(part)) {
+            if let Some(message) = self.size(part).or_else(|| wrong_scales(part)) {
                 self.report("eva::type_mismatch", value, message);
             }
             if self.diags.len() == before {
@@ -307,12 +307,26 @@ impl<'a> Checker<'a> {
             }
         };
         match inferred {
-            Ok(ty) if ty == data.ty => {}
+            Ok(ty) if ty == data.ty => self.whole_blocks(value),
             Ok(ty) => {
                 let message = format!("`%{}` has type {ty}, not {}", data.name, data.ty);
                 self.report("eva::type_mismatch", value, message);
             }
             Err(error) => self.type_error(value, error),
+        }
+    }
+
+    /// Reports an op that cuts blocks of neighbours that share a scale.
+    fn whole_blocks(&mut self, value: Value) {
+        let data = &self.f.values[value];
+        let (Def::Op(op, args), Some(out)) = (&data.def, data.ty.tensor()) else { return };
+        let Some(arg) = args.first().and_then(|&arg| self.f.tensor(arg)).filter(|ty| ty.scales.is_some())
+        else {
+            return;
+        };
+        let known = |sym: &Sym| self.extents.get(sym).copied().flatten();
+        if let Some(message) = scales::cuts(op, arg, out, &|dim| dim.eval(&known)) {
+            self.type_error(value, TypeError::new(message).at(0).help("dequantize it first"));
         }
     }
 
@@ -377,7 +391,7 @@ impl<'a> Checker<'a> {
 }
 
 /// What is wrong with the scales of `ty`, if anything is.
-fn scales(ty: &TensorType) -> Option<String> {
+fn wrong_scales(ty: &TensorType) -> Option<String> {
     match &ty.scales {
         None if ty.dtype.is_f8() => Some(format!("{ty} has no blocks, so no scales")),
         Some(_) if !ty.dtype.is_f8() => Some(format!("{} elements have no scales, so no blocks", ty.dtype)),

@@ -82,9 +82,12 @@ pub enum Error {
 pub fn optimize(module: &Module, options: &Options) -> Result<Module, Error> {
     let mut p = Passes::new(module, options)?;
     p.run("cache", |m| cache::lay_out(m, &options.cache))?;
+    p.run("fp8", |m| fp8::convert(m, &options.fp8, false))?;
     p.run("form", |m| form::choose(m, options))?;
     p.run("attend", attend::recognize)?;
     p.run("order", order::binary)?;
+    p.run("fp8_absorbed", |m| fp8::convert(m, &options.fp8, true))?;
+    fp8::report(p.module(), &options.fp8).map_err(Error::Invalid)?;
     if options.hoist == Hoist::AtLoad {
         p.run("hoist", hoist::hoist)?;
     }
@@ -94,7 +97,8 @@ pub fn optimize(module: &Module, options: &Options) -> Result<Module, Error> {
 /// Compiles `module` for `target`. Read top to bottom: this is the order things happen in.
 pub fn compile(module: &Module, target: &Target, options: &Options) -> Result<Plan, Error> {
     let machine = options.machine.clone().unwrap_or_else(|| target.costs.clone());
-    let module = optimize(module, &Options { machine: Some(machine), ..options.clone() })?;
+    let fp8 = fp8::Options { multiple: target.sums_of_eight_bits(), ..options.fp8.clone() };
+    let module = optimize(module, &Options { machine: Some(machine), fp8, ..options.clone() })?;
     let mut plan = lower::lower(&module, target)?;
     plan.kernels = pass::kernels(&plan.tiles, |kernel| {
         let spread = match &target.machine {
@@ -107,7 +111,7 @@ pub fn compile(module: &Module, target: &Target, options: &Options) -> Result<Pl
 }
 
 /// The names of the graph passes, in the order they run.
-pub const PASSES: [&str; 5] = ["cache", "form", "attend", "order", "hoist"];
+pub const PASSES: [&str; 7] = ["cache", "fp8", "form", "attend", "order", "fp8_absorbed", "hoist"];
 
 /// Runs one graph pass by name; `None` if there is no such pass.
 pub fn run_pass(name: &str, module: &Module, options: &Options) -> Option<Result<Module, Error>> {
@@ -117,6 +121,8 @@ pub fn run_pass(name: &str, module: &Module, options: &Options) -> Option<Result
     };
     let result = match name {
         "cache" => p.run("cache", |m| cache::lay_out(m, &options.cache)),
+        "fp8" => p.run("fp8", |m| fp8::convert(m, &options.fp8, false)),
+        "fp8_absorbed" => p.run("fp8_absorbed", |m| fp8::convert(m, &options.fp8, true)),
         "form" => p.run("form", |m| form::choose(m, options)),
         "attend" => p.run("attend", attend::recognize),
         "order" => p.run("order", order::binary),

@@ -55,6 +55,11 @@ impl Passes {
     }
 
     /// The module as the last pass left it.
+    pub fn module(&self) -> &Module {
+        &self.module
+    }
+
+    /// The module as the last pass left it.
     pub fn finish(self) -> Module {
         self.module
     }

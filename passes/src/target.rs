@@ -56,6 +56,14 @@ impl Hopper {
 }
 
 impl Target {
+    /// What the sums of products of 8-bit floats must be a multiple of: on a GPU, rows are copied in units of 16 bytes.
+    pub fn sums_of_eight_bits(&self) -> i64 {
+        match self.machine {
+            Machine::Cpu => 1,
+            Machine::Hopper(_) => 16,
+        }
+    }
+
     /// A CPU: tiles sized for its caches, products by microkernels.
     pub fn cpu() -> Self {
         let schedule = Schedule {

@@ -136,6 +136,8 @@ pub fn check_args(module: &Module, func: Func, sizes: &Sizes, args: &[Array], bo
         let limit = if coarse == DType::F32 { 1e-7 } else { tolerance(coarse) };
         compare(f, &format!("{phase:?}"), &whole(have), &want, bounds, limit);
     }
+    let have = run_machine(Arc::new(executable), f, sizes, args);
+    compare(f, "machine code", &whole(have), &want, bounds, tolerance(coarse));
     // What a GPU would run, in the interpreter.
     let gpu = eva_passes::compile(module, &Target::cuda(), &as_written()).unwrap_or_else(|e| panic!("{e}"));
     for phase in [Phase::Tile, Phase::Block] {
@@ -145,8 +147,6 @@ pub fn check_args(module: &Module, func: Func, sizes: &Sizes, args: &[Array], bo
         let limit = if coarse == DType::F32 { 1e-7 } else { tolerance(coarse) };
         compare(f, &format!("GPU, {phase:?}"), &whole(have), &want, bounds, limit);
     }
-    let have = run_machine(Arc::new(executable), f, sizes, args);
-    compare(f, "machine code", &whole(have), &want, bounds, tolerance(coarse));
 }
 
 fn compare(f: &Function, who: &str, have: &[Array], want: &[Array], bounds: &[f64], limit: f64) {

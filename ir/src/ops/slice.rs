@@ -5,7 +5,7 @@ use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
 use crate::lower::{BufView, Lowering};
 use crate::op::{OpDef, TypeError, op};
-use crate::scales::Block;
+use crate::scales::{Block, may_be_whole};
 use crate::types::{TensorType, Type};
 
 op! {
@@ -36,8 +36,7 @@ impl OpDef for Slice {
         }
         if let Some(Block::Of(n)) = args[0].block(axis) {
             // A block that is cut would need a scale on either side; the last one may be short.
-            let whole = |dim: &Dim| dim.terms().all(|(_, by)| by % i64::from(n) == 0);
-            if !whole(start) || !(whole(end) || end == extent) {
+            if !may_be_whole(start, n) || !(may_be_whole(end, n) || end == extent) {
                 let message = format!("{start}..{end} cuts blocks of {n} that share a scale");
                 return Err(TypeError::new(message).at(0).help("dequantize it first"));
             }

@@ -2,6 +2,7 @@
 //! values from PyTorch and transformers, and their kernels against their meaning.
 
 mod fixtures;
+mod fp8;
 mod harness;
 mod lowered;
 mod types;

@@ -6,7 +6,7 @@ use eva_ir::dim::Dim;
 use eva_ir::entity::Entity;
 use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value};
 use eva_ir::ops::Op;
-use eva_ir::types::TensorType;
+use eva_ir::types::{DType, TensorType};
 
 /// What one token takes in a function's states.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,9 +22,7 @@ impl CacheBytes {
         constant: &dyn Fn(&Dim) -> Option<i64>,
     ) -> Result<Self, String> {
         let one = |(name, ty): (&str, &TensorType)| {
-            let elements = constant(&Dim::product(ty.shape.iter().skip(2)));
-            let bytes = elements.and_then(|n| u64::try_from(n.checked_mul(ty.dtype.bytes())?).ok());
-            Ok((name.to_string(), ty.clone(), bytes.ok_or_else(|| name.to_string())?))
+            Ok((name.to_string(), ty.clone(), of_token(ty, constant).ok_or_else(|| name.to_string())?))
         };
         Ok(Self { states: states.into_iter().map(one).collect::<Result<_, String>>()? })
     }
@@ -59,6 +57,19 @@ impl CacheBytes {
     /// Bytes of a token in the layer that has the most.
     pub fn per_layer(&self) -> u64 {
         self.layers().iter().map(|(_, bytes)| *bytes).max().unwrap_or(0)
+    }
+}
+
+/// Bytes of a token in a state of this type, and in its scales.
+pub(super) fn of_token(ty: &TensorType, constant: &dyn Fn(&Dim) -> Option<i64>) -> Option<u64> {
+    let bytes = |shape: &[Dim], dtype: DType| {
+        let elements = constant(&Dim::product(shape.iter().skip(2)))?;
+        u64::try_from(elements.checked_mul(dtype.bytes())?).ok()
+    };
+    let own = bytes(&ty.shape, ty.dtype)?;
+    match ty.scales_shape(constant).zip(ty.scales.as_ref()) {
+        Some((shape, scales)) => own.checked_add(bytes(&shape, scales.encoding.dtype())?),
+        None => Some(own),
     }
 }
 
@@ -103,7 +114,7 @@ pub fn layout(module: &Module, func: Func) -> Option<&'static str> {
             let reads = || args.iter().any(|arg| cached[arg.index()]);
             cached[value.index()] = match op {
                 Op::CacheWrite(_) | Op::PageRead(_) => true,
-                Op::Reshape(_) | Op::Slice(_) | Op::Cast(_) => reads(),
+                Op::Reshape(_) | Op::Slice(_) | Op::Cast(_) | Op::Dequantize(_) => reads(),
                 Op::Einsum(_) => {
                     latent |= reads() && args.iter().any(|arg| fixed[arg.index()] && !is_full(f, *arg));
                     false

@@ -11,6 +11,8 @@
 //! %all = cache_write %keys, %k, %start   =>   %all = einsum %kv, %w_uk
 //! ```
 //!
+//! Then rows become 8-bit floats where that is asked for ([`Elements`]; see `eight`).
+//!
 //! Then, where pages are asked for, states become pools of pages that sequences can share; see `paged`.
 //!
 //! States are part of signatures, so callers are rewritten too, and functions that share states by name agree.
@@ -20,13 +22,13 @@
 mod bytes;
 mod cut;
 mod decide;
+mod eight;
 mod paged;
 mod shrink;
 mod tokens;
 
 pub use bytes::{CacheBytes, entries, layout};
 use eva_ir::diag::{Diag, Loc};
-use eva_ir::dim::Dim;
 use eva_ir::entity::Arena;
 use eva_ir::graph::{Func, Module, ParamKind};
 use eva_ir::types::TensorType;
@@ -48,6 +50,22 @@ pub struct CacheOptions {
     pub layout: Layout,
     /// How many rows a page has, where tokens are kept in pages of a pool; in one piece for each sequence otherwise.
     pub page: Option<usize>,
+    /// What the elements of caches are.
+    pub elements: Elements,
+}
+
+/// What the elements of caches are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Elements {
+    /// As the module has them.
+    #[default]
+    AsWritten,
+    /// 8-bit floats, with an `f32` scale for 128 neighbours of a token: latents, keys and values, and rows that were rotated
+    /// if `rotary`.
+    Eight {
+        /// Whether rows with rotary positions are 8 bits, too.
+        rotary: bool,
+    },
 }
 
 /// What became of a function's states.
@@ -87,6 +105,7 @@ pub fn lay_out_and_report(
     let has_state = |kind| kind == ParamKind::State;
     let any = module.funcs.iter().any(|(_, f)| f.params().any(|(_, kind)| has_state(kind)));
     if options.layout == Layout::AsWritten || !any {
+        let module = &with_elements(module, options)?;
         bytes::check_budget(module, &[])?;
         return Ok((in_pages(module, options)?, Vec::new()));
     }
@@ -94,8 +113,20 @@ pub fn lay_out_and_report(
     let reports = report(module, &decisions);
     let unchanged = decisions.iter().all(|(_, decision)| decision.groups.is_empty());
     let module = if unchanged { module.clone() } else { shrink::rewrite(module, &decisions)? };
+    let module = with_elements(&module, options)?;
     bytes::check_budget(&module, &reports)?;
     Ok((in_pages(&module, options)?, reports))
+}
+
+fn with_elements(module: &Module, options: &CacheOptions) -> Result<Module, Diag> {
+    match (options.elements, options.page) {
+        (Elements::AsWritten, _) => Ok(module.clone()),
+        (Elements::Eight { rotary }, None) => eight::rewrite(module, rotary),
+        (Elements::Eight { .. }, Some(_)) => {
+            let message = "caches of 8-bit floats cannot be in pages";
+            Err(Diag::new("eva::cache", message).help("leave out one of the two"))
+        }
+    }
 }
 
 fn in_pages(module: &Module, options: &CacheOptions) -> Result<Module, Diag> {
@@ -105,10 +136,10 @@ fn in_pages(module: &Module, options: &CacheOptions) -> Result<Module, Diag> {
     }
 }
 
-/// Bytes that one token takes in a state of this type: all axes but sequences and tokens. `None` if an extent is open.
+/// Bytes that one token takes in a state of this type, its scales included: all axes but sequences and tokens. `None` if an
+/// extent is open.
 pub fn token_bytes(module: &Module, ty: &TensorType) -> Option<u64> {
-    let elements = module.constant(&Dim::product(ty.shape.iter().skip(2)))?;
-    u64::try_from(elements.checked_mul(ty.dtype.bytes())?).ok()
+    bytes::of_token(ty, &|dim| module.constant(dim))
 }
 
 fn report(module: &Module, decisions: &Arena<Func, decide::Decision>) -> Vec<StateReport> {

@@ -308,7 +308,7 @@ fn cuts(f: &Function, facts: &[Option<Fact>]) -> Vec<Value> {
 /// Whether a call has this op's result for nothing.
 fn is_free(f: &Function, op: &Op, args: &[Value]) -> bool {
     match op {
-        Op::Reshape(_) | Op::Slice(_) => true,
+        Op::Reshape(_) | Op::Slice(_) | Op::Dequantize(_) => true,
         Op::Cast(cast) => is_widening(f, cast.to, args[0]),
         _ => false,
     }

@@ -23,6 +23,7 @@ use crate::cost::Cost;
 use egg::{Id, Rewrite, Runner, SimpleScheduler, StopReason, Symbol};
 use eva_ir::diag::Diag;
 use eva_ir::graph::{Def, Function, ParamKind, Value};
+use eva_ir::lower::Lowering;
 use eva_ir::ops::{Op, OpKind};
 use eva_ir::types::Type;
 use extract::Selection;
@@ -155,7 +156,7 @@ pub fn saturate<'r>(
     f: &Function,
     rules: impl IntoIterator<Item = &'r Rewrite<Term, Types>>,
 ) -> Result<Saturated, Diag> {
-    let opaque = f.values.iter().filter(|(_, data)| !matches!(data.def, Def::Op(..)));
+    let opaque = f.values.iter().filter(|(_, data)| is_opaque(f, &data.def));
     let values: HashMap<Value, Type> = opaque.map(|(value, data)| (value, data.ty.clone())).collect();
     let weights = f.params().filter(|(_, kind)| *kind == ParamKind::Weight).map(|(value, _)| value).collect();
     let mut egraph = EGraph::new(Types { values, weights, ..Types::default() });
@@ -163,6 +164,7 @@ pub fn saturate<'r>(
     for (value, data) in f.values.iter() {
         let term = match &data.def {
             Def::Param(_) => Term::Value(value, [].into()),
+            def if is_opaque(f, def) => Term::Value(value, def.args().iter().map(|arg| ids[arg]).collect()),
             Def::Call(_, args) => Term::Value(value, args.iter().map(|arg| ids[arg]).collect()),
             Def::Op(op, args) => build::term(&mut egraph, op, args.iter().map(|arg| ids[arg])),
         };
@@ -190,6 +192,17 @@ pub fn saturate<'r>(
     let nodes = (before, egraph.total_size());
     let saturated = matches!(runner.stop_reason, Some(StopReason::Saturated));
     Ok(Saturated { egraph, ids, terms, nodes, iterations, saturated })
+}
+
+/// Whether rules do not look into a value: parameters, calls, and what is computed of 8-bit floats, but for the numbers that
+/// those are.
+fn is_opaque(f: &Function, def: &Def) -> bool {
+    let eight = |&arg: &Value| f.values[arg].ty.parts().iter().any(|ty| ty.scales.is_some());
+    match def {
+        Def::Param(_) | Def::Call(..) => true,
+        Def::Op(Op::Dequantize(_), _) => false,
+        Def::Op(op, args) => matches!(op, Op::Quantize(_)) || args.iter().any(eight),
+    }
 }
 
 impl Saturated {
@@ -325,6 +338,28 @@ impl Saturated {
         Selection { terms }
     }
 
+    /// Whether a class has a view of numbers that are stored in 8 bits.
+    fn is_eight(&self, class: Id) -> bool {
+        let (mut stack, mut seen) = (vec![self.egraph.find(class)], HashSet::new());
+        while let Some(at) = stack.pop() {
+            if !seen.insert(at) {
+                continue;
+            }
+            for term in &self.egraph[at].nodes {
+                match term {
+                    Term::Op(OpKind::Dequantize, _) => return true,
+                    Term::Op(kind @ (OpKind::Reshape | OpKind::Slice | OpKind::Cast), children) => {
+                        stack.extend(
+                            children.get(kind.attr_names().len()).map(|&inner| self.egraph.find(inner)),
+                        );
+                    }
+                    _ => {}
+                }
+            }
+        }
+        false
+    }
+
     /// What a term costs by itself.
     pub fn cost(&self, cost: &Cost, term: &Term) -> f64 {
         let Term::Op(kind, children) = term else { return 0.0 };
@@ -336,7 +371,9 @@ impl Saturated {
         let Some(class) = self.egraph.lookup(term.clone()) else { return 0.0 };
         let Some(out) = self.egraph[class].data.ty() else { return 0.0 };
         if self.egraph[class].data.is_weight() {
-            return cost.of_weights(&op, &types, out) + cost.of_op();
+            // A weight that is stored in 8 bits stays so: what is computed of it would have more.
+            let copies = op.lowering() != Lowering::Alias && args.iter().any(|&arg| self.is_eight(arg));
+            return cost.of_weights(&op, &types, out) + cost.of_op() + if copies { 1e30 } else { 0.0 };
         }
         let own = cost.of(&op, &types, out);
         // Element-wise ops are fused behind what gives all of their operand, not behind what gives more than that.
