@@ -64,7 +64,8 @@ type Real = extern "C" fn(f32) -> f32;
 
 /// Functions that are called lane by lane: nearest `f32` of the `f64` result, but for one in millions.
 const FUNCTIONS: [(&str, Real); 3] = [("eva_log", log), ("eva_sin", sin), ("eva_cos", cos)];
-const MICRO_ELEMS: [MicroElem; 3] = [MicroElem::F32, MicroElem::Bf16, MicroElem::F16];
+const MICRO_ELEMS: [MicroElem; 5] =
+    [MicroElem::F32, MicroElem::Bf16, MicroElem::F16, MicroElem::F8E4M3, MicroElem::F8E5M2];
 
 extern "C" fn log(x: f32) -> f32 {
     libm::log(x.into()) as f32

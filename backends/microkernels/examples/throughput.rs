@@ -1,6 +1,6 @@
 //! Rates of the microkernels by shape: `cargo run --release -p eva-microkernels --example throughput [LEVEL]`.
 
-use eva_microkernels::{DotArgs, DotFn, Elem, Features, dot_with};
+use eva_microkernels::{DotArgs, DotFn, Elem, Features, ScaleElem, Scales, dot_with};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -41,8 +41,20 @@ impl Shape {
         let Shape { m, n, k, along_k } = *self;
         assert!(a.len() >= m * k * a_size && b.len() >= n * k * b_size && c.len() >= m * n);
         let (b_row, b_k) = if along_k { (k, 1) } else { (1, n) };
+        // Of squares, as published weights have them.
+        let scales = vec![1f32; n.div_ceil(128) * k.div_ceil(128)];
         for j in (0..n).step_by(256) {
             for from in (0..k).step_by(1024) {
+                let b_scales = Scales {
+                    at: scales.as_ptr().cast(),
+                    elem: ScaleElem::F32,
+                    row_place: j as i64,
+                    row_block: 128,
+                    row_stride: k.div_ceil(128) as i64,
+                    k_place: from as i64,
+                    k_block: 128,
+                    k_stride: 1,
+                };
                 let args = DotArgs {
                     m: m as i64,
                     n: 256.min(n - j) as i64,
@@ -56,6 +68,8 @@ impl Shape {
                     c: c[j..].as_mut_ptr(),
                     c_row: n as i64,
                     accumulate: (from > 0).into(),
+                    a_scales: std::ptr::null(),
+                    b_scales: if b_size == 1 { &raw const b_scales } else { std::ptr::null() },
                 };
                 // SAFETY: the extents and strides are those of the slices, whose lengths are checked above.
                 unsafe { kernel(black_box(&args)) };
@@ -90,6 +104,8 @@ fn main() {
                 (Elem::F32, Elem::Bf16),
                 (Elem::Bf16, Elem::Bf16),
                 (Elem::F32, Elem::F16),
+                (Elem::F32, Elem::F8E4M3),
+                (Elem::F32, Elem::F8E5M2),
             ] {
                 for m in [1, 4, 16, 64] {
                     let shape = Shape { m, n, k, along_k };

@@ -1,6 +1,7 @@
 //! Cuts a product into cache-sized blocks, makes f32 panels where they pay or are needed, and calls the kernels.
 
 use crate::pack::{Panels, Source, pack};
+use crate::scales::Scaling;
 use crate::vector::{Ahead, Block, BlockFn, Kernels};
 use crate::{DotArgs, Elem, K_BLOCK_ALONG_J, K_BLOCK_ALONG_K};
 
@@ -61,11 +62,15 @@ pub(crate) unsafe fn product(kernels: &Kernels, a: Elem, b: Elem, args: &DotArgs
     if m == 0 || n == 0 || k == 0 {
         return;
     }
-    let a = Source { elem: a, at: args.a, row: args.a_row as isize, step: args.a_k as isize };
+    // SAFETY: the caller's contract.
+    let (a_scales, b_scales) = unsafe { (Scaling::new(args.a_scales), Scaling::new(args.b_scales)) };
+    let a =
+        Source { elem: a, at: args.a, row: args.a_row as isize, step: args.a_k as isize, scales: a_scales };
     let along_k = is_along_k(args);
     // The inner direction of `b` is the one that its lines are contiguous in.
     let (row, step) = if along_k { (args.b_row, args.b_k) } else { (args.b_k, args.b_row) };
-    let b = Source { elem: b, at: args.b, row: row as isize, step: step as isize };
+    let scales = if along_k { b_scales } else { b_scales.turned() };
+    let b = Source { elem: b, at: args.b, row: row as isize, step: step as isize, scales };
     let accumulate = args.accumulate != 0;
     let mut product = Product { kernels, b, n, c, c_row, accumulate, panels: Panels::default() };
 
@@ -105,16 +110,18 @@ impl Product<'_> {
     /// `rows` and `b` are valid for their extents.
     unsafe fn along_k(&mut self, rows: &Rows) {
         // Expanding once pays from the third tile of rows on.
-        let packed = self.b.step != 1 || self.b.elem != Elem::F32 && rows.m > 2 * self.kernels.rows;
+        let aligned = self.b.scales.steps.is_aligned(self.kernels.lanes, rows.k + rows.depth);
+        let packed =
+            self.b.step != 1 || !aligned || self.b.elem != Elem::F32 && rows.m > 2 * self.kernels.rows;
         for j in (0..self.n).step_by(N_BLOCK_ALONG_K) {
             let n = N_BLOCK_ALONG_K.min(self.n - j);
             for k in (0..rows.depth).step_by(K_BLOCK_ALONG_K) {
                 let depth = K_BLOCK_ALONG_K.min(rows.depth - k);
                 let part = self.b.from(j, rows.k + k);
                 let next = if k + depth < rows.depth {
-                    part.from(0, depth)
+                    part.beyond(0, depth)
                 } else if j + n < self.n {
-                    self.b.from(j + n, rows.k)
+                    self.b.beyond(j + n, rows.k)
                 } else {
                     part
                 };
@@ -131,7 +138,8 @@ impl Product<'_> {
     /// `rows` and `b` are valid for their extents.
     unsafe fn along_j(&mut self, rows: &Rows) {
         // Lines far apart leave most of each page unused: strips pay even for f32.
-        let packed = rows.m > 2 * self.kernels.rows;
+        let aligned = self.b.scales.steps.is_aligned(self.kernels.lanes, self.n);
+        let packed = !aligned || rows.m > 2 * self.kernels.rows;
         let (band, strip) = if packed { (N_BLOCK_ALONG_J, STRIP) } else { (self.n, self.n) };
         for from in (0..self.n).step_by(band) {
             let end = self.n.min(from + band);
@@ -143,11 +151,11 @@ impl Product<'_> {
                     // SAFETY: the caller's contract.
                     unsafe {
                         let (b, next) = if !packed {
-                            (part, part.from(LINES_AHEAD, 0))
+                            (part, part.beyond(LINES_AHEAD, 0))
                         } else if j + n < end {
-                            (self.pack_b(part, depth, n, STRIP), part.from(0, n))
+                            (self.pack_b(part, depth, n, STRIP), part.beyond(0, n))
                         } else {
-                            (self.pack_b(part, depth, n, STRIP), self.b.from(rows.k + k + depth, from))
+                            (self.pack_b(part, depth, n, STRIP), self.b.beyond(rows.k + k + depth, from))
                         };
                         self.block(&self.kernels.along_j, rows, Place { k, depth, j, n }, b, next);
                     }
@@ -164,14 +172,15 @@ impl Product<'_> {
         let panel = self.panels.b(lines * row);
         // SAFETY: the panel has room; the rest is the caller's contract.
         unsafe { pack(b, self.kernels.widen[b.elem as usize], lines, len, panel, row) };
-        Source { elem: Elem::F32, at: panel.cast_const().cast(), row: row as isize, step: 1 }
+        let at = panel.cast_const().cast();
+        Source { elem: Elem::F32, at, row: row as isize, step: 1, scales: Scaling::one() }
     }
 
     /// Runs the kernel for `b`, which lies at that place of the product, and asks for the lines of `next`.
     ///
     /// # Safety
     /// The place is inside the product, and `b` is valid for its extents; `next` may be anywhere.
-    unsafe fn block(&self, kernels: &[BlockFn; 3], rows: &Rows, place: Place, b: Source, next: Source) {
+    unsafe fn block(&self, kernels: &[BlockFn; 5], rows: &Rows, place: Place, b: Source, next: Source) {
         let Place { k, depth, j, n } = place;
         let size = next.elem.size();
         let block = Block {
@@ -182,6 +191,7 @@ impl Product<'_> {
             a_row: rows.row,
             b: b.at,
             b_line: b.row,
+            scales: b.scales,
             c: self.c.wrapping_offset(rows.i as isize * self.c_row).wrapping_add(j),
             c_row: self.c_row,
             add: self.accumulate || rows.k + k > 0,

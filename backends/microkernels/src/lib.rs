@@ -6,8 +6,9 @@
 //!
 //! # What is computed
 //!
-//! [`DotArgs`] says it all: `c[i,j] = (accumulate ? c[i,j] : 0) + Σ_k a[i,k]·b[j,k]`. Operands are f32, bf16 or
-//! f16 in memory, in any pairing and with any strides; they are expanded to f32, exactly, and all arithmetic is f32.
+//! [`DotArgs`] says it all: `c[i,j] = (accumulate ? c[i,j] : 0) + Σ_k a[i,k]·b[j,k]`. Operands are f32, bf16, f16 or
+//! 8-bit floats in memory, in any pairing and with any strides; they are expanded to f32, exactly, and all arithmetic is
+//! f32. Elements of 8 bits may have [`Scales`]: an element is then its code times its scale, rounded to f32.
 //! The strides choose one of two ways to sum:
 //!
 //! - **along k**, when both operands are contiguous along k (x·Wᵀ with weights stored `[out, in]`): each
@@ -28,17 +29,21 @@
 //! AVX-512), 16-bit operands are expanded once into panels in the L1 cache. The panels are buffers of the thread,
 //! of at most half a MiB, made by the first product that needs them.
 
+mod codes;
 mod drive;
 mod features;
+mod level;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;
 mod pack;
 mod scalar;
+mod scales;
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use features::{Features, cpu_features};
+pub use scales::{ScaleElem, Scales};
 
 use std::sync::OnceLock;
 use vector::Level;
@@ -58,6 +63,10 @@ pub enum Elem {
     Bf16 = 1,
     /// IEEE binary16, 2 bytes.
     F16 = 2,
+    /// 4 exponent bits, 3 of mantissa, no infinities: 1 byte.
+    F8E4M3 = 3,
+    /// The upper half of an f16, 1 byte.
+    F8E5M2 = 4,
 }
 
 impl Elem {
@@ -66,6 +75,7 @@ impl Elem {
         match self {
             Elem::F32 => 4,
             Elem::Bf16 | Elem::F16 => 2,
+            Elem::F8E4M3 | Elem::F8E5M2 => 1,
         }
     }
 }
@@ -101,6 +111,10 @@ pub struct DotArgs {
     pub c_row: i64,
     /// Nonzero: add to `c`; zero: overwrite it, whatever it holds.
     pub accumulate: i64,
+    /// The scales of `a`, of 8-bit floats; null: 1.
+    pub a_scales: *const Scales,
+    /// The scales of `b`, whose rows are j; likewise.
+    pub b_scales: *const Scales,
 }
 
 /// A microkernel; the contract of its argument is that of [`DotArgs`].
@@ -125,6 +139,8 @@ pub fn dot_with(features: Features, a: Elem, b: Elem) -> Option<DotFn> {
         Features::Avx2Fma => Some(entry_of::<x86::avx2::Avx2>(a, b)),
         #[cfg(target_arch = "x86_64")]
         Features::Avx512 => Some(entry_of::<x86::avx512::Avx512>(a, b)),
+        #[cfg(target_arch = "x86_64")]
+        Features::Avx512Vbmi => Some(entry_of::<x86::avx512::vbmi::Avx512Vbmi>(a, b)),
         #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
         Features::Neon => Some(entry_of::<neon::Neon>(a, b)),
         #[cfg(not(target_arch = "x86_64"))]
@@ -140,17 +156,24 @@ pub fn portable(a: Elem, b: Elem) -> DotFn {
 }
 
 fn entry_of<L: Level>(a: Elem, b: Elem) -> DotFn {
-    use vector::{Bf16, F16, F32};
-    match (a, b) {
-        (Elem::F32, Elem::F32) => entry::<L, F32, F32>,
-        (Elem::F32, Elem::Bf16) => entry::<L, F32, Bf16>,
-        (Elem::F32, Elem::F16) => entry::<L, F32, F16>,
-        (Elem::Bf16, Elem::F32) => entry::<L, Bf16, F32>,
-        (Elem::Bf16, Elem::Bf16) => entry::<L, Bf16, Bf16>,
-        (Elem::Bf16, Elem::F16) => entry::<L, Bf16, F16>,
-        (Elem::F16, Elem::F32) => entry::<L, F16, F32>,
-        (Elem::F16, Elem::Bf16) => entry::<L, F16, Bf16>,
-        (Elem::F16, Elem::F16) => entry::<L, F16, F16>,
+    use vector::{Bf16, F8E4M3, F8E5M2, F16, F32};
+    match a {
+        Elem::F32 => entry_with::<L, F32>(b),
+        Elem::Bf16 => entry_with::<L, Bf16>(b),
+        Elem::F16 => entry_with::<L, F16>(b),
+        Elem::F8E4M3 => entry_with::<L, F8E4M3>(b),
+        Elem::F8E5M2 => entry_with::<L, F8E5M2>(b),
+    }
+}
+
+fn entry_with<L: Level, A: vector::Element>(b: Elem) -> DotFn {
+    use vector::{Bf16, F8E4M3, F8E5M2, F16, F32};
+    match b {
+        Elem::F32 => entry::<L, A, F32>,
+        Elem::Bf16 => entry::<L, A, Bf16>,
+        Elem::F16 => entry::<L, A, F16>,
+        Elem::F8E4M3 => entry::<L, A, F8E4M3>,
+        Elem::F8E5M2 => entry::<L, A, F8E5M2>,
     }
 }
 

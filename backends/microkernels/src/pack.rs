@@ -1,6 +1,8 @@
-//! Copies of operands as f32 panels: expanded from 16 bits, or gathered from awkward strides.
+//! Copies of operands as f32 panels: expanded from 16 or 8 bits, with their scales, or gathered from awkward strides.
 
 use crate::Elem;
+use crate::codes::{E4M3, E5M2};
+use crate::scales::Scaling;
 use crate::vector::WidenFn;
 use core::cell::Cell;
 use half::{bf16, f16};
@@ -63,11 +65,18 @@ pub(crate) struct Source {
     pub at: *const u8,
     pub row: isize,
     pub step: isize,
+    /// Of 8-bit floats.
+    pub scales: Scaling,
 }
 
 impl Source {
     /// The same matrix from element `(r, s)` on.
     pub fn from(self, r: usize, s: usize) -> Source {
+        Source { scales: self.scales.from(r, s), ..self.beyond(r, s) }
+    }
+
+    /// [`Self::from`], for elements that are not multiplied: they keep these scales.
+    pub fn beyond(self, r: usize, s: usize) -> Source {
         let elements = r as isize * self.row + s as isize * self.step;
         Source { at: self.at.wrapping_offset(elements * self.elem.size() as isize), ..self }
     }
@@ -85,11 +94,20 @@ pub(crate) unsafe fn pack(
     dst: *mut f32,
     dst_row: usize,
 ) {
+    let scales = &src.scales;
     if src.step == 1 {
-        for r in 0..rows {
-            // SAFETY: row `r` is inside both matrices.
-            unsafe { widen(src.from(r, 0).at, dst.add(r * dst_row), cols) };
-        }
+        scales.rows.parts(rows, |from, to, by_row| {
+            scales.steps.parts(cols, |first, end, by_step| {
+                // SAFETY: this block of both matrices is inside them, and has this scale.
+                unsafe {
+                    let scale = scales.read(by_row + by_step);
+                    for r in from..to {
+                        let (src, dst) = (src.beyond(r, first).at, dst.add(r * dst_row + first));
+                        widen(src, dst, end - first, scale);
+                    }
+                }
+            });
+        });
         return;
     }
     // SAFETY: the same contract; the types match the elements.
@@ -98,6 +116,8 @@ pub(crate) unsafe fn pack(
             Elem::F32 => gather(src, rows, cols, dst, dst_row, |x: f32| x),
             Elem::Bf16 => gather(src, rows, cols, dst, dst_row, |x: u16| bf16::from_bits(x).to_f32()),
             Elem::F16 => gather(src, rows, cols, dst, dst_row, |x: u16| f16::from_bits(x).to_f32()),
+            Elem::F8E4M3 => gather(src, rows, cols, dst, dst_row, |x: u8| E4M3[usize::from(x)]),
+            Elem::F8E5M2 => gather(src, rows, cols, dst, dst_row, |x: u8| E5M2[usize::from(x)]),
         }
     }
 }
@@ -116,15 +136,24 @@ unsafe fn gather<T>(
     expand: impl Fn(T) -> f32,
 ) {
     const BAND: usize = 16;
+    let scales = &src.scales;
     for band in (0..rows).step_by(BAND) {
-        for s in 0..cols {
+        let by_row: [isize; BAND] = scales.rows.offsets(band, 1);
+        scales.steps.parts(cols, |first, end, by_step| {
+            let mut scale = [1f32; BAND];
             for r in band..rows.min(band + BAND) {
-                // SAFETY: element `(r, s)` is inside both matrices.
-                unsafe {
-                    let x = src.from(r, s).at.cast::<T>().read_unaligned();
-                    *dst.add(r * dst_row + s) = expand(x);
+                // SAFETY: element `(r, first)` has this scale.
+                scale[r - band] = unsafe { scales.read(by_row[r - band] + by_step) };
+            }
+            for s in first..end {
+                for r in band..rows.min(band + BAND) {
+                    // SAFETY: element `(r, s)` is inside both matrices.
+                    unsafe {
+                        let x = src.beyond(r, s).at.cast::<T>().read_unaligned();
+                        *dst.add(r * dst_row + s) = expand(x) * scale[r - band];
+                    }
                 }
             }
-        }
+        });
     }
 }

@@ -1,5 +1,6 @@
 //! Plain Rust for every other processor: four lanes that the compiler may or may not turn into a vector.
 
+use crate::codes::{E4M3, E5M2};
 use crate::vector::{Vector, level};
 use half::{bf16, f16};
 
@@ -37,6 +38,18 @@ impl Vector for Four {
     }
 
     #[inline(always)]
+    unsafe fn load_e4m3(p: *const u8) -> Self {
+        // SAFETY: the trait's contract.
+        Four(unsafe { p.cast::<[u8; 4]>().read_unaligned() }.map(|x| E4M3[usize::from(x)]))
+    }
+
+    #[inline(always)]
+    unsafe fn load_e5m2(p: *const u8) -> Self {
+        // SAFETY: the trait's contract.
+        Four(unsafe { p.cast::<[u8; 4]>().read_unaligned() }.map(|x| E5M2[usize::from(x)]))
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: the trait's contract.
         unsafe { p.cast::<[f32; 4]>().write_unaligned(self.0) }
@@ -49,6 +62,15 @@ impl Vector for Four {
             sum.0[l] += other.0[l];
         }
         sum
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        let mut product = self;
+        for l in 0..4 {
+            product.0[l] *= other.0[l];
+        }
+        product
     }
 
     #[inline(always)]

@@ -9,7 +9,13 @@
     reason = "loops over indices below a constant unroll at the lowest optimisation level too"
 )]
 
-use crate::Elem;
+pub(crate) use crate::level::{
+    Bf16, BlockFn, Element, F8E4M3, F8E5M2, F16, F32, Kernels, Level, WidenFn, level,
+};
+use crate::scales::{Run, Scaling};
+
+/// Vectors that elements of 8 bits are expanded to at a time.
+const GROUP: usize = 4;
 
 /// A vector of f32 lanes.
 ///
@@ -27,12 +33,29 @@ pub(crate) trait Vector: Copy {
     unsafe fn load_f32(p: *const u8) -> Self;
     unsafe fn load_bf16(p: *const u8) -> Self;
     unsafe fn load_f16(p: *const u8) -> Self;
+    unsafe fn load_e4m3(p: *const u8) -> Self;
+    unsafe fn load_e5m2(p: *const u8) -> Self;
     unsafe fn store(self, p: *mut f32);
     unsafe fn add(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
     /// `self + a * b`, fused where the processor can.
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
     /// The sum over the lanes of each of four vectors, in one order for all four.
     unsafe fn sum4(v: [Self; 4]) -> [f32; 4];
+
+    /// Four neighbouring vectors.
+    #[inline(always)]
+    unsafe fn load4_e4m3(p: *const u8) -> [Self; GROUP] {
+        // SAFETY: the same contract.
+        unsafe { [0, 1, 2, 3].map(|i| Self::load_e4m3(p.add(i * Self::LANES))) }
+    }
+
+    /// Four neighbouring vectors.
+    #[inline(always)]
+    unsafe fn load4_e5m2(p: *const u8) -> [Self; GROUP] {
+        // SAFETY: the same contract.
+        unsafe { [0, 1, 2, 3].map(|i| Self::load_e5m2(p.add(i * Self::LANES))) }
+    }
 
     /// Loads the first `count < LANES` lanes; the others are zero.
     #[inline(always)]
@@ -58,35 +81,6 @@ pub(crate) trait Vector: Copy {
     }
 }
 
-/// An element type known at compile time.
-pub(crate) trait Element {
-    const ELEM: Elem;
-    const SIZE: usize;
-    /// # Safety
-    /// That of [`Vector`].
-    unsafe fn load<V: Vector>(p: *const u8) -> V;
-}
-
-macro_rules! element {
-    ($name:ident, $size:literal, $load:ident) => {
-        pub(crate) struct $name;
-
-        impl Element for $name {
-            const ELEM: Elem = Elem::$name;
-            const SIZE: usize = $size;
-            #[inline(always)]
-            unsafe fn load<V: Vector>(p: *const u8) -> V {
-                // SAFETY: the same contract.
-                unsafe { V::$load(p) }
-            }
-        }
-    };
-}
-
-element!(F32, 4, load_f32);
-element!(Bf16, 2, load_bf16);
-element!(F16, 2, load_f16);
-
 /// One block of a product, small enough to stay in the caches: `c[i,j] = (add ? c[i,j] : 0) + Σ_k a[i,k]·b[j,k]`,
 /// where the sum is made first, from zero, and then added.
 pub(crate) struct Block {
@@ -99,6 +93,8 @@ pub(crate) struct Block {
     pub b: *const u8,
     /// Elements from one contiguous line of `b` to the next: along j in [`along_k`], along k in [`along_j`].
     pub b_line: isize,
+    /// The scales of `b`, whose rows are its lines; they change along a line only at multiples of the lanes.
+    pub scales: Scaling,
     pub c: *mut f32,
     pub c_row: isize,
     pub add: bool,
@@ -126,70 +122,6 @@ fn prefetch(p: *const u8) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = p;
 }
-
-pub(crate) type BlockFn = unsafe fn(&Block);
-/// Expands `count` contiguous elements to f32.
-pub(crate) type WidenFn = unsafe fn(src: *const u8, dst: *mut f32, count: usize);
-
-/// What one level of processor features offers; the arrays are indexed by the [`Elem`] of `b` (or of the source).
-pub(crate) struct Kernels {
-    /// Products whose `b` is contiguous along k.
-    pub along_k: [BlockFn; 3],
-    /// Products whose `b` is contiguous along j.
-    pub along_j: [BlockFn; 3],
-    pub widen: [WidenFn; 3],
-    /// Rows of the largest register tile.
-    pub rows: usize,
-}
-
-/// A set of kernels as a type, so that entry points can be made for it.
-pub(crate) trait Level {
-    const KERNELS: Kernels;
-}
-
-/// Makes the [`Kernels`] of a vector type, compiled with the features named.
-macro_rules! level {
-    ($name:ident, $vector:ty $(, $features:literal)?) => {
-        /// # Safety
-        /// The processor has the features of the level; the block's addresses are valid.
-        $(#[target_feature(enable = $features)])?
-        unsafe fn along_k<E: $crate::vector::Element>(block: &$crate::vector::Block) {
-            // SAFETY: the same contract.
-            unsafe { $crate::vector::along_k::<$vector, E>(block) }
-        }
-
-        /// # Safety
-        /// The processor has the features of the level; the block's addresses are valid.
-        $(#[target_feature(enable = $features)])?
-        unsafe fn along_j<E: $crate::vector::Element>(block: &$crate::vector::Block) {
-            // SAFETY: the same contract.
-            unsafe { $crate::vector::along_j::<$vector, E>(block) }
-        }
-
-        /// # Safety
-        /// The processor has the features of the level; `count` elements can be read and written.
-        $(#[target_feature(enable = $features)])?
-        unsafe fn widen<E: $crate::vector::Element>(src: *const u8, dst: *mut f32, count: usize) {
-            // SAFETY: the same contract.
-            unsafe { $crate::vector::widen::<$vector, E>(src, dst, count) }
-        }
-
-        pub(crate) struct $name;
-
-        impl $crate::vector::Level for $name {
-            const KERNELS: $crate::vector::Kernels = {
-                use $crate::vector::{Bf16, F16, F32, Vector};
-                $crate::vector::Kernels {
-                    along_k: [along_k::<F32>, along_k::<Bf16>, along_k::<F16>],
-                    along_j: [along_j::<F32>, along_j::<Bf16>, along_j::<F16>],
-                    widen: [widen::<F32>, widen::<Bf16>, widen::<F16>],
-                    rows: <$vector as Vector>::ROWS,
-                }
-            };
-        }
-    };
-}
-pub(crate) use level;
 
 /// Calls `$tile::<V, E, M>` for row tiles of `M` rows until all rows of the block are done.
 macro_rules! for_row_tiles {
@@ -258,36 +190,62 @@ unsafe fn k_tile<V: Vector, E: Element, const M: usize, const N: usize>(t: &Bloc
         let b_row = t.b_line * E::SIZE as isize;
         let ahead = t.ahead.at.wrapping_offset(j0 as isize * t.ahead.line);
         let mut acc = [[V::splat(0.0); N]; M];
+        let mut scales = Scaled::<V, N>::new::<E>(&t.scales, j0, 1);
         let mut k = 0;
-        while k + V::LANES <= t.k {
-            if i0 == 0 {
+        while k < t.k {
+            // As far as scales stay what they are.
+            let end = scales.along_line::<E>(t, k);
+            while E::SCALED && k + GROUP * V::LANES <= end {
                 for j in 0..N {
-                    prefetch(ahead.wrapping_offset(j as isize * t.ahead.line).wrapping_add(k * t.ahead.size));
+                    if i0 == 0 {
+                        let p = ahead.wrapping_offset(j as isize * t.ahead.line);
+                        prefetch(p.wrapping_add(k * t.ahead.size));
+                    }
+                    let bv = E::load4::<V>(b.offset(j as isize * b_row).add(k * E::SIZE));
+                    for g in 0..GROUP {
+                        let bv = bv[g].mul(scales.now[j]);
+                        for i in 0..M {
+                            let av = V::load_f32(a.offset(i as isize * a_row).add(k + g * V::LANES).cast());
+                            acc[i][j] = acc[i][j].add_product(av, bv);
+                        }
+                    }
                 }
+                k += GROUP * V::LANES;
             }
-            // One of `b` at a time: with all of `a`'s rows it fits beside the sums, even in 16 registers.
-            let mut av = [V::splat(0.0); M];
-            for i in 0..M {
-                av[i] = V::load_f32(a.offset(i as isize * a_row).add(k).cast());
-            }
-            for j in 0..N {
-                let bv = E::load(b.offset(j as isize * b_row).add(k * E::SIZE));
+            while k + V::LANES <= end {
+                if i0 == 0 {
+                    for j in 0..N {
+                        let p = ahead.wrapping_offset(j as isize * t.ahead.line);
+                        prefetch(p.wrapping_add(k * t.ahead.size));
+                    }
+                }
+                // One of `b` at a time: with all of `a`'s rows it fits beside the sums, even in 16 registers.
+                let mut av = [V::splat(0.0); M];
                 for i in 0..M {
-                    acc[i][j] = acc[i][j].add_product(av[i], bv);
+                    av[i] = V::load_f32(a.offset(i as isize * a_row).add(k).cast());
                 }
+                for j in 0..N {
+                    let bv = E::load::<V>(b.offset(j as isize * b_row).add(k * E::SIZE));
+                    let bv = scales.times::<E>(j, bv);
+                    for i in 0..M {
+                        acc[i][j] = acc[i][j].add_product(av[i], bv);
+                    }
+                }
+                k += V::LANES;
             }
-            k += V::LANES;
-        }
-        if k < t.k {
-            let mut av = [V::splat(0.0); M];
-            for i in 0..M {
-                av[i] = V::load_first::<F32>(a.offset(i as isize * a_row).add(k).cast(), t.k - k);
-            }
-            for j in 0..N {
-                let bv = V::load_first::<E>(b.offset(j as isize * b_row).add(k * E::SIZE), t.k - k);
+            if k < end {
+                let mut av = [V::splat(0.0); M];
                 for i in 0..M {
-                    acc[i][j] = acc[i][j].add_product(av[i], bv);
+                    av[i] = V::load_first::<F32>(a.offset(i as isize * a_row).add(k).cast(), end - k);
                 }
+                for j in 0..N {
+                    let bv = V::load_first::<E>(b.offset(j as isize * b_row).add(k * E::SIZE), end - k);
+                    let bv = scales.times::<E>(j, bv);
+                    for i in 0..M {
+                        acc[i][j] = acc[i][j].add_product(av[i], bv);
+                    }
+                }
+                k = end;
             }
         }
         for i in 0..M {
@@ -361,7 +319,12 @@ unsafe fn j_tile<V: Vector, E: Element, const M: usize, const N: usize>(
         let mut ahead = t.ahead.at.wrapping_add(j0 * t.ahead.size);
         let whole = N > 1 || lanes == V::LANES;
         let mut acc = [[V::splat(0.0); N]; M];
+        let mut scales = Scaled::<V, N>::new::<E>(&t.scales.turned(), j0, V::LANES);
+        let mut until = 0;
         for k in 0..t.k {
+            if E::SCALED && k == until {
+                until = scales.along_line::<E>(t, k);
+            }
             if i0 == 0 {
                 for j in 0..N {
                     prefetch(ahead.wrapping_add(j * V::LANES * t.ahead.size));
@@ -372,11 +335,24 @@ unsafe fn j_tile<V: Vector, E: Element, const M: usize, const N: usize>(
             for i in 0..M {
                 av[i] = V::splat(*a.offset(i as isize * a_row).add(k));
             }
-            for j in 0..N {
-                let p = b.add(j * V::LANES * E::SIZE);
-                let bv = if whole { E::load(p) } else { V::load_first::<E>(p, lanes) };
-                for i in 0..M {
-                    acc[i][j] = acc[i][j].add_product(av[i], bv);
+            if E::SCALED && N % GROUP == 0 {
+                for j in (0..N).step_by(GROUP) {
+                    let bv = E::load4::<V>(b.add(j * V::LANES * E::SIZE));
+                    for g in 0..GROUP {
+                        let bv = bv[g].mul(scales.now[j + g]);
+                        for i in 0..M {
+                            acc[i][j + g] = acc[i][j + g].add_product(av[i], bv);
+                        }
+                    }
+                }
+            } else {
+                for j in 0..N {
+                    let p = b.add(j * V::LANES * E::SIZE);
+                    let bv = if whole { E::load(p) } else { V::load_first::<E>(p, lanes) };
+                    let bv = scales.times::<E>(j, bv);
+                    for i in 0..M {
+                        acc[i][j] = acc[i][j].add_product(av[i], bv);
+                    }
                 }
             }
             b = b.wrapping_offset(b_line);
@@ -402,18 +378,68 @@ unsafe fn j_tile<V: Vector, E: Element, const M: usize, const N: usize>(
     }
 }
 
-/// Expands `count` elements to f32.
+/// The scales of `N` vectors of a tile, while they go along its other axis.
+struct Scaled<V, const N: usize> {
+    now: [V; N],
+    offsets: [isize; N],
+    run: Run,
+    /// How far the present scales are from the first, along the axis.
+    at: isize,
+}
+
+impl<V: Vector, const N: usize> Scaled<V, N> {
+    /// For rows `first`, `first + step`, … of `scales`, before their first step.
+    #[inline(always)]
+    unsafe fn new<E: Element>(scales: &Scaling, first: usize, step: usize) -> Self {
+        let offsets = if E::SCALED { scales.rows.offsets(first, step) } else { [0; N] };
+        // SAFETY: the processor has the vector's features.
+        Scaled { now: [unsafe { V::splat(1.0) }; N], offsets, run: scales.steps, at: 0 }
+    }
+
+    /// Takes the scales of step `k`, where they change; the end of the steps that share them.
+    #[inline(always)]
+    unsafe fn along_line<E: Element>(&mut self, t: &Block, k: usize) -> usize {
+        if !E::SCALED {
+            return t.k;
+        }
+        for j in 0..N {
+            // SAFETY: the block has elements with these scales.
+            self.now[j] = unsafe { V::splat(t.scales.read(self.offsets[j] + self.at)) };
+        }
+        let left = self.run.left();
+        self.run = self.run.from(left).0;
+        self.at += self.run.stride;
+        if left < t.k - k { k + left } else { t.k }
+    }
+
+    #[inline(always)]
+    unsafe fn times<E: Element>(&self, j: usize, x: V) -> V {
+        // SAFETY: the processor has the vector's features.
+        if E::SCALED { unsafe { x.mul(self.now[j]) } } else { x }
+    }
+}
+
+/// Expands `count` elements of one scale to f32.
 #[inline(always)]
-pub(crate) unsafe fn widen<V: Vector, E: Element>(src: *const u8, dst: *mut f32, count: usize) {
+pub(crate) unsafe fn widen<V: Vector, E: Element>(src: *const u8, dst: *mut f32, count: usize, scale: f32) {
     let mut k = 0;
     // SAFETY: elements `k..k + LANES`, or those left, are inside both buffers.
     unsafe {
+        let scale = V::splat(scale);
+        let times = |x: V| if E::SCALED { x.mul(scale) } else { x };
+        while E::SCALED && k + GROUP * V::LANES <= count {
+            let four = E::load4::<V>(src.add(k * E::SIZE));
+            for g in 0..GROUP {
+                times(four[g]).store(dst.add(k + g * V::LANES));
+            }
+            k += GROUP * V::LANES;
+        }
         while k + V::LANES <= count {
-            E::load::<V>(src.add(k * E::SIZE)).store(dst.add(k));
+            times(E::load::<V>(src.add(k * E::SIZE))).store(dst.add(k));
             k += V::LANES;
         }
         if k < count {
-            V::load_first::<E>(src.add(k * E::SIZE), count - k).store_first(dst.add(k), count - k);
+            times(V::load_first::<E>(src.add(k * E::SIZE), count - k)).store_first(dst.add(k), count - k);
         }
     }
 }

@@ -3,7 +3,7 @@
 mod support;
 
 use eva_microkernels::{Elem, dot};
-use support::{Case, ELEMS, Matrix, Part, Random, kernels, layouts};
+use support::{Case, ELEMS, Matrix, Part, Random, kernels, layouts, some_blocks};
 
 fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
@@ -42,6 +42,7 @@ fn check_parts(case: &Case, m: usize, n: usize, what: &str, random: &mut Random)
 #[test]
 fn parts_have_the_bits_of_the_whole() {
     let mut random = Random(11);
+    let mut blocks = some_blocks().into_iter().cycle();
     for a in ELEMS {
         for b in ELEMS {
             for (m, n, k) in [(29, 71, 37), (16, 69, 130), (8, 33, 515), (5, 140, 16), (3, 2, 1091)] {
@@ -49,8 +50,10 @@ fn parts_have_the_bits_of_the_whole() {
                     if what == "a one row, b along k" {
                         continue;
                     }
-                    let a = Matrix::random(a, m, k, a_strides, &mut random);
-                    let b = Matrix::random(b, n, k, b_strides, &mut random);
+                    let (of_a, of_b) = (blocks.next().flatten(), blocks.next().flatten());
+                    blocks.next();
+                    let a = Matrix::random(a, m, k, a_strides, &mut random).scaled(of_a, &mut random);
+                    let b = Matrix::random(b, n, k, b_strides, &mut random).scaled(of_b, &mut random);
                     check_parts(&Case { a, b, k }, m, n, what, &mut random);
                 }
             }
@@ -83,17 +86,21 @@ fn element_types_matter_only_by_their_values() {
     let (m, n, k) = (14, 21, 150);
     let mut random = Random(17);
     for (what, a_strides, b_strides) in layouts(m, n, k, 2).into_iter().take(7) {
-        let narrow_a = Matrix::random(Elem::Bf16, m, k, a_strides, &mut random);
-        let narrow_b = Matrix::random(Elem::Bf16, n, k, b_strides, &mut random);
-        let narrow = Case { a: narrow_a, b: narrow_b, k };
-        let wide = Case { a: narrow.a.widened(), b: narrow.b.widened(), k };
-        let part = Part { i: 0, m, j: 0, n };
-        for ((level, from_bf16), (_, from_f32)) in
-            kernels(Elem::Bf16, Elem::Bf16).into_iter().zip(kernels(Elem::F32, Elem::F32))
-        {
-            let narrow = narrow.run(from_bf16, part, 0, None);
-            let wide = wide.run(from_f32, part, 0, None);
-            assert_eq!(bits(&narrow), bits(&wide), "{level}, {what}");
+        for (elem, blocks) in ELEMS.into_iter().flat_map(|elem| some_blocks().map(|blocks| (elem, blocks))) {
+            let narrow_a = Matrix::random(elem, m, k, a_strides, &mut random).scaled(blocks, &mut random);
+            let narrow_b = Matrix::random(elem, n, k, b_strides, &mut random).scaled(blocks, &mut random);
+            let narrow = Case { a: narrow_a, b: narrow_b, k };
+            let wide = Case { a: narrow.a.widened(), b: narrow.b.widened(), k };
+            for m in [m, 2, 1] {
+                let part = Part { i: 0, m, j: 0, n };
+                for ((level, narrowly), (_, widely)) in
+                    kernels(elem, elem).into_iter().zip(kernels(Elem::F32, Elem::F32))
+                {
+                    let narrow = narrow.run(narrowly, part, 0, None);
+                    let wide = wide.run(widely, part, 0, None);
+                    assert_eq!(bits(&narrow), bits(&wide), "{level}, {elem:?}, {blocks:?}, {what}, {m} rows");
+                }
+            }
         }
     }
 }

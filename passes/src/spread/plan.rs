@@ -2,7 +2,7 @@
 
 use super::info::{Along, Def, Info};
 use super::live::{Live, live};
-use super::scaled::scales;
+use super::scaled::{runs, scales};
 use super::walk::{is_inline, operands, result};
 use eva_ir::entity::Entity;
 use eva_ir::kernel::{Carried, Elem, Fn1, Fn2, Inst, Place, Reg};
@@ -124,16 +124,16 @@ impl Plan {
     }
 }
 
-/// Where a product may read this register from, if that is the buffer it is loaded from: microkernels know three
-/// types of elements.
+/// Where a product may read this register from, if that is the buffer it is loaded from: microkernels know some types of
+/// elements, and scales along rows and terms.
 pub(super) fn direct<'a>(info: &Info<'a>, reg: Reg) -> Option<&'a Place> {
+    let ty = info.ty(reg);
     match info.inst(reg)? {
-        Inst::Load { place, .. }
-            if !info.ty(reg).is_scalar()
-                && matches!(info.kernel.bufs[place.buf].dtype, DType::F32 | DType::Bf16 | DType::F16) =>
-        {
-            Some(place)
-        }
+        Inst::Load { place, .. } if !ty.is_scalar() => match info.kernel.bufs[place.buf].dtype {
+            DType::F32 | DType::Bf16 | DType::F16 => Some(place),
+            DType::F8E4M3 | DType::F8E5M2 => runs(info, place, ty).map(|_| place),
+            DType::F64 | DType::E8M0 | DType::I64 | DType::I32 => None,
+        },
         _ => None,
     }
 }

@@ -17,6 +17,7 @@ struct Side<'k> {
     terms: Span,
     /// Whether all rows that are wanted are.
     whole: bool,
+    ty: RegType,
     space: Space,
     strides: [Reg; 2],
 }
@@ -50,15 +51,14 @@ impl<'k> Cpu<'_, 'k> {
             self.fill(home, acc, &live)?;
         }
 
-        let a = self.first(&left, k.lo)?;
-        let b = self.first(&right, k.lo)?;
+        let (a, a_scales) = self.first(&left, k.lo)?;
+        let (b, b_scales) = self.first(&right, k.lo)?;
         let c_stride = self.e.int(ty.cols as i64);
         let row = self.e.mul(left.rows.lo, c_stride);
         let c = Mem { space: Space::Scratch(home.scratch), index: self.e.add(row, right.rows.lo) };
         let mut size = |span: Span| self.e.sub(span.hi, span.lo);
         let (m, n, k) = (size(left.rows), size(right.rows), size(k));
         let (a_strides, b_strides) = (left.strides, right.strides);
-        let (a_scales, b_scales) = (None, None);
         self.e.push(Inst::Micro(Micro {
             m,
             n,
@@ -111,7 +111,7 @@ impl<'k> Cpu<'_, 'k> {
             let stride = |axis: Option<usize>| axis.and_then(|axis| strides.get(axis).cloned());
             let strides = place.axes.map(|axis| stride(axis).map_or(one, |dim| self.e.extent(&dim)));
             let space = Space::Buf(place.buf);
-            return Ok(Side { place: Some(place), rows, terms: region.cols, whole, space, strides });
+            return Ok(Side { place: Some(place), rows, terms: region.cols, whole, ty, space, strides });
         }
         let home = if ty.is_scalar() {
             let (home, value, first) = (self.memory_like(reg), self.scalar(reg)?, self.e.int(0));
@@ -122,22 +122,22 @@ impl<'k> Cpu<'_, 'k> {
         };
         let strides = [self.e.int(ty.cols as i64), one];
         let space = Space::Scratch(home.scratch);
-        Ok(Side { place: None, rows: wanted, terms, whole: true, space, strides })
+        Ok(Side { place: None, rows: wanted, terms, whole: true, ty, space, strides })
     }
 
-    /// The first element of a side that is multiplied.
-    fn first(&mut self, side: &Side<'_>, term: Reg) -> Result<Mem> {
-        let index = match side.place {
+    /// The first element of a side that is multiplied, and the scales from there on.
+    fn first(&mut self, side: &Side<'_>, term: Reg) -> Result<(Mem, Option<MicroScales>)> {
+        let (index, scales) = match side.place {
             Some(place) => {
                 let pos = Pos { r: Some(side.rows.lo), c: Some(term), vector: false };
-                self.address(place, pos, None)?
+                (self.address(place, pos, None)?, self.micro_scales(place, side.ty, pos)?)
             }
             None => {
                 let (row, term) =
                     (self.e.mul(side.rows.lo, side.strides[0]), self.e.mul(term, side.strides[1]));
-                self.e.add(row, term)
+                (self.e.add(row, term), None)
             }
         };
-        Ok(Mem { space: side.space, index })
+        Ok((Mem { space: side.space, index }, scales))
     }
 }

@@ -5,8 +5,8 @@ use crate::common::{call, compile_one, isas, sym_values};
 use eva_ir::dim::{Dim, Sym};
 use eva_ir::kernel::build::Build;
 use eva_ir::kernel::run::{Options, Storage, run};
-use eva_ir::kernel::{Access, BufData, ColumnOrder, Elem, Kernel};
-use eva_ir::types::DType::{self, Bf16, F16, F32, I32, I64};
+use eva_ir::kernel::{Access, BufData, ColumnOrder, Elem, Kernel, Scaled, ScaledAxis};
+use eva_ir::types::DType::{self, Bf16, E8M0, F8E4M3, F8E5M2, F16, F32, I32, I64};
 use eva_passes::spread::spread_cpu;
 
 const COLS: [Option<usize>; 2] = [None, Some(1)];
@@ -46,6 +46,7 @@ fn agree(kernel: &Kernel, sizes: &[(&str, i64)], below: i64, tolerance: f64) {
         let data: Vec<f64> = (0..n)
             .map(|_| match (buf.access, buf.dtype.is_int()) {
                 (Access::Write, _) => 0.0,
+                _ if buf.dtype == E8M0 => number() + 0.25,
                 (_, true) => (number() * below as f64).floor(),
                 (_, false) => number() * 4.0 - 2.0,
             })
@@ -140,6 +141,85 @@ fn products_of_tiles_that_do_not_divide() {
         let kernel = k.finish();
         for (m, n, terms) in [(1, 1, 1), (6, 10, 16), (7, 23, 35), (1, 41, 50)] {
             agree(&kernel, &[("m", m), ("n", n), ("k", terms)], 1, 3e-5);
+        }
+    }
+}
+
+/// A matrix of 8-bit floats with a scale for each block of `rows × cols`, the first ones cut short by `from`.
+fn scaled(
+    k: &Build,
+    name: &str,
+    dtype: DType,
+    by: DType,
+    shape: &[Dim; 2],
+    blocks: [i64; 2],
+    from: i64,
+) -> BufData {
+    let scales = k.buf(tensor(&format!("{name}_scale"), by, Access::Read, &[Dim::from(60), Dim::from(60)]));
+    let axis = |i: usize, stride: i64| ScaledAxis {
+        block: blocks[i],
+        from: Dim::from(from),
+        steps: (0..2).map(|j| Dim::from(i64::from(i == j))).collect(),
+        stride: Dim::from(stride),
+    };
+    let scaled = Scaled { by: scales, offset: Dim::from(3), along: vec![axis(0, 60), axis(1, 1)] };
+    BufData { scaled: Some(Box::new(scaled)), ..tensor(name, dtype, Access::Read, shape) }
+}
+
+#[test]
+fn products_of_codes_and_scales() {
+    for (a, b, by, blocks, from) in [
+        (F8E4M3, F8E4M3, F32, [1, 128], 0),
+        (F8E4M3, F8E5M2, F32, [3, 16], 16),
+        (F8E5M2, F8E4M3, E8M0, [4, 5], 2),
+    ] {
+        for transposed in [false, true] {
+            let k = Build::new("scaled_product");
+            let x = k.buf(scaled(&k, "x", a, by, &[sym("m"), sym("k")], blocks, from));
+            let w = if transposed { [sym("k"), sym("n")] } else { [sym("n"), sym("k")] };
+            let w = k.buf(scaled(&k, "w", b, F32, &w, [8, 32], 0));
+            let y = k.buf(tensor("y", F32, Access::Write, &[sym("m"), sym("n")]));
+            let (row, col) = (k.program(sym("m"), 6) * 6i64, k.program(sym("n"), 10) * 10i64);
+            let trips = k.extent(&sym("k")).div_ceil(32);
+            let [sum] = k.fold(trips, [k.full([6, 10], 0.0)], |i, [sum]| {
+                let at = i * 32i64;
+                let x = k.load(x, &[row, at], BOTH, [6, 32], &[]);
+                let w = match transposed {
+                    false => k.load(w, &[col, at], BOTH, [10, 32], &[]),
+                    true => k.load(w, &[at, col], [Some(1), Some(0)], [10, 32], &[]),
+                };
+                [sum.add_dot(x, w)]
+            });
+            k.store(y, &[row, col], BOTH, &[], sum);
+            let kernel = k.finish();
+            for (m, n, terms) in [(1, 1, 1), (6, 10, 32), (7, 23, 70), (1, 41, 50)] {
+                agree(&kernel, &[("m", m), ("n", n), ("k", terms)], 1, 3e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn codes_are_expanded_and_made() {
+    for (from, to, by, blocks, places) in [
+        (F8E4M3, F8E5M2, F32, [1, 32], 0),
+        (F8E5M2, F8E4M3, E8M0, [2, 4], 8),
+        (F8E4M3, F8E4M3, F32, [3, 7], 1),
+    ] {
+        let k = Build::new("requantize");
+        let shape = [sym("r"), sym("c")];
+        let x = k.buf(scaled(&k, "x", from, by, &shape, blocks, places));
+        let (y, z) =
+            (k.buf(tensor("y", to, Access::Write, &shape)), k.buf(tensor("z", F32, Access::Write, &shape)));
+        let (row, col) = (k.program(sym("r"), 4) * 4i64, k.program(sym("c"), 16) * 16i64);
+        let tile = k.load(x, &[row, col], BOTH, [4, 16], &[]);
+        k.store(z, &[row, col], BOTH, &[], tile);
+        // What only powers of two come from is exact.
+        let power = (tile * tile + 0.5).round(E8M0);
+        k.store(y, &[row, col], BOTH, &[], power * 0.015625);
+        let kernel = k.finish();
+        for (r, c) in [(1, 1), (4, 16), (7, 35)] {
+            agree(&kernel, &[("r", r), ("c", c)], 1, 1e-6);
         }
     }
 }

@@ -7,6 +7,17 @@ use core::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(crate) struct F32x8(__m256);
 
+/// Eight codes of e4m3 as f16 of 2⁻⁸ times their values: one more exponent bit, and the largest magnitude is NaN.
+#[inline(always)]
+unsafe fn from_e4m3(codes: __m128i) -> __m128i {
+    unsafe {
+        let shifted = _mm_srai_epi16::<1>(_mm_unpacklo_epi8(_mm_setzero_si128(), codes));
+        let bits = _mm_and_si128(shifted, _mm_set1_epi16(0xbfff_u16 as i16));
+        let nan = _mm_cmpeq_epi16(_mm_slli_epi16::<1>(bits), _mm_set1_epi16(0x7f00));
+        _mm_or_si128(bits, nan)
+    }
+}
+
 impl Vector for F32x8 {
     const LANES: usize = 8;
     // 3 x 4 sums, 3 of `a` and 1 of `b` fill the 16 registers.
@@ -37,6 +48,22 @@ impl Vector for F32x8 {
     }
 
     #[inline(always)]
+    unsafe fn load_e4m3(p: *const u8) -> Self {
+        unsafe {
+            let halves = from_e4m3(_mm_loadl_epi64(p.cast()));
+            F32x8(_mm256_mul_ps(_mm256_cvtph_ps(halves), _mm256_set1_ps(256.0)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_e5m2(p: *const u8) -> Self {
+        unsafe {
+            let halves = _mm_unpacklo_epi8(_mm_setzero_si128(), _mm_loadl_epi64(p.cast()));
+            F32x8(_mm256_cvtph_ps(halves))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         unsafe { _mm256_storeu_ps(p, self.0) }
     }
@@ -44,6 +71,11 @@ impl Vector for F32x8 {
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
         unsafe { F32x8(_mm256_add_ps(self.0, other.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        unsafe { F32x8(_mm256_mul_ps(self.0, other.0)) }
     }
 
     #[inline(always)]

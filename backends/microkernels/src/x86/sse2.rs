@@ -1,6 +1,7 @@
 //! What every x86-64 processor has: four lanes, no fused multiply-add, no conversion from f16.
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the contract of every block is Vector's")]
 
+use crate::codes::{E4M3, E5M2};
 use crate::vector::{Vector, level};
 use core::arch::x86_64::*;
 use half::f16;
@@ -38,6 +39,20 @@ impl Vector for F32x4 {
     }
 
     #[inline(always)]
+    unsafe fn load_e4m3(p: *const u8) -> Self {
+        let codes = unsafe { p.cast::<[u8; 4]>().read_unaligned() };
+        let [a, b, c, d] = codes.map(|x| E4M3[usize::from(x)]);
+        unsafe { F32x4(_mm_setr_ps(a, b, c, d)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_e5m2(p: *const u8) -> Self {
+        let codes = unsafe { p.cast::<[u8; 4]>().read_unaligned() };
+        let [a, b, c, d] = codes.map(|x| E5M2[usize::from(x)]);
+        unsafe { F32x4(_mm_setr_ps(a, b, c, d)) }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         unsafe { _mm_storeu_ps(p, self.0) }
     }
@@ -45,6 +60,11 @@ impl Vector for F32x4 {
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
         unsafe { F32x4(_mm_add_ps(self.0, other.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        unsafe { F32x4(_mm_mul_ps(self.0, other.0)) }
     }
 
     #[inline(always)]

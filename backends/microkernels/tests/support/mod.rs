@@ -1,10 +1,10 @@
 //! Operands in memory with any strides, guard values around results, and the product in f64.
 #![allow(dead_code, reason = "each test program uses its part")]
 
-use eva_microkernels::{DotArgs, DotFn, Elem, Features, dot_with, portable};
+use eva_microkernels::{DotArgs, DotFn, Elem, Features, ScaleElem, Scales, dot_with, portable};
 use half::{bf16, f16};
 
-pub const ELEMS: [Elem; 3] = [Elem::F32, Elem::Bf16, Elem::F16];
+pub const ELEMS: [Elem; 5] = [Elem::F32, Elem::Bf16, Elem::F16, Elem::F8E4M3, Elem::F8E5M2];
 
 /// Every kernel for these types that runs here, with the name of its level.
 pub fn kernels(a: Elem, b: Elem) -> Vec<(String, DotFn)> {
@@ -61,6 +61,83 @@ impl Strides {
     }
 }
 
+/// The value of an 8-bit float, by the definition of the formats.
+pub fn decode(elem: Elem, code: u8) -> f32 {
+    let (mantissa_bits, bias) = if elem == Elem::F8E4M3 { (3, 7) } else { (2, 15) };
+    let (exponent, mantissa) = (i32::from(code & 0x7f) >> mantissa_bits, code & ((1 << mantissa_bits) - 1));
+    let fraction = f32::from(mantissa) / f32::from(1u8 << mantissa_bits);
+    let magnitude = match (elem, exponent) {
+        (Elem::F8E4M3, 15) if mantissa == 7 => f32::NAN,
+        (Elem::F8E5M2, 31) if mantissa != 0 => f32::NAN,
+        (Elem::F8E5M2, 31) => f32::INFINITY,
+        (_, 0) => fraction * 2f32.powi(1 - bias),
+        _ => (1.0 + fraction) * 2f32.powi(exponent - bias),
+    };
+    if code < 0x80 { magnitude } else { -magnitude }
+}
+
+/// How many rows and steps share a scale, and where the first ones are in their block.
+#[derive(Clone, Copy, Debug)]
+pub struct Blocks {
+    pub elem: ScaleElem,
+    pub rows: (usize, usize),
+    pub steps: (usize, usize),
+}
+
+/// The scales of a matrix, from the second in memory on, at an odd address.
+#[derive(Clone)]
+struct Scaling {
+    blocks: Blocks,
+    stride: usize,
+    bytes: Vec<u8>,
+    values: Vec<f32>,
+}
+
+impl Scaling {
+    fn random(blocks: Blocks, rows: usize, cols: usize, random: &mut Random) -> Scaling {
+        let stride = (blocks.steps.1 + cols).div_ceil(blocks.steps.0) + 1;
+        let count = (blocks.rows.1 + rows).div_ceil(blocks.rows.0) * stride;
+        let mut bytes = vec![0xff; 1];
+        let mut values = Vec::new();
+        for _ in 0..count {
+            match blocks.elem {
+                ScaleElem::F32 => {
+                    let x = random.value() * 3.0;
+                    bytes.extend(x.to_ne_bytes());
+                    values.push(x);
+                }
+                ScaleElem::E8M0 => {
+                    let exponent = 120 + random.below(12) as u8;
+                    bytes.push(exponent);
+                    values.push(2f32.powi(i32::from(exponent) - 127));
+                }
+            }
+        }
+        Scaling { blocks, stride, bytes, values }
+    }
+
+    fn at(&self, r: usize, s: usize) -> f32 {
+        let Blocks { rows, steps, .. } = self.blocks;
+        self.values[(rows.1 + r) / rows.0 * self.stride + (steps.1 + s) / steps.0]
+    }
+
+    /// Those of the rows from `first` on.
+    fn args(&self, first: usize) -> Scales {
+        let Blocks { elem, rows, steps } = self.blocks;
+        let n = |x: usize| x as i64;
+        Scales {
+            at: self.bytes[1..].as_ptr(),
+            elem,
+            row_place: n(rows.1 + first),
+            row_block: n(rows.0),
+            row_stride: n(self.stride),
+            k_place: n(steps.1),
+            k_block: n(steps.0),
+            k_stride: 1,
+        }
+    }
+}
+
 /// A matrix in memory, one byte off every alignment; what is between its elements is NaN.
 pub struct Matrix {
     pub elem: Elem,
@@ -68,6 +145,7 @@ pub struct Matrix {
     bytes: Vec<u8>,
     values: Vec<f32>,
     cols: usize,
+    scales: Option<Scaling>,
 }
 
 impl Matrix {
@@ -95,10 +173,29 @@ impl Matrix {
                         bytes[at..at + 2].copy_from_slice(&x.to_ne_bytes());
                         x.to_f32()
                     }
+                    Elem::F8E4M3 | Elem::F8E5M2 => {
+                        // Of moderate size, and subnormal ones.
+                        let largest = if elem == Elem::F8E4M3 { 0x58 } else { 0x46 };
+                        let code = random.below(largest) as u8 | (random.below(2) as u8) << 7;
+                        bytes[at] = code;
+                        decode(elem, code)
+                    }
                 });
             }
         }
-        Matrix { elem, strides, bytes, values, cols }
+        Matrix { elem, strides, bytes, values, cols, scales: None }
+    }
+
+    /// The matrix with scales like these, if it is of 8-bit floats.
+    pub fn scaled(mut self, blocks: Option<Blocks>, random: &mut Random) -> Matrix {
+        let Some(blocks) = blocks.filter(|_| self.elem.size() == 1) else { return self };
+        let rows = self.values.len().checked_div(self.cols).unwrap_or(0);
+        let scales = Scaling::random(blocks, rows, self.cols, random);
+        for (n, x) in self.values.iter_mut().enumerate() {
+            *x *= scales.at(n / self.cols, n % self.cols);
+        }
+        self.scales = Some(scales);
+        self
     }
 
     /// The same values as f32, at the same strides.
@@ -109,7 +206,8 @@ impl Matrix {
             let at = 1 + self.strides.index(n / self.cols, n % self.cols) * 4;
             bytes[at..at + 4].copy_from_slice(&x.to_ne_bytes());
         }
-        Matrix { elem: Elem::F32, bytes, values: self.values.clone(), ..*self }
+        let (strides, cols) = (self.strides, self.cols);
+        Matrix { elem: Elem::F32, strides, bytes, values: self.values.clone(), cols, scales: None }
     }
 
     /// The first row `rows` times, for matrices whose rows are no elements apart.
@@ -161,6 +259,9 @@ impl Case {
         }
         let in_a = if m == 0 || self.k == 0 { self.a.pointer(0, 0) } else { self.a.pointer(i, 0) };
         let in_b = if n == 0 || self.k == 0 { self.b.pointer(0, 0) } else { self.b.pointer(j, 0) };
+        let [a_scales, b_scales] =
+            [(&self.a, i), (&self.b, j)].map(|(of, first)| of.scales.as_ref().map(|s| s.args(first)));
+        let pointer = |scales: &Option<Scales>| scales.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
         let args = DotArgs {
             m: m as i64,
             n: n as i64,
@@ -174,6 +275,8 @@ impl Case {
             c: c[MARGIN..].as_mut_ptr(),
             c_row: c_row as i64,
             accumulate: before.is_some().into(),
+            a_scales: pointer(&a_scales),
+            b_scales: pointer(&b_scales),
         };
         // SAFETY: the matrices have these strides and extents, and `c` has `m` rows of `c_row`.
         unsafe { kernel(&args) };
@@ -208,6 +311,17 @@ impl Case {
             }
         }
     }
+}
+
+/// Scales of squares, of odd blocks and places, and of parts of rows.
+pub fn some_blocks() -> [Option<Blocks>; 4] {
+    let blocks = |elem, rows, steps| Some(Blocks { elem, rows, steps });
+    [
+        blocks(ScaleElem::F32, (128, 0), (128, 0)),
+        blocks(ScaleElem::E8M0, (2, 1), (7, 5)),
+        blocks(ScaleElem::F32, (1, 0), (32, 16)),
+        None,
+    ]
 }
 
 /// The ways operands lie in memory, by name, as strides of `a` and of `b`; rows are `gap` longer than needed.
