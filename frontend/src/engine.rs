@@ -16,7 +16,7 @@ use crate::model::{Options, causal_lm};
 use eva_ir::diag::Diags;
 use eva_ir::graph::Module;
 use eva_ir::types::DType;
-use eva_passes::{CacheOptions, Form};
+use eva_passes::{CacheOptions, Exactness, Form, Pass, Rule};
 use eva_runtime::checkpoint::{Checkpoint, CheckpointError};
 use eva_runtime::sample::{SampleError, Sampler, Sampling};
 use eva_runtime::{CompileOptions, Device, Executable, Pages, Session, States, Tensor, Weights, weights};
@@ -35,6 +35,12 @@ pub struct LoadOptions {
     pub dtype: DType,
     /// The form of attention.
     pub form: Form,
+    /// How far rewriting may move results.
+    pub numerics: Exactness,
+    /// Rules of the user's own.
+    pub rules: Vec<Rule>,
+    /// Passes of the user's own.
+    pub passes: Vec<Pass>,
     /// How caches are laid out.
     pub cache: CacheOptions,
     /// Whether the model is written with the keys and values of every head in its caches; see
@@ -64,6 +70,9 @@ impl Default for LoadOptions {
         Self {
             dtype: DType::F32,
             form: Form::Auto,
+            numerics: Exactness::default(),
+            rules: Vec::new(),
+            passes: Vec::new(),
             cache: CacheOptions::default(),
             expanded_cache: false,
             kv_budget: None,
@@ -151,6 +160,9 @@ impl Model {
         let (threads, device) = (options.threads, options.device);
         let mut compile = CompileOptions { threads, device, ..CompileOptions::default() };
         compile.passes.form = options.form;
+        compile.passes.numerics = options.numerics;
+        compile.passes.rules = options.rules.clone();
+        compile.passes.passes = options.passes.clone();
         compile.passes.cache = options.cache;
         use_artifact(&mut compile, options)?;
         let executable = Arc::new(Executable::compile(&module, &compile)?);

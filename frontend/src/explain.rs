@@ -9,7 +9,7 @@ use eva_passes::cost::{Cost, CostOptions, Lengths, Machine, Metric};
 use eva_passes::form::crossover::crossover;
 use eva_passes::form::pieces::Search;
 use eva_passes::rebuild::without_dead;
-use eva_passes::rewrite::rules::{self, Rule, Use};
+use eva_passes::rewrite::rules::{self, Rule};
 use eva_passes::rewrite::{Choose, Side, Sides, why};
 use eva_passes::{Error, Options};
 use serde::Serialize;
@@ -201,8 +201,7 @@ pub fn explain(module: &Module, name: &str, options: &Options, question: &Questi
     };
     let cost = || Cost::new(&laid_out, f, &costs);
 
-    let what = eva_passes::form::usable(options);
-    let usable = rules::usable(what).map_err(invalid)?;
+    let usable = eva_passes::form::rules(options).map_err(invalid)?;
     let started = std::time::Instant::now();
     let search = Search::new(f, &usable, cost()).map_err(invalid)?;
     let seconds = started.elapsed().as_secs_f64();
@@ -229,7 +228,8 @@ pub fn explain(module: &Module, name: &str, options: &Options, question: &Questi
         cost,
     };
     let (absorbed, its) = taken(&search, Choose::Absorbed).map_err(invalid)?;
-    let without = rules::usable(Use { absorb: false, ..what }).map_err(invalid)?;
+    let options = Options { form: eva_passes::Form::Expanded, ..options.clone() };
+    let without = eva_passes::form::rules(&options).map_err(invalid)?;
     let plain = Search::new(f, &without, cost()).map_err(invalid)?;
     let (expanded, plains) = taken(&plain, Choose::Cheapest).map_err(invalid)?;
     let side = |side: Option<Side>| side.map(|_| Side::Expanded);

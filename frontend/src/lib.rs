@@ -1,6 +1,8 @@
 //! eva: a compiler for DeepSeek-style transformer blocks.
 //!
-//! [`prelude`] is what a program imports, [`dsl`] explains it, and [`model`] has the blocks and whole models.
+//! [`prelude`] is what a program imports, [`dsl`] explains it, and [`model`] has the blocks and whole models. The crates
+//! below are here too, for those who compile ([`runtime`]) and who write passes and rules ([`passes`], [`ir`],
+//! [`testing`]).
 
 pub mod bench;
 pub mod compare;
@@ -11,5 +13,10 @@ pub mod init;
 pub mod model;
 pub mod prelude;
 pub mod report;
+pub mod testing;
 pub mod tokenizer;
 pub mod viz;
+
+pub use eva_ir as ir;
+pub use eva_passes as passes;
+pub use eva_runtime as runtime;

@@ -2,6 +2,7 @@
 //!
 //! [`compile`] is the pipeline, top to bottom. Graph passes copy a function while changing it
 //! ([`rebuild`]); after each the module is verified, and dumped if `EVA_DUMP` asks for it ([`pass`]).
+//! Passes ([`Pass`]) and rules ([`rewrite::rules::Rule`]) of the user's own run among eva's, by [`Options`].
 //! Then [`lower`] decides which ops share a kernel and writes the kernels (tile phase), [`spread`] maps
 //! them to the target's lanes, and [`plan`] says which kernel runs when, on which buffers.
 
@@ -26,9 +27,10 @@ use eva_ir::diag::Diags;
 use eva_ir::graph::Module;
 pub use form::Form;
 pub use hoist::Hoist;
+pub use pass::Pass;
 use pass::Passes;
 use plan::Plan;
-pub use rewrite::rules::Exactness;
+pub use rewrite::rules::{Exactness, Rule};
 use target::{Machine, Target};
 
 /// What a compilation may be told.
@@ -48,6 +50,10 @@ pub struct Options {
     pub hoist: Hoist,
     /// What is computed in 8 bits.
     pub fp8: fp8::Options,
+    /// Rules of the user's own, which the pass `form` applies with eva's, as far as `numerics` lets them.
+    pub rules: Vec<Rule>,
+    /// Passes of the user's own; of those that run at one time, in this order.
+    pub passes: Vec<Pass>,
 }
 
 /// Why a module could not be compiled.
@@ -66,6 +72,16 @@ pub enum Error {
         /// What is not possible.
         message: String,
     },
+    /// A pass of the user's own that made an ill-formed module.
+    #[error("the pass `{pass}` made a module that is not well-formed: {message}\n{module}")]
+    Pass {
+        /// The pass.
+        pass: &'static str,
+        /// What is wrong with the module.
+        message: String,
+        /// The module as text.
+        module: String,
+    },
     /// A mistake of the compiler's own.
     #[error("internal error in the pass `{pass}`: {message}\nplease report it, with this module:\n{module}")]
     Internal {
@@ -81,15 +97,12 @@ pub enum Error {
 /// Rewrites `module`'s graphs: the passes before lowering, in order.
 pub fn optimize(module: &Module, options: &Options) -> Result<Module, Error> {
     let mut p = Passes::new(module, options)?;
-    p.run("cache", |m| cache::lay_out(m, &options.cache))?;
-    p.run("fp8", |m| fp8::convert(m, &options.fp8, false))?;
-    p.run("form", |m| form::choose(m, options))?;
-    p.run("attend", attend::recognize)?;
-    p.run("order", order::binary)?;
-    p.run("fp8_absorbed", |m| fp8::convert(m, &options.fp8, true))?;
-    fp8::report(p.module(), &options.fp8).map_err(Error::Invalid)?;
-    if options.hoist == Hoist::AtLoad {
-        p.run("hoist", hoist::hoist)?;
+    for name in order_of(options) {
+        by_name(&mut p, name, options)?;
+        if name == "fp8_absorbed" {
+            // Before weights are computed: what was asked for in 8 bits and is not is a mistake.
+            fp8::report(p.module(), &options.fp8).map_err(Error::Invalid)?;
+        }
     }
     Ok(p.finish())
 }
@@ -113,13 +126,31 @@ pub fn compile(module: &Module, target: &Target, options: &Options) -> Result<Pl
 /// The names of the graph passes, in the order they run.
 pub const PASSES: [&str; 7] = ["cache", "fp8", "form", "attend", "order", "fp8_absorbed", "hoist"];
 
-/// Runs one graph pass by name; `None` if there is no such pass.
+/// The names of the passes that [`optimize`] runs, in order: eva's, as far as `options` want them, with the user's own in
+/// their places.
+pub fn order_of(options: &Options) -> Vec<&'static str> {
+    let own = |after| options.passes.iter().filter(move |pass| pass.runs_after() == after).map(Pass::name);
+    let is_wanted = |name: &&str| *name != "hoist" || options.hoist == Hoist::AtLoad;
+    let in_place = |name| Some(name).filter(is_wanted).into_iter().chain(own(Some(name)));
+    own(None).chain(PASSES.into_iter().flat_map(in_place)).collect()
+}
+
+/// Runs one graph pass by name, of eva's or among [`Options::passes`]; `None` if there is no such pass.
 pub fn run_pass(name: &str, module: &Module, options: &Options) -> Option<Result<Module, Error>> {
-    let mut p = match Passes::new(module, options) {
-        Ok(p) => p,
-        Err(e) => return Some(Err(e)),
+    if !PASSES.contains(&name) && !options.passes.iter().any(|pass| pass.name() == name) {
+        return None;
+    }
+    let run = || {
+        let mut p = Passes::new(module, options)?;
+        by_name(&mut p, name, options)?;
+        Ok(p.finish())
     };
-    let result = match name {
+    Some(run())
+}
+
+/// Runs the pass that has this name, of [`PASSES`] or the user's own.
+fn by_name(p: &mut Passes, name: &str, options: &Options) -> Result<(), Error> {
+    match name {
         "cache" => p.run("cache", |m| cache::lay_out(m, &options.cache)),
         "fp8" => p.run("fp8", |m| fp8::convert(m, &options.fp8, false)),
         "fp8_absorbed" => p.run("fp8_absorbed", |m| fp8::convert(m, &options.fp8, true)),
@@ -127,7 +158,6 @@ pub fn run_pass(name: &str, module: &Module, options: &Options) -> Option<Result
         "attend" => p.run("attend", attend::recognize),
         "order" => p.run("order", order::binary),
         "hoist" => p.run("hoist", hoist::hoist),
-        _ => return None,
-    };
-    Some(result.map(|()| p.finish()))
+        _ => options.passes.iter().filter(|pass| pass.name() == name).try_for_each(|pass| p.run_own(pass)),
+    }
 }

@@ -1,12 +1,61 @@
 //! Running passes: each result is verified, and dumped where `EVA_DUMP` (or [`Options::dump`]) names the pass.
 
-use crate::{Error, Options};
+use crate::{Error, Options, PASSES};
 use eva_ir::diag::Diag;
 use eva_ir::entity::{Arena, Entity};
 use eva_ir::graph::{Function, Module};
 use eva_ir::kernel::Kernel;
 use eva_ir::{text, verify};
+use std::fmt;
 use std::sync::Arc;
+
+/// What a pass does.
+type Run = dyn Fn(&Module) -> Result<Module, Diag> + Send + Sync;
+
+/// A graph pass of the user's own. It sees a well-formed module and gives another, whose last function takes and gives
+/// the same.
+#[derive(Clone)]
+pub struct Pass {
+    name: &'static str,
+    after: Option<&'static str>,
+    run: Arc<Run>,
+}
+
+impl Pass {
+    /// The pass that does `run`, before all of eva's; the name is for messages and dumps.
+    pub fn new(
+        name: &'static str,
+        run: impl Fn(&Module) -> Result<Module, Diag> + Send + Sync + 'static,
+    ) -> Self {
+        Self { name, after: None, run: Arc::new(run) }
+    }
+
+    /// The same, right after a pass of eva's ([`PASSES`]).
+    pub fn after(self, name: &'static str) -> Self {
+        Self { after: Some(name), ..self }
+    }
+
+    /// The pass of eva's that it comes right after; `None` if it comes before all.
+    pub fn runs_after(&self) -> Option<&'static str> {
+        self.after
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Does it, without verifying what it gives.
+    pub fn run(&self, module: &Module) -> Result<Module, Diag> {
+        (self.run)(module)
+    }
+}
+
+impl fmt::Debug for Pass {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} after {}", self.name, self.after.unwrap_or("nothing"))
+    }
+}
 
 /// A module on its way through the passes.
 pub struct Passes {
@@ -18,11 +67,32 @@ impl Passes {
     /// Starts with `module`, which is the user's: mistakes in it are theirs.
     pub fn new(module: &Module, options: &Options) -> Result<Self, Error> {
         verify::verify(module).map_err(Error::Invalid)?;
+        for (i, pass) in options.passes.iter().enumerate() {
+            let taken = PASSES.into_iter().chain(options.passes[..i].iter().map(Pass::name));
+            if taken.into_iter().any(|name| name == pass.name) {
+                let message = format!("two passes are named `{}`", pass.name);
+                return Err(Error::Invalid(Diag::new("eva::duplicate_name", message).into()));
+            }
+            if let Some(after) = pass.after.filter(|after| !PASSES.contains(after)) {
+                let message =
+                    format!("the pass `{}` is to run after `{after}`, which is not one of eva's", pass.name);
+                let help = format!("eva's are {}", PASSES.join(", "));
+                return Err(Error::Invalid(Diag::new("eva::unknown", message).help(help).into()));
+            }
+        }
         let mut dump = options.dump.clone();
         if let Ok(names) = std::env::var("EVA_DUMP") {
             dump.extend(names.split(',').map(|name| name.trim().to_string()));
         }
         Ok(Self { module: module.clone(), dump })
+    }
+
+    /// Runs a pass of the user's over the whole module.
+    pub fn run_own(&mut self, pass: &Pass) -> Result<(), Error> {
+        self.run(pass.name, |module| pass.run(module)).map_err(|error| match error {
+            Error::Internal { pass, message, module } => Error::Pass { pass, message, module },
+            error => error,
+        })
     }
 
     /// Runs a pass over the whole module.

@@ -13,7 +13,7 @@ use eva_ir::graph::Module;
 use eva_passes::cost::{CostOptions, Machine};
 use eva_passes::lower::lower;
 use eva_passes::target::Target;
-use eva_passes::{Hoist, Options, PASSES, form, run_pass};
+use eva_passes::{Options, form, order_of, run_pass};
 pub use graph::{Graph, Kind, Node, dot};
 pub use kernels::{Arena, Buffer, Kernel, Slot, Step};
 use serde::Serialize;
@@ -131,10 +131,7 @@ pub fn view(
     let mut known: HashMap<*const eva_ir::graph::Function, Vec<usize>> = HashMap::new();
     // Functions that are compared by address stay alive.
     let mut modules = Vec::new();
-    for pass in std::iter::once(None).chain(PASSES.iter().copied().map(Some)) {
-        if pass == Some("hoist") && passes.hoist == Hoist::Never {
-            continue;
-        }
+    for pass in std::iter::once(None).chain(order_of(&passes).into_iter().map(Some)) {
         if let Some(name) = pass {
             if name == "form" {
                 rewrites = rewritten(&now, &passes)?;
@@ -193,7 +190,7 @@ pub fn view(
 /// What rules do to `module`.
 fn rewritten(module: &Module, options: &Options) -> Result<Vec<Rewrite>, eva_passes::Error> {
     let costs = CostOptions::new(options.machine.clone().unwrap_or_else(Machine::cpu));
-    let (_, report) = form::choose_and_report(module, options.form, &costs, form::usable(options))
+    let (_, report) = form::choose_with(module, options.form, &costs, form::usable(options), &options.rules)
         .map_err(|diag| eva_passes::Error::Invalid(diag.into()))?;
     let rewrite = |r: eva_passes::rewrite::Rewriting| {
         let rule = |fired: &eva_passes::rewrite::Fired| Rule {

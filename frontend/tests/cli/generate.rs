@@ -38,6 +38,9 @@ fn the_recorded_tokens_come_out_in_every_form() {
             args.extend(["--form", form]);
             assert_eq!(output(&args), format!("{expected}\n"), "{model}, {form}");
         }
+        let dir = fixture(model);
+        let exact = [as_recorded(&dir, &prompt), vec!["--numerics", "exact"]].concat();
+        assert_eq!(output(&exact), format!("{expected}\n"), "{model}");
     }
 }
 

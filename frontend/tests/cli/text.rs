@@ -111,3 +111,33 @@ fn help_and_version() {
     assert_eq!(eva(&[]).code, Some(2));
     assert_eq!(eva(&["frobnicate"]).code, Some(2));
 }
+
+/// How far results may move decides which rules are used: what sums in another order is not exact.
+#[test]
+fn results_move_as_far_as_numerics_says() {
+    let mla = case("run/mla.eva");
+    let mla = mla.to_str().unwrap();
+    let form = |more: &[&str]| output(&[&["opt", mla, "--passes", "form"], more].concat());
+    let absorbed = form(&[]);
+    assert!(absorbed.contains("%q_latent"), "{absorbed}");
+    assert_eq!(form(&["--numerics", "reassociates"]), absorbed);
+    assert_eq!(form(&["--numerics", "rounds"]), absorbed);
+    let exact = form(&["--numerics", "exact"]);
+    assert!(!exact.contains("q_latent") && exact.contains("%s_c "), "{exact}");
+    assert_eq!(exact, form(&["--numerics", "exact", "--form", "expanded"]));
+
+    let said = |args: &[&str]| eva(&[args, &["--numerics", "exact", "--form", "absorbed"]].concat());
+    for args in [
+        &["opt", mla, "--passes", "form"][..],
+        &["print", mla],
+        &["explain", mla],
+        &["viz", mla, "-o", "page.html"],
+    ] {
+        let ran = said(args);
+        assert_eq!(ran.code, Some(2), "{args:?}: {}", ran.err);
+        let message = "--form absorbed --numerics exact: the absorbed form sums in another order";
+        assert!(ran.err.contains(message), "{args:?}: {}", ran.err);
+    }
+    let ran = eva(&["opt", mla, "--passes", "form", "--numerics", "sloppy"]);
+    assert!(ran.err.contains("[possible values: exact, reassociates, rounds]"), "{}", ran.err);
+}

@@ -16,7 +16,7 @@ pub mod crossover;
 pub mod pieces;
 
 use crate::cost::{Cost, CostOptions, Machine, representative};
-use crate::rewrite::rules::{self, Use};
+use crate::rewrite::rules::{self, Rule, Use};
 use crate::rewrite::{Choose, Rewriting, is_worthwhile, rewrite};
 use crate::{Hoist, Options};
 use eva_ir::diag::Diag;
@@ -53,7 +53,7 @@ pub struct Report {
 /// The module with each attention in the form asked for.
 pub fn choose(module: &Module, options: &Options) -> Result<Module, Diag> {
     let machine = options.machine.clone().unwrap_or_else(Machine::cpu);
-    choose_and_report(module, options.form, &CostOptions::new(machine), usable(options))
+    choose_with(module, options.form, &CostOptions::new(machine), usable(options), &options.rules)
         .map(|(module, _)| module)
 }
 
@@ -66,6 +66,17 @@ pub fn usable(options: &Options) -> Use {
     }
 }
 
+/// The rules that options allow, and the user's own among them.
+pub fn rules(options: &Options) -> Result<Vec<Rule>, Diag> {
+    rules_of(usable(options), &options.rules)
+}
+
+fn rules_of(what: Use, own: &[Rule]) -> Result<Vec<Rule>, Diag> {
+    let mut rules = rules::usable(what)?;
+    rules.extend(own.iter().filter(|rule| rule.exactness <= what.most).cloned());
+    Ok(rules)
+}
+
 /// The module with each attention in the form asked for, chosen by those costs among what those rules find; and what
 /// was done. Functions that have alternatives already stay as they are.
 pub fn choose_and_report(
@@ -74,15 +85,26 @@ pub fn choose_and_report(
     costs: &CostOptions,
     what: Use,
 ) -> Result<(Module, Report), Diag> {
+    choose_with(module, form, costs, what, &[])
+}
+
+/// [`choose_and_report`], with rules of the user's own beside eva's.
+pub fn choose_with(
+    module: &Module,
+    form: Form,
+    costs: &CostOptions,
+    what: Use,
+    own: &[Rule],
+) -> Result<(Module, Report), Diag> {
     if form == Form::Written {
         return Ok((module.clone(), Report::default()));
     }
-    let rules = rules::usable(Use { absorb: what.absorb && form != Form::Expanded, ..what })?;
+    let rules = rules_of(Use { absorb: what.absorb && form != Form::Expanded, ..what }, own)?;
     let mut report = Report { sizes: representative(module).into_iter().collect(), ..Report::default() };
     let lattice = Lattice::of(module, costs);
     let mut new = |f: &Arc<Function>| -> Result<Arc<Function>, Diag> {
         // What has several bodies has been decided.
-        if !is_worthwhile(f) || !f.alternatives.is_empty() {
+        if !is_worthwhile(f, own) || !f.alternatives.is_empty() {
             return Ok(f.clone());
         }
         let cost = Cost::new(module, f, costs);
@@ -93,13 +115,9 @@ pub fn choose_and_report(
             return Ok(function.map_or_else(|| f.clone(), Arc::new));
         }
         let choose = if form == Form::Absorbed { Choose::Absorbed } else { Choose::Cheapest };
-        Ok(rewrite(f, &rules, &cost, choose)?.map_or_else(
-            || f.clone(),
-            |(function, rewriting)| {
-                report.functions.push(rewriting);
-                Arc::new(function)
-            },
-        ))
+        let (function, rewriting) = rewrite(f, &rules, &cost, choose)?;
+        report.functions.push(rewriting);
+        Ok(Arc::new(function))
     };
     let funcs = module.funcs.iter().map(|(_, f)| new(f)).collect::<Result<_, _>>()?;
     let dims = module.dims.clone();

@@ -23,12 +23,30 @@ pub struct Builder<'e> {
     egraph: &'e mut EGraph,
     /// What the values that the rule adds are called.
     adds: &'static str,
+    /// What the rule says that it asks for.
+    guards: &'static [&'static str],
+    /// One of these that is taken to hold.
+    without: Option<&'static str>,
 }
 
 impl<'e> Builder<'e> {
     /// Adds to `egraph`; values are called `adds` if they have no better name.
     pub fn new(egraph: &'e mut EGraph, adds: &'static str) -> Self {
-        Self { egraph, adds }
+        Self { egraph, adds, guards: &[], without: None }
+    }
+
+    /// The same for a rule with these guards, of which `without` is taken to hold.
+    pub(super) fn guarded(self, guards: &'static [&'static str], without: Option<&'static str>) -> Self {
+        Self { guards, without, ..self }
+    }
+
+    /// Whether the guard `name` of the rule lets it go on: whether it `holds`. It must be one of those that the rule was
+    /// declared with.
+    pub fn guard(&mut self, name: &'static str, holds: bool) -> bool {
+        if !self.guards.contains(&name) {
+            self.egraph.analysis.mistake(format_args!("asks for a guard that it does not declare: {name}"));
+        }
+        holds || self.without == Some(name)
     }
 
     /// The e-graph.

@@ -140,6 +140,14 @@ impl Contraction {
         &self.guards
     }
 
+    /// The same without one of its guards, which is named in words; `None` if it has no such guard.
+    pub fn without(&self, guard: &str) -> Option<Self> {
+        let at = self.guards.iter().position(|have| have.to_string() == guard)?;
+        let mut new = self.clone();
+        new.guards.remove(at);
+        Some(new)
+    }
+
     /// The ways in which `class` is the left side, whether or not the guards hold.
     pub fn find(&self, egraph: &EGraph, class: Id) -> Vec<Match> {
         let rank = egraph[class].data.ty().and_then(|ty| ty.tensor()).map_or(0, |ty| ty.rank() as u16);

@@ -109,7 +109,7 @@ impl fmt::Display for Fact {
 
 impl Types {
     /// Notes a mistake of the rule being applied; the first counts.
-    fn mistake(&mut self, what: impl fmt::Display) {
+    pub(super) fn mistake(&mut self, what: impl fmt::Display) {
         let rule = self.rule.map_or("?", |name| name.as_str());
         self.error.get_or_insert_with(|| format!("the rule `{rule}` {what}"));
     }

@@ -11,6 +11,7 @@
 
 pub mod attended;
 pub mod build;
+pub mod check;
 pub mod contraction;
 mod emit;
 pub mod extract;
@@ -20,7 +21,8 @@ pub mod term;
 pub mod why;
 
 use crate::cost::Cost;
-use egg::{Id, Rewrite, Runner, SimpleScheduler, StopReason, Symbol};
+pub use egg::Id;
+use egg::{Rewrite, Runner, SimpleScheduler, StopReason, Symbol};
 use eva_ir::diag::Diag;
 use eva_ir::graph::{Def, Function, ParamKind, Value};
 use eva_ir::lower::Lowering;
@@ -112,25 +114,27 @@ pub struct Sides {
     pub value: Option<Side>,
 }
 
-/// Rewrites `f` by `rules`; `None` if there is nothing that they could change.
+/// Rewrites `f` by `rules`.
 pub fn rewrite(
     f: &Function,
     rules: &[Rule],
     cost: &Cost,
     choose: Choose,
-) -> Result<Option<(Function, Rewriting)>, Diag> {
-    if !is_worthwhile(f) {
-        return Ok(None);
-    }
+) -> Result<(Function, Rewriting), Diag> {
     let s = saturate_by(f, rules)?;
     let selection = s.cheapest(f, cost, choose)?;
     let (function, rewriting) = s.take(f, rules, cost, &selection)?;
-    Ok(Some((function.unwrap_or_else(|| f.clone()), rewriting)))
+    Ok((function.unwrap_or_else(|| f.clone()), rewriting))
 }
 
-/// Whether rules could change a function: whether it has more than one product.
-pub fn is_worthwhile(f: &Function) -> bool {
-    f.values.iter().filter(|(_, data)| matches!(data.def, Def::Op(Op::Einsum(_), _))).nth(1).is_some()
+/// Whether rules could change a function: whether it has more than one product, or an op that one of the user's `own`
+/// begins at.
+pub fn is_worthwhile(f: &Function, own: &[Rule]) -> bool {
+    let ops = || {
+        f.values.iter().filter_map(|(_, data)| if let Def::Op(op, _) = &data.def { Some(op) } else { None })
+    };
+    ops().filter(|op| matches!(op, Op::Einsum(_))).nth(1).is_some()
+        || ops().any(|op| own.iter().any(|rule| rule.op() == op.kind()))
 }
 
 /// A function's e-graph after rules have added what they could.

@@ -119,7 +119,6 @@ fn general_laws_find_nothing_cheaper_than_the_rules() {
             &cost,
             Choose::Cheapest,
         )
-        .unwrap()
         .unwrap();
         let laws = saturate(f, &laws()).unwrap();
         let theirs = laws.cheapest(f, &cost, Choose::Cheapest).unwrap();

@@ -2,110 +2,15 @@
 
 use crate::spellings::corpus;
 use crate::support::{arguments, last, parse};
-use egg::Id;
-use eva_ir::eval::{Array, Sizes};
-use eva_ir::graph::{Def, Func, Function, Module, Value};
-use eva_ir::kernel::run::round;
-use eva_ir::ops::Op;
+use eva_ir::eval::Array;
+use eva_ir::graph::Module;
 use eva_ir::testing::{Options, random_module};
-use eva_ir::types::DType;
 use eva_passes::cost::{Cost, CostOptions};
-use eva_passes::rewrite::rules::{Exactness, Rule, Use, all, usable};
-use eva_passes::rewrite::term::Term;
-use eva_passes::rewrite::{Choose, facts, rewrite, saturate_by};
+use eva_passes::rewrite::check::{self as checks, values};
+use eva_passes::rewrite::rules::{Exactness, Use, all, usable};
+use eva_passes::rewrite::{Choose, rewrite};
 use proptest::prelude::*;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-
-/// An op on what its operands are, each a tuple of one part or more.
-fn apply(op: &Op, args: &[&Vec<Array>], sizes: &Sizes, rounded: bool) -> Vec<Array> {
-    let mut parts = match op {
-        Op::Get(get) => vec![args[0][get.index as usize].clone()],
-        _ => op.eval(sizes, &args.iter().map(|parts| &parts[0]).collect::<Vec<_>>()),
-    };
-    if rounded {
-        parts.iter_mut().for_each(|x| *x = x.map(|x| round(x, DType::F32)));
-    }
-    parts
-}
-
-/// All values of a function, each rounded to `f32` or not.
-fn values(
-    module: &Module,
-    func: Func,
-    sizes: &Sizes,
-    args: &[Array],
-    rounded: bool,
-) -> HashMap<Value, Vec<Array>> {
-    let mut values: HashMap<Value, Vec<Array>> = HashMap::new();
-    let mut given = args.iter();
-    for (value, data) in module.funcs[func].values.iter() {
-        let parts = |args: &[Value]| args.iter().map(|arg| &values[arg]).collect::<Vec<_>>();
-        let result = match &data.def {
-            Def::Param(_) => vec![given.next().unwrap().clone()],
-            Def::Op(op, args) => apply(op, &parts(args), sizes, rounded),
-            Def::Call(callee, args) => {
-                let args: Vec<Array> = parts(args).iter().map(|parts| parts[0].clone()).collect();
-                let inner = self::values(module, *callee, sizes, &args, rounded);
-                module.funcs[*callee].results.iter().map(|v| inner[v][0].clone()).collect()
-            }
-        };
-        values.insert(value, result);
-    }
-    values
-}
-
-/// The terms of `f`'s e-graph that give something else than their class, and the rules that added any.
-fn disagreements(
-    f: &Function,
-    known: &HashMap<Value, Vec<Array>>,
-    sizes: &Sizes,
-    rules: &[Rule],
-    rounded: bool,
-) -> (Vec<String>, BTreeSet<&'static str>) {
-    let s = saturate_by(f, rules).unwrap();
-    let mut values: BTreeMap<Id, Vec<Array>> = BTreeMap::new();
-    for value in f.values.keys() {
-        values.entry(s.class(value)).or_insert_with(|| known[&value].clone());
-    }
-    let mut classes: Vec<Id> = s.egraph.classes().map(|class| class.id).collect();
-    classes.sort();
-    let eval = |term: &Term, values: &BTreeMap<Id, Vec<Array>>| {
-        let Term::Op(kind, children) = term else { return None };
-        let (attrs, args) = children.split_at(kind.attr_names().len());
-        let args: Vec<_> = args.iter().map(|&id| values.get(&s.egraph.find(id))).collect::<Option<_>>()?;
-        let op = facts::op(&s.egraph, *kind, attrs)?;
-        Some((apply(&op, &args, sizes, rounded), op))
-    };
-    loop {
-        let open: Vec<Id> = classes.iter().copied().filter(|class| !values.contains_key(class)).collect();
-        let found: Vec<_> = open
-            .into_iter()
-            .filter_map(|class| {
-                let value = s.egraph[class].nodes.iter().find_map(|term| eval(term, &values))?;
-                Some((class, value.0))
-            })
-            .collect();
-        if found.is_empty() {
-            break;
-        }
-        values.extend(found);
-    }
-    let mut wrong = Vec::new();
-    for &class in &classes {
-        for (now, op) in s.egraph[class].nodes.iter().filter_map(|term| eval(term, &values)) {
-            let agree = if rounded { same_bits } else { close };
-            if !values[&class].iter().zip(&now).all(|(a, b)| agree(a, b)) {
-                wrong.push(format!("{op:?} of {class}"));
-            }
-        }
-    }
-    (wrong, s.fired(rules))
-}
-
-fn close(a: &Array, b: &Array) -> bool {
-    let scale = a.data.iter().fold(1e-300f64, |m, x| m.max(x.abs()));
-    a.shape == b.shape && a.data.iter().zip(&b.data).all(|(x, y)| (x - y).abs() <= 1e-10 * scale)
-}
+use std::collections::BTreeSet;
 
 fn same_bits(a: &Array, b: &Array) -> bool {
     a.shape == b.shape && a.data.iter().zip(&b.data).all(|(x, y)| x.to_bits() == y.to_bits())
@@ -192,17 +97,14 @@ fn snippets() -> Vec<Module> {
 
 /// Checks one module by all rules, and by the exact ones; which of them did something.
 fn check(module: &Module, seed: u64) -> BTreeSet<&'static str> {
-    let (func, f) = last(module);
-    let rules = all().unwrap();
+    let (func, _) = last(module);
     let (sizes, args) = arguments(module, &[("b", 2), ("s", 3), ("t", 8)], &[5, 1], seed);
-    let known = values(module, func, &sizes, &args, false);
-    let (wrong, fired) = disagreements(f, &known, &sizes, &rules, false);
-    assert!(wrong.is_empty(), "{wrong:#?}\n{module}");
+    let checked = checks::check(module, func, &all().unwrap(), &sizes, &args, false).unwrap();
+    assert!(checked.wrong.is_empty(), "{:#?}\n{module}", checked.wrong);
     let exact = usable(Use { most: Exactness::Exact, absorb: true, weights: true }).unwrap();
-    let known = values(module, func, &sizes, &args, true);
-    let (wrong, _) = disagreements(f, &known, &sizes, &exact, true);
-    assert!(wrong.is_empty(), "not exact: {wrong:#?}\n{module}");
-    fired
+    let bits = checks::check(module, func, &exact, &sizes, &args, true).unwrap();
+    assert!(bits.wrong.is_empty(), "not exact: {:#?}\n{module}", bits.wrong);
+    checked.fired
 }
 
 #[test]
@@ -239,17 +141,16 @@ proptest! {
         let args = sample.args(seed);
         let (func, f) = last(&sample.module);
         let cost = Cost::new(&sample.module, f, &CostOptions::default());
-        if let Some((g, _)) = rewrite(f, &rules, &cost, Choose::Cheapest).unwrap() {
-            let mut new = sample.module.clone();
-            new.funcs[func] = g.into();
-            let new = Module { verified: Default::default(), ..new };
-            prop_assert!(eva_ir::verify::verify(&new).is_ok(), "{}", new);
-            let before = values(&sample.module, func, &sample.sizes, &args, true);
-            let after = values(&new, func, &sample.sizes, &args, true);
-            for (old, result) in f.results.iter().zip(&new.funcs[func].results) {
-                let same = before[old].iter().zip(&after[result]).all(|(a, b)| same_bits(a, b));
-                prop_assert!(same, "{}\n{}", sample.module, new);
-            }
+        let (g, _) = rewrite(f, &rules, &cost, Choose::Cheapest).unwrap();
+        let mut new = sample.module.clone();
+        new.funcs[func] = g.into();
+        let new = Module { verified: Default::default(), ..new };
+        prop_assert!(eva_ir::verify::verify(&new).is_ok(), "{}", new);
+        let before = values(&sample.module, func, &sample.sizes, &args, true);
+        let after = values(&new, func, &sample.sizes, &args, true);
+        for (old, result) in f.results.iter().zip(&new.funcs[func].results) {
+            let same = before[old].iter().zip(&after[result]).all(|(a, b)| same_bits(a, b));
+            prop_assert!(same, "{}\n{}", sample.module, new);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `eva compare`: a compiled model against outputs that other software recorded.
 
-use super::ui::{FormArg, TypeArg, count, device, emit};
+use super::ui::{FormArg, NumericsArg, TypeArg, count, device, emit, numerics};
 use anyhow::Context;
 use clap::Args as ClapArgs;
 use eva::compare::{CompareOptions, RECORDED, Row, compare};
@@ -30,6 +30,9 @@ pub struct Args {
     /// Form of attention
     #[arg(long, value_enum, default_value_t = FormArg::Auto)]
     form: FormArg,
+    /// How far rewriting may move results
+    #[arg(long, value_enum, default_value_t = NumericsArg::Reassociates)]
+    numerics: NumericsArg,
     /// Threads that compile and, on the CPU, run kernels [default: EVA_THREADS, or the processors]
     #[arg(long, value_name = "N", value_parser = count)]
     threads: Option<usize>,
@@ -43,6 +46,7 @@ pub fn run(args: &Args, progress: &dyn Progress) -> anyhow::Result<bool> {
     let load = LoadOptions {
         dtype: args.dtype.into(),
         form: args.form.into(),
+        numerics: numerics(args.form, args.numerics)?,
         device: args.target,
         threads: args.threads,
         ..LoadOptions::default()

@@ -1,6 +1,6 @@
 //! `eva compile`: kernels for a GPU, in a folder.
 
-use super::ui::{Bars, FormArg, TypeArg, count};
+use super::ui::{Bars, FormArg, NumericsArg, TypeArg, count};
 use clap::{Args as ClapArgs, ValueEnum};
 use std::path::PathBuf;
 
@@ -32,6 +32,9 @@ pub struct Args {
     /// Form of attention
     #[arg(long, value_enum, default_value_t = FormArg::Auto)]
     form: FormArg,
+    /// How far rewriting may move results
+    #[arg(long, value_enum, default_value_t = NumericsArg::Reassociates)]
+    numerics: NumericsArg,
     /// Folder to make
     #[arg(short, long = "output", value_name = "DIR")]
     output: PathBuf,
@@ -72,7 +75,17 @@ fn chip(text: &str) -> Result<Chip, String> {
 /// Compiles, and says what was written.
 #[cfg(not(feature = "cuda"))]
 pub fn run(args: &Args, _: &Bars) -> anyhow::Result<bool> {
-    let Args { input: _, target: Chip, emit: _, dtype: _, form: _, output: _, threads: _, json: _ } = args;
+    let Args {
+        input: _,
+        target: Chip,
+        emit: _,
+        dtype: _,
+        form: _,
+        numerics: _,
+        output: _,
+        threads: _,
+        json: _,
+    } = args;
     anyhow::bail!(super::ui::NO_CUDA)
 }
 
@@ -83,7 +96,7 @@ pub use with_cuda::run;
 mod with_cuda {
     use super::{Args, Bars, Chip, Emit};
     use crate::input::{Source, is_model, model};
-    use crate::ui::{Usage, bytes, emit, name_of, say};
+    use crate::ui::{Usage, bytes, emit, name_of, numerics, say};
     use eva::engine::{LoadOptions, Progress, check_runs, module};
     use eva::prelude::{DType, Module};
     use eva_passes::target::Target;
@@ -95,10 +108,14 @@ mod with_cuda {
     /// Compiles, and says what was written.
     pub fn run(args: &Args, bars: &Bars) -> anyhow::Result<bool> {
         let Chip = args.target;
-        let options = eva_passes::Options { form: args.form.into(), ..eva_passes::Options::default() };
+        let numerics = numerics(args.form, args.numerics)?;
+        let options =
+            eva_passes::Options { form: args.form.into(), numerics, ..eva_passes::Options::default() };
         bars.begin("compiling", 0);
         let compiled = |module: &Module| eva_passes::compile(module, &Target::cuda(), &options);
-        let mut notes = BTreeMap::from([("form".to_string(), name_of(args.form))]);
+        let note = |name: &str, value| (name.to_string(), value);
+        let mut notes =
+            BTreeMap::from([note("form", name_of(args.form)), note("numerics", name_of(args.numerics))]);
         let plan = if is_model(&args.input) {
             let dtype = args.dtype.map_or(DType::F32, DType::from);
             notes.insert("dtype".into(), dtype.to_string());

@@ -2,7 +2,7 @@
 
 use super::input::{Source, is_model};
 use super::print::of_model;
-use super::ui::{FormArg, TypeArg, Usage, emit};
+use super::ui::{FormArg, NumericsArg, TypeArg, Usage, emit, numerics};
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use eva::explain::{Question, explain, explainable, text};
@@ -48,6 +48,9 @@ pub struct Args {
     /// Form of attention
     #[arg(long, value_enum, default_value_t = FormArg::Auto)]
     form: FormArg,
+    /// How far rewriting may move results
+    #[arg(long, value_enum, default_value_t = NumericsArg::Reassociates)]
+    numerics: NumericsArg,
     /// Rows of a page, where caches are kept in pages
     #[arg(long, value_name = "ROWS")]
     page_size: Option<usize>,
@@ -89,6 +92,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     };
     let options = Options {
         form: args.form.into(),
+        numerics: numerics(args.form, args.numerics)?,
         cache: CacheOptions { page: args.page_size, ..CacheOptions::default() },
         hoist: if args.no_hoist { Hoist::Never } else { Hoist::AtLoad },
         machine: Some(machine.clone()),

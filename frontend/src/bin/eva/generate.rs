@@ -2,7 +2,10 @@
 
 mod many;
 
-use super::ui::{Bars, CacheArg, FormArg, NO_CUDA, TypeArg, Usage, bytes, count, device, emit, name_of, say};
+use super::ui::{
+    Bars, CacheArg, FormArg, NO_CUDA, NumericsArg, TypeArg, Usage, bytes, count, device, emit, name_of,
+    numerics, say,
+};
 use anyhow::bail;
 use clap::{ArgGroup, Args as ClapArgs, ValueEnum};
 use eva::engine::{LoadOptions, Model, check_prompt};
@@ -61,6 +64,9 @@ pub struct Args {
     /// Form of attention [default: auto, or the artifact's]
     #[arg(long, value_enum)]
     form: Option<FormArg>,
+    /// How far rewriting may move results [default: reassociates, or the artifact's]
+    #[arg(long, value_enum)]
+    numerics: Option<NumericsArg>,
     /// What caches keep of a token
     #[arg(long, value_enum, default_value_t = CacheArg::Auto)]
     cache: CacheArg,
@@ -108,7 +114,7 @@ fn artifact(text: &str) -> Result<PathBuf, String> {
 
 /// How the model is loaded: as the command line says, or else as the artifact was made.
 fn load_options(args: &Args) -> anyhow::Result<LoadOptions> {
-    let (dtype, form) = args.artifact.as_deref().map_or(Ok((None, None)), made_with)?;
+    let made = args.artifact.as_deref().map_or(Ok(MadeWith::default()), made_with)?;
     let device = match (args.target, &args.artifact) {
         (Some(Device::Cpu), Some(_)) => {
             let message = "--target cpu and --artifact: an artifact has code for GPUs";
@@ -118,9 +124,12 @@ fn load_options(args: &Args) -> anyhow::Result<LoadOptions> {
         (None, Some(_)) => Device::Cuda(0),
         (None, None) => Device::Cpu,
     };
+    let form = agreed("--form", args.form, made.form)?.unwrap_or(FormArg::Auto);
+    let moved = agreed("--numerics", args.numerics, made.numerics)?.unwrap_or(NumericsArg::Reassociates);
     Ok(LoadOptions {
-        dtype: agreed("--dtype", args.dtype, dtype)?.unwrap_or(TypeArg::F32).into(),
-        form: agreed("--form", args.form, form)?.unwrap_or(FormArg::Auto).into(),
+        dtype: agreed("--dtype", args.dtype, made.dtype)?.unwrap_or(TypeArg::F32).into(),
+        form: form.into(),
+        numerics: numerics(form, moved)?,
         cache: args.cache.options(args.page_size),
         expanded_cache: args.cache == CacheArg::Expanded,
         kv_budget: args.kv_budget.map(|bytes| bytes as u64),
@@ -131,17 +140,26 @@ fn load_options(args: &Args) -> anyhow::Result<LoadOptions> {
     })
 }
 
-/// The type and form that an artifact was made with, if it says so.
+/// What an artifact was made with, as far as it says so.
+#[derive(Default)]
+struct MadeWith {
+    dtype: Option<TypeArg>,
+    form: Option<FormArg>,
+    numerics: Option<NumericsArg>,
+}
+
 #[cfg(feature = "cuda")]
-fn made_with(folder: &Path) -> anyhow::Result<(Option<TypeArg>, Option<FormArg>)> {
+fn made_with(folder: &Path) -> anyhow::Result<MadeWith> {
     let artifact = eva_runtime::cuda::artifact::Artifact::open(folder)?;
-    let note = |name: &str| artifact.manifest().notes.get(name);
-    let dtype = note("dtype").and_then(|name| TypeArg::from_str(name, false).ok());
-    Ok((dtype, note("form").and_then(|name| FormArg::from_str(name, false).ok())))
+    let notes = &artifact.manifest().notes;
+    fn note<T: ValueEnum>(notes: &std::collections::BTreeMap<String, String>, name: &str) -> Option<T> {
+        T::from_str(notes.get(name)?, false).ok()
+    }
+    Ok(MadeWith { dtype: note(notes, "dtype"), form: note(notes, "form"), numerics: note(notes, "numerics") })
 }
 
 #[cfg(not(feature = "cuda"))]
-fn made_with(_: &Path) -> anyhow::Result<(Option<TypeArg>, Option<FormArg>)> {
+fn made_with(_: &Path) -> anyhow::Result<MadeWith> {
     bail!(NO_CUDA)
 }
 

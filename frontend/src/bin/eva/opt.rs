@@ -1,7 +1,7 @@
 //! `eva opt`: passes on an IR file.
 
 use super::input::Source;
-use super::ui::{FormArg, emit};
+use super::ui::{FormArg, NumericsArg, emit, numerics};
 use anyhow::bail;
 use clap::Args as ClapArgs;
 use clap::builder::PossibleValuesParser;
@@ -31,6 +31,9 @@ pub struct Args {
     /// Form of attention that the pass `form` makes
     #[arg(long, value_enum, default_value_t = FormArg::Auto)]
     form: FormArg,
+    /// How far rewriting may move results
+    #[arg(long, value_enum, default_value_t = NumericsArg::Reassociates)]
+    numerics: NumericsArg,
 }
 
 /// Reads, changes and prints.
@@ -41,7 +44,8 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         fix(&mut module, name, *value)?;
     }
     source.verify(&module)?;
-    let options = Options { form: args.form.into(), ..Options::default() };
+    let numerics = numerics(args.form, args.numerics)?;
+    let options = Options { form: args.form.into(), numerics, ..Options::default() };
     let module = source.run(module, &args.passes, &options)?;
     emit(&text::print(&module))?;
     Ok(true)

@@ -4,7 +4,7 @@ mod block;
 mod kernels;
 
 use super::input::{self, Source, run_passes};
-use super::ui::{FormArg, TypeArg, Usage, emit, say};
+use super::ui::{FormArg, NumericsArg, TypeArg, Usage, emit, numerics, say};
 use anyhow::Context;
 use clap::Args as ClapArgs;
 use clap::builder::PossibleValuesParser;
@@ -50,6 +50,9 @@ pub struct Args {
     /// Form of attention that the pass `form` makes; without --after or --target, print after that pass
     #[arg(long, value_enum)]
     form: Option<FormArg>,
+    /// How far rewriting may move results
+    #[arg(long, value_enum, default_value_t = NumericsArg::Reassociates)]
+    numerics: NumericsArg,
     /// Type of a model's activations and caches [default: f32]
     #[arg(long, value_enum)]
     dtype: Option<TypeArg>,
@@ -62,7 +65,9 @@ pub fn run(args: &Args, verbose: bool) -> anyhow::Result<bool> {
     let passes: Vec<String> =
         PASSES[..last.map_or(0, |i| i + 1)].iter().map(|name| name.to_string()).collect();
     let wanted = kernels::wanted(args.target, args.emit)?;
-    let options = Options { form: args.form.unwrap_or(FormArg::Auto).into(), ..Options::default() };
+    let form = args.form.unwrap_or(FormArg::Auto);
+    let options =
+        Options { form: form.into(), numerics: numerics(form, args.numerics)?, ..Options::default() };
 
     if input::is_model(&args.input) {
         let dtype = args.dtype.map_or(DType::F32, DType::from);

@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use eva::engine::{EngineError, Progress};
 use eva::prelude::{DType, Diags};
 use eva::report;
-use eva_passes::Form;
+use eva_passes::{Exactness, Form};
 use eva_runtime::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::cell::RefCell;
@@ -219,6 +219,38 @@ impl From<FormArg> for Form {
             FormArg::Written => Form::Written,
             FormArg::Auto => Form::Auto,
         }
+    }
+}
+
+/// How far rewriting may move results.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NumericsArg {
+    /// The same bits as the module as written, where every op rounds once
+    Exact,
+    /// The same real numbers, rounded in another order
+    Reassociates,
+    /// Other numbers too, by no more than a narrower type's rounding
+    Rounds,
+}
+
+impl From<NumericsArg> for Exactness {
+    fn from(arg: NumericsArg) -> Self {
+        match arg {
+            NumericsArg::Exact => Exactness::Exact,
+            NumericsArg::Reassociates => Exactness::Reassociates,
+            NumericsArg::Rounds => Exactness::Rounds,
+        }
+    }
+}
+
+/// How far rewriting may move results, where attention is to have this form: absorbing sums in another order.
+pub fn numerics(form: FormArg, numerics: NumericsArg) -> Result<Exactness, Usage> {
+    match (form, numerics) {
+        (FormArg::Absorbed, NumericsArg::Exact) => Err(Usage(
+            "--form absorbed --numerics exact: the absorbed form sums in another order (--numerics reassociates)"
+                .into(),
+        )),
+        (_, numerics) => Ok(numerics.into()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! `eva viz`: what compiling does, as a page.
 
 use super::input::{Source, is_model, model};
-use super::ui::{FormArg, TypeArg, Usage, emit, say};
+use super::ui::{FormArg, NumericsArg, TypeArg, Usage, emit, numerics, say};
 use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, ValueEnum};
 use eva::engine::{LoadOptions, module};
@@ -44,6 +44,9 @@ pub struct Args {
     /// Form of attention
     #[arg(long, value_enum, default_value_t = FormArg::Auto)]
     form: FormArg,
+    /// How far rewriting may move results
+    #[arg(long, value_enum, default_value_t = NumericsArg::Reassociates)]
+    numerics: NumericsArg,
     /// Type of a model's activations and caches [default: f32]
     #[arg(long, value_enum)]
     dtype: Option<TypeArg>,
@@ -64,7 +67,8 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         Machine::Cpu => Target::cpu(),
         Machine::Cuda => Target::cuda(),
     };
-    let passes = Options { form: args.form.into(), ..Options::default() };
+    let numerics = numerics(args.form, args.numerics)?;
+    let passes = Options { form: args.form.into(), numerics, ..Options::default() };
     let mut options = ViewOptions { passes, sizes: args.set.iter().cloned().collect(), text: None };
     let title = args.input.display().to_string();
     let view = if is_model(&args.input) {

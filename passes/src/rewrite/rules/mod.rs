@@ -68,6 +68,10 @@ pub enum Shape {
         op: OpKind,
         /// In words: what becomes what.
         says: &'static str,
+        /// What it asks for beyond that, in words.
+        guards: &'static [&'static str],
+        /// A guard that is taken to hold: for tests.
+        without: Option<&'static str>,
         /// What it equals.
         equals: Equals,
     },
@@ -113,8 +117,29 @@ impl Rule {
         equals: impl Fn(&mut Builder<'_>, &Op, &[Id]) -> Vec<Id> + Send + Sync + 'static,
         adds: &'static str,
     ) -> Self {
-        let shape = Shape::Local { op, says, equals: Arc::new(equals) };
+        let shape = Shape::Local { op, says, guards: &[], without: None, equals: Arc::new(equals) };
         Self { name, why: why.trim(), exactness, adds, shape }
+    }
+
+    /// A local rule that asks for these guards by [`Builder::guard`], each in words.
+    pub fn guarded(mut self, names: &'static [&'static str]) -> Self {
+        if let Shape::Local { guards, .. } = &mut self.shape {
+            *guards = names;
+        }
+        self
+    }
+
+    /// The rule without one of its [`Rule::guards`], for tests that show what goes wrong then; `None` if it has no such
+    /// guard.
+    pub fn without(&self, guard: &str) -> Option<Self> {
+        let mut rule = self.clone();
+        match &mut rule.shape {
+            Shape::Product { contraction, .. } => *contraction = contraction.without(guard)?,
+            Shape::Local { guards, without, .. } => {
+                *without = Some(guards.iter().find(|name| **name == guard)?)
+            }
+        }
+        Some(rule)
     }
 
     /// What the rule does, in one line.
@@ -129,7 +154,7 @@ impl Rule {
     pub fn guards(&self) -> Vec<String> {
         match &self.shape {
             Shape::Product { contraction, .. } => contraction.guards().iter().map(Guard::to_string).collect(),
-            Shape::Local { .. } => Vec::new(),
+            Shape::Local { guards, .. } => guards.iter().map(|name| name.to_string()).collect(),
         }
     }
 
@@ -172,8 +197,8 @@ impl Rule {
                 }
                 equal
             }
-            Shape::Local { op, equals, .. } => {
-                let mut builder = Builder::new(egraph, self.adds);
+            Shape::Local { op, guards, without, equals, .. } => {
+                let mut builder = Builder::new(egraph, self.adds).guarded(guards, *without);
                 let nodes = builder.nodes(class, *op);
                 nodes.iter().flat_map(|(op, args)| equals(&mut builder, op, args)).collect()
             }
