@@ -14,7 +14,7 @@ use eva_ir::diag::{Diag, Diags};
 use eva_ir::eval::{Array, Sizes};
 use eva_ir::graph::{Func, Function, Module};
 use eva_ir::testing::Rng;
-use eva_ir::types::TensorType;
+use eva_ir::types::{DType, TensorType};
 use eva_ir::{text, verify};
 use eva_passes::cost::{Cost, CostOptions, Lengths};
 use eva_passes::rebuild::functions;
@@ -288,8 +288,8 @@ impl Check {
         }
         for seed in 0..self.runs {
             let (sizes, args) = self.arguments(&module, func, seed);
-            let before = values(&module, func, &sizes, &args, false);
-            let after = values(&new, new_func, &sizes, &args, false);
+            let before = values(&module, func, &sizes, &args, None);
+            let after = values(&new, new_func, &sizes, &args, None);
             for (&old, now) in f.results.iter().zip(&g.results) {
                 let off = difference(&after[now][0], &before[&old][0]);
                 if off > self.within {
@@ -310,11 +310,11 @@ impl Check {
         for func in module.funcs.keys() {
             for seed in 0..self.runs {
                 let (sizes, args) = self.arguments(&module, func, seed);
-                for (rules, rounded) in [(rules, false), (&exact, true)] {
+                for (rules, rounded) in [(rules, None), (&exact, Some(DType::F32))] {
                     let checked = check(&module, func, rules, &sizes, &args, rounded)
                         .map_err(|diag| format!("{}\n{module}", diag.message))?;
                     if !checked.wrong.is_empty() {
-                        let how = if rounded { "in the bits of f32" } else { "as real numbers" };
+                        let how = if rounded.is_some() { "in the bits of f32" } else { "as real numbers" };
                         return Err(format!("{}\n{how}, with {sizes:?}\n{module}", checked.wrong.join("\n")));
                     }
                     idle.retain(|name| !checked.fired.contains(name));

@@ -27,24 +27,24 @@ pub struct Checked {
 }
 
 /// An op on what its operands are, each a tuple of one part or more.
-fn apply(op: &Op, args: &[&Vec<Array>], sizes: &Sizes, rounded: bool) -> Vec<Array> {
+fn apply(op: &Op, args: &[&Vec<Array>], sizes: &Sizes, rounded: Option<DType>) -> Vec<Array> {
     let mut parts = match op {
         Op::Get(get) => vec![args[0][get.index as usize].clone()],
         _ => op.eval(sizes, &args.iter().map(|parts| &parts[0]).collect::<Vec<_>>()),
     };
-    if rounded {
-        parts.iter_mut().for_each(|x| *x = x.map(|x| round(x, DType::F32)));
+    if let Some(dtype) = rounded {
+        parts.iter_mut().for_each(|x| *x = x.map(|x| round(x, dtype)));
     }
     parts
 }
 
-/// All values of a function, each op's result rounded to `f32` or not at all.
+/// All values of a function, each op's result rounded to this type or not at all.
 pub fn values(
     module: &Module,
     func: Func,
     sizes: &Sizes,
     args: &[Array],
-    rounded: bool,
+    rounded: Option<DType>,
 ) -> HashMap<Value, Vec<Array>> {
     let mut values: HashMap<Value, Vec<Array>> = HashMap::new();
     let mut given = args.iter();
@@ -65,21 +65,29 @@ pub fn values(
 }
 
 /// Applies `rules` to a function and evaluates every term of its e-graph, `args` being what it is given: each must give
-/// what its class does, or the same bits if every op is `rounded` to f32. `Err` if a rule is stopped as ill-typed.
+/// what its class does, or the same bits if every op is `rounded` to some type. `Err` if a rule is stopped as ill-typed.
 pub fn check(
     module: &Module,
     func: Func,
     rules: &[Rule],
     sizes: &Sizes,
     args: &[Array],
-    rounded: bool,
+    rounded: Option<DType>,
 ) -> Result<Checked, Diag> {
     let f = &module.funcs[func];
     let known = values(module, func, sizes, args, rounded);
     let s = saturate_by(f, rules)?;
+    let agree = |a: &[Array], b: &[Array]| {
+        let same = if rounded.is_some() { same_bits } else { close };
+        a.iter().zip(b).all(|(a, b)| same(a, b))
+    };
+    let mut wrong = Vec::new();
     let mut values: BTreeMap<Id, Vec<Array>> = BTreeMap::new();
-    for value in f.values.keys() {
-        values.entry(s.class(value)).or_insert_with(|| known[&value].clone());
+    for (value, data) in f.values.iter() {
+        let class = values.entry(s.class(value)).or_insert_with(|| known[&value].clone());
+        if !agree(class, &known[&value]) {
+            wrong.push(format!("%{} is said to be equal to what it is not equal to", data.name));
+        }
     }
     let mut classes: Vec<Id> = s.egraph.classes().map(|class| class.id).collect();
     classes.sort();
@@ -105,12 +113,10 @@ pub fn check(
     let produced = s.produced();
     let named =
         |class: Id| f.values.iter().find(|(value, _)| s.class(*value) == class).map(|(_, data)| &data.name);
-    let mut wrong = Vec::new();
     for &class in &classes {
         for term in &s.egraph[class].nodes {
             let Some(now) = eval(term, &values) else { continue };
-            let agree = if rounded { same_bits } else { close };
-            if values[&class].iter().zip(&now).all(|(a, b)| agree(a, b)) {
+            if agree(&values[&class], &now) {
                 continue;
             }
             let rule = produced.get(&super::extract::canonical(&s.egraph, term));

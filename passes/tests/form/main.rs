@@ -2,6 +2,7 @@
 
 mod equal;
 mod forms;
+mod guards;
 mod oracle;
 mod rules;
 mod sound;

@@ -5,6 +5,7 @@ use crate::support::{arguments, last, parse};
 use eva_ir::eval::Array;
 use eva_ir::graph::Module;
 use eva_ir::testing::{Options, random_module};
+use eva_ir::types::DType;
 use eva_passes::cost::{Cost, CostOptions};
 use eva_passes::rewrite::check::{self as checks, values};
 use eva_passes::rewrite::rules::{Exactness, Use, all, usable};
@@ -99,10 +100,10 @@ fn snippets() -> Vec<Module> {
 fn check(module: &Module, seed: u64) -> BTreeSet<&'static str> {
     let (func, _) = last(module);
     let (sizes, args) = arguments(module, &[("b", 2), ("s", 3), ("t", 8)], &[5, 1], seed);
-    let checked = checks::check(module, func, &all().unwrap(), &sizes, &args, false).unwrap();
+    let checked = checks::check(module, func, &all().unwrap(), &sizes, &args, None).unwrap();
     assert!(checked.wrong.is_empty(), "{:#?}\n{module}", checked.wrong);
     let exact = usable(Use { most: Exactness::Exact, absorb: true, weights: true }).unwrap();
-    let bits = checks::check(module, func, &exact, &sizes, &args, true).unwrap();
+    let bits = checks::check(module, func, &exact, &sizes, &args, Some(DType::F32)).unwrap();
     assert!(bits.wrong.is_empty(), "not exact: {:#?}\n{module}", bits.wrong);
     checked.fired
 }
@@ -146,8 +147,8 @@ proptest! {
         new.funcs[func] = g.into();
         let new = Module { verified: Default::default(), ..new };
         prop_assert!(eva_ir::verify::verify(&new).is_ok(), "{}", new);
-        let before = values(&sample.module, func, &sample.sizes, &args, true);
-        let after = values(&new, func, &sample.sizes, &args, true);
+        let before = values(&sample.module, func, &sample.sizes, &args, Some(DType::F32));
+        let after = values(&new, func, &sample.sizes, &args, Some(DType::F32));
         for (old, result) in f.results.iter().zip(&new.funcs[func].results) {
             let same = before[old].iter().zip(&after[result]).all(|(a, b)| same_bits(a, b));
             prop_assert!(same, "{}\n{}", sample.module, new);

@@ -1,7 +1,8 @@
 //! The rules, by subject. Each has a name, the reason why it holds and pays, how exact it is, and what it looks for.
 //!
 //! Rules on products of products are two patterns ([`super::contraction`]) and guards. The others begin at one op
-//! ([`Shape::Local`]): a few lines that say what else the op's result is. Either is a line of a table here:
+//! ([`Shape::Local`]): a few lines that say what else the op's result is. What a rule asks for beyond its shape has a name
+//! ([`Builder::guard`]), so that tests can do without it and show what goes wrong. Either kind is a line of a table here:
 //!
 //! | table | about |
 //! | --- | --- |
@@ -274,11 +275,13 @@ macro_rules! product_rules {
 }
 pub(crate) use product_rules;
 
-/// Declares a set of local rules: the op that a rule begins at, what it says, and the function that does it.
+/// Declares a set of local rules: the op that a rule begins at, what it says, the function that does it, and the guards that
+/// this asks for.
 macro_rules! local_rules {
     ($(#[$meta:meta])* $vis:vis fn $set:ident; $(
         $(#[doc = $why:literal])+
-        $name:ident: $exactness:ident, adds $adds:literal, $op:ident: $says:literal, by $equals:expr;
+        $name:ident: $exactness:ident, adds $adds:literal, $op:ident: $says:literal, by $equals:expr
+        $(, if $($guard:expr),+)?;
     )+) => {
         $(#[$meta])*
         $vis fn $set() -> Vec<$crate::rewrite::rules::Rule> {
@@ -286,7 +289,7 @@ macro_rules! local_rules {
             vec![$(Rule::local(
                 stringify!($name), concat!($($why),+), Exactness::$exactness,
                 eva_ir::ops::OpKind::$op, $says, $equals, $adds,
-            )),+]
+            )$(.guarded(&[$($guard),+]))?),+]
         }
     };
 }

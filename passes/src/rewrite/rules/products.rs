@@ -15,13 +15,24 @@ use eva_ir::ops::reshape::Reshape;
 use eva_ir::ops::slice::Slice;
 use eva_ir::ops::{Op, OpKind, add::Add};
 
+/// What rules of this table ask for.
+const SAME_SUM: &str = "the order of the sum stays";
+const SPLITS: &str = "axes are only split";
+const MERGES: &str = "axes are only merged";
+const LONG: &str = "more than one of the merged axes is longer than 1";
+const SUMMED: &str = "the axis that they follow each other along is summed";
+const ONES: &str = "the tensor is full of ones";
+const ZEROS: &str = "the tensor is full of zeros";
+const UNSUMMED: &str = "no axis of the ones is summed";
+const ELSEWHERE: &str = "another factor has the repeated axes, too";
+
 local_rules! {
     /// What a product reads and gives, seen otherwise.
     pub fn products;
 
     /// A transposed factor is the factor with its axes named in another order.
     product_of_transposed: Exact, adds "product", Einsum:
-        "einsum x (permute y) => einsum x y, where the order of the sum stays", by |b, op, args| transposed(b, op, args, true);
+        "einsum x (permute y) => einsum x y, where the order of the sum stays", by |b, op, args| transposed(b, op, args, true), if SAME_SUM;
 
     /// A transposed factor is the factor with its axes named in another order, which may sum in another order.
     product_of_transposed_reordered: Reassociates, adds "product", Einsum:
@@ -37,23 +48,23 @@ local_rules! {
 
     /// Splitting an axis of a product that stays splits it in its factors.
     reshape_of_product: Exact, adds "w_split", Reshape:
-        "reshape (einsum x w) => einsum x (reshape w)", by reshape_of_product;
+        "reshape (einsum x w) => einsum x (reshape w)", by reshape_of_product, if SPLITS;
 
     /// A product with axes merged before it is the product with the axes apart, merged behind it.
     product_of_reshaped: Exact, adds "product", Einsum:
-        "einsum (reshape x) y => reshape (einsum x (reshape y))", by product_of_reshaped;
+        "einsum (reshape x) y => reshape (einsum x (reshape y))", by product_of_reshaped, if MERGES, LONG;
 
     /// A sum over one tensor behind another is the sum over the one, and over the other.
     product_of_concat: Reassociates, adds "product", Einsum:
-        "einsum (concat x y) z => einsum x (slice z) + einsum y (slice z), along a summed axis", by product_of_concat;
+        "einsum (concat x y) z => einsum x (slice z) + einsum y (slice z), along a summed axis", by product_of_concat, if SUMMED;
 
     /// A factor that is the same along an axis that another factor has need not have it.
     product_of_repeated: Exact, adds "product", Einsum:
-        "einsum x (einsum y ones) => einsum x y", by |b, op, args| product_of_repeated(b, op, args, false);
+        "einsum x (einsum y ones) => einsum x y", by |b, op, args| product_of_repeated(b, op, args, false), if ONES, UNSUMMED, ELSEWHERE;
 
     /// A factor stretched by adding zeros need not be; a negative zero becomes positive by it.
     product_of_stretched: Reassociates, adds "product", Einsum:
-        "einsum x (add y zeros) => einsum x y", by |b, op, args| product_of_repeated(b, op, args, true);
+        "einsum x (add y zeros) => einsum x y", by |b, op, args| product_of_repeated(b, op, args, true), if ZEROS, ELSEWHERE;
 }
 
 /// A product with its axes numbered.
@@ -116,7 +127,9 @@ fn transposed(b: &mut Builder<'_>, op: &Op, args: &[Id], keeps: bool) -> Vec<Id>
             let outer = axes.inputs[i].clone();
             order.iter().zip(&outer).for_each(|(&at, &axis)| axes.inputs[i][at] = axis);
             axes.factors[i] = inner_args[0];
-            if (axes.summed() == before) == keeps {
+            // What keeps the order is the exact rule's.
+            let same = axes.summed() == before;
+            if if keeps { b.guard(SAME_SUM, same) } else { !same } {
                 let identity = axes.factors.len() == 1 && axes.inputs[0] == axes.out;
                 equal.extend(if identity { Some(inner_args[0]) } else { axes.build(b) });
             }
@@ -163,7 +176,7 @@ fn cut(b: &mut Builder<'_>, axes: &mut Axes, axis: u16, range: &Range) {
 fn reshape_of_product(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
     let Op::Reshape(reshape) = op else { return Vec::new() };
     let Some(groups) = groups(&b.shape(args[0]), &reshape.shape.0) else { return Vec::new() };
-    if groups.iter().any(|group| group.old.len() != 1) {
+    if !b.guard(SPLITS, groups.iter().all(|group| group.old.len() == 1)) {
         return Vec::new();
     }
     let mut equal = Vec::new();
@@ -217,7 +230,8 @@ fn product_of_reshaped(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
             let long = |group: &&Group| {
                 old[group.old.clone()].iter().filter(|d| d.as_const() != Some(1)).count() > 1
             };
-            if groups.iter().any(|group| group.new.len() != 1) || !groups.iter().any(|group| long(&group)) {
+            let merges = groups.iter().all(|group| group.new.len() == 1);
+            if !b.guard(MERGES, merges) || !b.guard(LONG, groups.iter().any(|group| long(&group))) {
                 continue;
             }
             let Some(mut axes) = Axes::of(op, args) else { continue };
@@ -247,7 +261,7 @@ fn product_of_concat(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
         for (inner, parts) in b.nodes(arg, OpKind::Concat) {
             let (Op::Concat(concat), Some(axes)) = (&inner, Axes::of(op, args)) else { continue };
             let axis = axes.inputs[i][concat.axis as usize];
-            if axes.out.contains(&axis) || parts.len() < 2 {
+            if parts.len() < 2 || !b.guard(SUMMED, !axes.out.contains(&axis)) {
                 continue;
             }
             let (mut start, mut sum) = (Dim::from(0), None);
@@ -277,9 +291,10 @@ fn product_of_concat(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
 
 /// What `id` repeats: a tensor, and for each of its axes the axis of `id` that it is.
 fn repeated(b: &mut Builder<'_>, id: Id, zeros: bool) -> Vec<(Id, Vec<usize>)> {
-    let is_full = |b: &Builder<'_>, id: Id, value: f64| {
+    let is_full = |b: &mut Builder<'_>, id: Id, value: f64| {
         let full = b.nodes(id, OpKind::Full);
-        full.iter().any(|(op, _)| matches!(op, Op::Full(full) if full.value == Real::new(value)))
+        let of = |(op, _): &(Op, _)| matches!(op, Op::Full(full) if full.value == Real::new(value));
+        !full.is_empty() && b.guard(if zeros { ZEROS } else { ONES }, full.iter().any(of))
     };
     let mut found = Vec::new();
     // Times ones, by a product.
@@ -290,7 +305,7 @@ fn repeated(b: &mut Builder<'_>, id: Id, zeros: bool) -> Vec<(Id, Vec<usize>)> {
             }
             let place = |axis| spec.out.iter().position(|&a| a == axis);
             if let Some(places) = spec.inputs[i].iter().map(|&axis| place(axis)).collect::<Option<Vec<_>>>()
-                && spec.inputs[j].iter().all(|axis| spec.out.contains(axis))
+                && b.guard(UNSUMMED, spec.inputs[j].iter().all(|axis| spec.out.contains(axis)))
             {
                 found.push((args[i], places));
             }
@@ -329,7 +344,8 @@ fn product_of_repeated(b: &mut Builder<'_>, op: &Op, args: &[Id], zeros: bool) -
             let all = std::mem::take(&mut axes.inputs[i]);
             axes.inputs[i] = places.iter().map(|&at| all[at]).collect();
             axes.factors[i] = from;
-            if all.iter().all(|axis| axes.inputs.iter().flatten().any(|a| a == axis)) {
+            let others = all.iter().all(|axis| axes.inputs.iter().flatten().any(|a| a == axis));
+            if b.guard(ELSEWHERE, others) {
                 equal.extend(axes.build(b));
             }
         }

@@ -9,6 +9,15 @@ use eva_ir::dim::Dim;
 use eva_ir::ops::slice::Slice;
 use eva_ir::ops::{Op, OpKind, concat::Concat, full::Full};
 
+/// What rules of this table ask for.
+const WEIGHTS: &str = "what is joined or folded are weights";
+const WHOLE: &str = "no weight is a part of another, or put together of others";
+const COLUMNS: &str = "columns come first in the weight, and last in the result";
+const ALIKE: &str = "the weights differ in their columns alone";
+const UNCACHED: &str = "what is projected does not come from a cache";
+const GAIN: &str = "the gain is not 1 already";
+const SAME_AXIS: &str = "the weight has the axis that is normed";
+
 local_rules! {
     /// Projections.
     pub fn projections;
@@ -16,11 +25,11 @@ local_rules! {
     /// x·W and x·U are parts of x·[W U]: one product instead of several, with weights that are put together when they are
     /// loaded. All projections of a tensor at once, since pairs of pairs of pairs would be many.
     fuse_projections: Exact, adds "joined", Einsum:
-        "einsum x w, einsum x u => slices of einsum x (concat w u)", by fuse_projections;
+        "einsum x w, einsum x u => slices of einsum x (concat w u)", by fuse_projections, if WEIGHTS, WHOLE, COLUMNS, ALIKE, UNCACHED;
 
     /// RMSNorm(x, g)·W = RMSNorm(x, 1)·(g∘W): the gain is part of the weight.
     fold_gain: Reassociates, adds "w_gain", Einsum:
-        "einsum (rms_norm x g) w => einsum (rms_norm x ones) (einsum w g)", by fold_gain;
+        "einsum (rms_norm x g) w => einsum (rms_norm x ones) (einsum w g)", by fold_gain, if WEIGHTS, GAIN, SAME_AXIS;
 }
 
 /// A projection of something: its weight, how many columns it has, and its product.
@@ -31,7 +40,7 @@ struct Projection {
 }
 
 /// `op` as a projection of factor `x`, whose result has the columns of a weight as its last axis.
-fn projection(b: &Builder<'_>, op: &Op, args: &[Id], x: usize) -> Option<Projection> {
+fn projection(b: &mut Builder<'_>, op: &Op, args: &[Id], x: usize) -> Option<Projection> {
     let axes = Axes::of(op, args).filter(|axes| axes.factors.len() == 2)?;
     let weight = args[1 - x];
     // A part of a weight is projected with the whole.
@@ -39,14 +48,14 @@ fn projection(b: &Builder<'_>, op: &Op, args: &[Id], x: usize) -> Option<Project
         [OpKind::Slice, OpKind::Concat, OpKind::Reshape].iter().any(|&k| !b.nodes(weight, k).is_empty());
     let (&column, kept) = axes.out.split_last()?;
     let [of_x, of_weight] = [&axes.inputs[x], &axes.inputs[1 - x]];
-    let fits = b.is_weight(weight)
-        && !is_part
-        && of_weight.first() == Some(&column)
+    let columns_first = of_weight.first() == Some(&column)
         && !of_x.contains(&column)
         && of_weight[1..].iter().all(|axis| of_x.contains(axis) && !kept.contains(axis))
         && of_x.iter().filter(|axis| kept.contains(axis)).eq(kept)
         && of_x.iter().filter(|axis| of_weight.contains(axis)).eq(&of_weight[1..]);
     let columns = b.shape(weight).first()?.clone();
+    let weights = b.is_weight(weight);
+    let fits = b.guard(WEIGHTS, weights) && b.guard(WHOLE, !is_part) && b.guard(COLUMNS, columns_first);
     fits.then_some(Projection { weight, columns, axes })
 }
 
@@ -57,16 +66,17 @@ fn fuse_projections(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
         let cached = [OpKind::CacheWrite, OpKind::PageWrite, OpKind::PageRead]
             .iter()
             .any(|&kind| !b.nodes(args[x], kind).is_empty());
-        let Some(mine) = projection(b, op, args, x).filter(|_| !cached && !b.is_weight(args[x])) else {
+        if b.is_weight(args[x]) || !b.guard(UNCACHED, !cached) {
             continue;
-        };
+        }
+        let Some(mine) = projection(b, op, args, x) else { continue };
         let mut all: Vec<Projection> = Vec::new();
         for (other, other_args) in b.users(args[x], OpKind::Einsum) {
             let place = other_args.iter().position(|&arg| arg == args[x]);
             let Some(other) = place.and_then(|x| projection(b, &other, &other_args, x)) else { continue };
             let alike = b.shape(other.weight)[1..] == b.shape(mine.weight)[1..]
                 && other.axes.inputs[place.unwrap_or(0)].len() == mine.axes.inputs[x].len();
-            if alike && all.iter().all(|p| p.weight != other.weight) {
+            if b.guard(ALIKE, alike) && all.iter().all(|p| p.weight != other.weight) {
                 all.push(other);
             }
         }
@@ -98,10 +108,12 @@ fn fold_gain(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
                 .nodes(gain, OpKind::Full)
                 .iter()
                 .any(|(op, _)| matches!(op, Op::Full(f) if f.value == Real::new(1.0)));
-            let Some(ty) = b.ty(gain).filter(|_| !is_one && b.is_weight(w) && b.is_weight(gain)) else {
-                continue;
-            };
-            if !of_weight.contains(&column) || axes.out.contains(&column) {
+            let weights = b.is_weight(w) && b.is_weight(gain);
+            let Some(ty) = b.ty(gain) else { continue };
+            if !b.guard(GAIN, !is_one)
+                || !b.guard(WEIGHTS, weights)
+                || !b.guard(SAME_AXIS, of_weight.contains(&column))
+            {
                 continue;
             }
             let Some(folded) = b.product(&[w, gain], &[of_weight.clone(), vec![column]], &of_weight) else {

@@ -9,37 +9,44 @@ use egg::Id;
 use eva_ir::attr::Real;
 use eva_ir::ops::{Op, OpKind, combine::Combine, get::Get, scale::Scale};
 
+/// What rules of this table ask for.
+const FINITE: &str = "the new factor is a number";
+const IS_ONE: &str = "the factor is 1";
+const NARROW: &str = "the number stretches nothing";
+const POWER: &str = "the number is a power of two";
+const ONE_FACTOR: &str = "all have the same factor";
+
 local_rules! {
     /// Factors that are numbers.
     pub fn scales;
 
     /// Two factors are one.
     scale_of_scale: Reassociates, adds "scaled", Scale:
-        "scale a (scale b x) => scale a·b x", by scale_of_scale;
+        "scale a (scale b x) => scale a·b x", by scale_of_scale, if FINITE;
 
     /// A factor of 1 changes nothing.
     scale_by_one: Exact, adds "scaled", Scale:
-        "scale 1 x => x", by scale_by_one;
+        "scale 1 x => x", by scale_by_one, if IS_ONE;
 
     /// A tensor of one number is a factor.
     product_with_number: Exact, adds "scaled", Mul:
-        "mul x (full a) => scale a x", by |b, _, args| with_number(b, args, &[(0, 1), (1, 0)], |a| a);
+        "mul x (full a) => scale a x", by product_with_number, if NARROW;
 
     /// To divide by a power of two is to multiply by its inverse, which is exact.
     quotient_by_power_of_two: Exact, adds "scaled", Div:
-        "div x (full 2^n) => scale 2^-n x", by |b, _, args| with_number(b, args, &[(0, 1)], |a| if is_power_of_two(a) { 1.0 / a } else { f64::NAN });
+        "div x (full 2^n) => scale 2^-n x", by quotient_by_power_of_two, if NARROW, POWER;
 
     /// To divide by a number is to multiply by its inverse.
     quotient_by_number: Reassociates, adds "scaled", Div:
-        "div x (full a) => scale 1/a x", by |b, _, args| with_number(b, args, &[(0, 1)], |a| if is_power_of_two(a) { f64::NAN } else { 1.0 / a });
+        "div x (full a) => scale 1/a x", by quotient_by_number, if NARROW, FINITE;
 
     /// (a·x)·y = a·(x·y): the factor can wait.
     product_of_scaled: Reassociates, adds "product", Einsum:
-        "einsum (scale a x) y => scale a (einsum x y)", by product_of_scaled;
+        "einsum (scale a x) y => scale a (einsum x y)", by product_of_scaled, if FINITE;
 
     /// a·x + a·y = a·(x + y).
     sum_of_scaled: Reassociates, adds "sum", Add:
-        "add (scale a x) (scale a y) => scale a (add x y)", by |b, op, args| with_one_factor(b, op, args, args.len(), ALL);
+        "add (scale a x) (scale a y) => scale a (add x y)", by |b, op, args| with_one_factor(b, op, args, args.len(), ALL), if ONE_FACTOR, FINITE;
 
     /// Elements can be scaled before they are seen otherwise, or after.
     reshape_of_scaled: Exact, adds "part", Reshape:
@@ -51,11 +58,11 @@ local_rules! {
 
     /// Parts with one factor have it together.
     concat_of_scaled: Exact, adds "joined", Concat:
-        "concat (scale a x) (scale a y) => scale a (concat x y)", by |b, op, args| with_one_factor(b, op, args, args.len(), ONE);
+        "concat (scale a x) (scale a y) => scale a (concat x y)", by |b, op, args| with_one_factor(b, op, args, args.len(), ONE), if ONE_FACTOR;
 
     /// Rotating is linear.
     rope_of_scaled: Reassociates, adds "rotated", Rope:
-        "rope (scale a x) t => scale a (rope x t)", by |b, op, args| with_one_factor(b, op, args, 1, ALL);
+        "rope (scale a x) t => scale a (rope x t)", by |b, op, args| with_one_factor(b, op, args, 1, ALL), if FINITE;
 
     /// A factor of a rotary table is the table's own (YaRN's mscale).
     scale_of_rope_table: Reassociates, adds "table", Scale:
@@ -103,9 +110,14 @@ fn stripped(b: &Builder<'_>, id: Id, most: usize) -> (f64, Id) {
     (all, x)
 }
 
-/// `a·x`, if `a` is a number that can be a factor.
+/// `a·x`, where `a` is a new number: products of factors can be too large for one.
 fn scale(b: &mut Builder<'_>, a: f64, x: Id) -> Option<Id> {
-    a.is_finite().then(|| b.op(Scale { by: Real::new(a) }, &[x]))
+    b.guard(FINITE, a.is_finite()).then(|| scaled(b, a, x))
+}
+
+/// `a·x`.
+fn scaled(b: &mut Builder<'_>, a: f64, x: Id) -> Id {
+    b.op(Scale { by: Real::new(a) }, &[x])
 }
 
 fn scale_of_scale(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
@@ -116,29 +128,47 @@ fn scale_of_scale(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
     }
 }
 
-fn scale_by_one(_: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
-    if factor(op) == Some(1.0) { vec![args[0]] } else { Vec::new() }
+fn scale_by_one(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
+    if b.guard(IS_ONE, factor(op) == Some(1.0)) { vec![args[0]] } else { Vec::new() }
 }
 
-fn with_number(
-    b: &mut Builder<'_>,
-    args: &[Id],
-    sides: &[(usize, usize)],
-    by: impl Fn(f64) -> f64,
-) -> Vec<Id> {
+/// The numbers that `args[number]` is full of, if it has no axis that `args[x]` would be stretched to.
+fn numbers(b: &mut Builder<'_>, args: &[Id], x: usize, number: usize) -> Vec<f64> {
+    let full = b.nodes(args[number], OpKind::Full);
+    let (wide, narrow) = (b.shape(args[x]), b.shape(args[number]));
+    let fits = narrow.len() <= wide.len()
+        && narrow.iter().rev().zip(wide.iter().rev()).all(|(n, w)| n == w || n.as_const() == Some(1));
+    let value = |(op, _): &(Op, _)| if let Op::Full(full) = op { Some(full.value.get()) } else { None };
+    if full.is_empty() || !b.guard(NARROW, fits) {
+        Vec::new()
+    } else {
+        full.iter().filter_map(value).collect()
+    }
+}
+
+fn product_with_number(b: &mut Builder<'_>, _: &Op, args: &[Id]) -> Vec<Id> {
     let mut equal = Vec::new();
-    for &(x, number) in sides {
-        // Of a larger tensor, the product would stretch the other side.
-        let (wide, narrow) = (b.shape(args[x]), b.shape(args[number]));
-        let fits = narrow.len() <= wide.len()
-            && narrow.iter().rev().zip(wide.iter().rev()).all(|(n, w)| n == w || n.as_const() == Some(1));
-        for (op, _) in b.nodes(args[number], OpKind::Full) {
-            if let (true, Op::Full(full)) = (fits, op) {
-                equal.extend(scale(b, by(full.value.get()), args[x]));
-            }
+    for (x, number) in [(0, 1), (1, 0)] {
+        for a in numbers(b, args, x, number) {
+            equal.push(scaled(b, a, args[x]));
         }
     }
     equal
+}
+
+fn quotient_by_power_of_two(b: &mut Builder<'_>, _: &Op, args: &[Id]) -> Vec<Id> {
+    let mut equal = Vec::new();
+    for a in numbers(b, args, 0, 1) {
+        if b.guard(POWER, is_power_of_two(a)) {
+            equal.push(scaled(b, 1.0 / a, args[0]));
+        }
+    }
+    equal
+}
+
+fn quotient_by_number(b: &mut Builder<'_>, _: &Op, args: &[Id]) -> Vec<Id> {
+    let numbers = numbers(b, args, 0, 1).into_iter().filter(|&a| !is_power_of_two(a));
+    numbers.filter_map(|a| scale(b, 1.0 / a, args[0])).collect()
 }
 
 /// The op on operands without their factors, and all factors' product if there are any.
@@ -156,12 +186,17 @@ fn product_of_scaled(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
 fn with_one_factor(b: &mut Builder<'_>, op: &Op, args: &[Id], n: usize, most: usize) -> Vec<Id> {
     let parts: Vec<(f64, Id)> = args[..n].iter().map(|&arg| stripped(b, arg, most)).collect();
     let (a, _) = parts[0];
-    if parts.iter().any(|(c, _)| *c != a) || parts.iter().map(|(_, x)| x).eq(&args[..n]) {
+    if parts.iter().map(|(_, x)| x).eq(&args[..n]) {
+        return Vec::new();
+    }
+    if n > 1 && !b.guard(ONE_FACTOR, parts.iter().all(|(c, _)| *c == a)) {
         return Vec::new();
     }
     let operands: Vec<Id> = parts.iter().map(|(_, x)| *x).chain(args[n..].iter().copied()).collect();
     let whole = b.op(op.clone(), &operands);
-    scale(b, a, whole).into_iter().collect()
+    // One factor that moves is the number that it was.
+    let moved = if most == ONE { Some(scaled(b, a, whole)) } else { scale(b, a, whole) };
+    moved.into_iter().collect()
 }
 
 fn scale_of_rope_table(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
@@ -178,7 +213,7 @@ fn scale_of_rope_table(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
 fn scale_of_combine(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
     let mut equal = Vec::new();
     for (_, parts) in b.nodes(args[0], OpKind::Combine) {
-        let weight = factor(op).and_then(|a| scale(b, a, parts[2]));
+        let weight = factor(op).map(|a| scaled(b, a, parts[2]));
         equal.extend(weight.map(|weight| b.op(Combine {}, &[parts[0], parts[1], weight])));
     }
     equal

@@ -10,25 +10,36 @@ use eva_ir::ops::reshape::Reshape;
 use eva_ir::ops::slice::Slice;
 use eva_ir::ops::{Op, OpKind, concat::Concat};
 
+/// What rules of this table ask for.
+const ONE_AXIS: &str = "both are along one axis";
+const WHOLE: &str = "the part is all of the axis";
+const WITHIN: &str = "the part is within one of the tensors";
+const AT_ENDS: &str = "the part begins and ends where tensors do";
+const ALONE: &str = "the reshape leaves the axis alone";
+const SAME_EXTENTS: &str = "the extents are what they were";
+const ALONG: &str = "the slices are along the axis that they are put together along";
+const ONE_TENSOR: &str = "the slices are of one tensor";
+const NEIGHBOURS: &str = "each begins where the one before it ends";
+
 local_rules! {
     /// Views of views.
     pub fn views;
 
     /// A part of a part is a part.
     slice_of_slice: Exact, adds "part", Slice:
-        "slice (slice x) => slice x", by slice_of_slice;
+        "slice (slice x) => slice x", by slice_of_slice, if ONE_AXIS;
 
     /// All of an axis is the tensor.
     slice_of_all: Exact, adds "part", Slice:
-        "slice x => x, of the whole axis", by slice_of_all;
+        "slice x => x, of the whole axis", by slice_of_all, if WHOLE;
 
     /// A part of tensors one after another is one of them, or a part of it.
     slice_of_concat: Exact, adds "part", Slice:
-        "slice (concat x y) => x | slice y | concat (slice x) (slice y)", by slice_of_concat;
+        "slice (concat x y) => x | slice y | concat (slice x) (slice y)", by slice_of_concat, if WITHIN, AT_ENDS;
 
     /// Along an axis that a reshape leaves alone, the slice can come first.
     slice_of_reshape: Exact, adds "part", Slice:
-        "slice (reshape x) => reshape (slice x)", by slice_of_reshape;
+        "slice (reshape x) => reshape (slice x)", by slice_of_reshape, if ALONE;
 
     /// The last of two reshapes says it all.
     reshape_of_reshape: Exact, adds "reshaped", Reshape:
@@ -36,11 +47,11 @@ local_rules! {
 
     /// A reshape to the same extents is the tensor.
     reshape_to_same: Exact, adds "reshaped", Reshape:
-        "reshape x => x, to the extents it has", by reshape_to_same;
+        "reshape x => x, to the extents it has", by reshape_to_same, if SAME_EXTENTS;
 
     /// Along an axis that a reshape leaves alone, tensors can be put together behind it.
     reshape_of_concat: Exact, adds "reshaped", Reshape:
-        "reshape (concat x y) => concat (reshape x) (reshape y)", by reshape_of_concat;
+        "reshape (concat x y) => concat (reshape x) (reshape y)", by reshape_of_concat, if ALONE;
 
     /// Tensors can be transposed before they are put together.
     transposed_concat: Exact, adds "permuted", Einsum:
@@ -48,7 +59,7 @@ local_rules! {
 
     /// Neighbours put together again are a slice of what they were cut from.
     concat_of_slices: Exact, adds "part", Concat:
-        "concat (slice x) (slice x) => slice x, of neighbours", by concat_of_slices;
+        "concat (slice x) (slice x) => slice x, of neighbours", by concat_of_slices, if ALONG, ONE_TENSOR, NEIGHBOURS;
 }
 
 /// Neighbouring axes that become neighbouring axes.
@@ -89,7 +100,7 @@ fn slice_of_slice(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
     let mut equal = Vec::new();
     for (inner, inner_args) in b.nodes(args[0], OpKind::Slice) {
         let Op::Slice(inner) = inner else { continue };
-        if inner.axis == outer.axis {
+        if b.guard(ONE_AXIS, inner.axis == outer.axis) {
             let by = &inner.range.start;
             let range = Range { start: &outer.range.start + by, end: &outer.range.end + by };
             equal.push(b.op(Slice { axis: outer.axis, range }, &inner_args));
@@ -101,7 +112,7 @@ fn slice_of_slice(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
 fn slice_of_all(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
     let Op::Slice(slice) = op else { return Vec::new() };
     let whole = b.shape(args[0]).get(slice.axis as usize) == Some(&(&slice.range.end - &slice.range.start));
-    if whole { vec![args[0]] } else { Vec::new() }
+    if b.guard(WHOLE, whole) { vec![args[0]] } else { Vec::new() }
 }
 
 fn slice_of_concat(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
@@ -118,7 +129,7 @@ fn slice_of_concat(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
         for &part in &parts {
             let end = &start + &b.shape(part)[concat.axis as usize];
             let Range { start: from, end: to } = &slice.range;
-            if at_most(&start, from) && at_most(to, &end) {
+            if b.guard(WITHIN, at_most(&start, from) && at_most(to, &end)) {
                 let range = Range { start: from - &start, end: to - &start };
                 equal.push(b.op(Slice { axis: slice.axis, range }, &[part]));
             }
@@ -128,7 +139,7 @@ fn slice_of_concat(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
             start = end;
         }
         if let (Some((_, first, _)), Some((_, _, last))) = (within.first(), within.last())
-            && (first, last) == (&slice.range.start, &slice.range.end)
+            && b.guard(AT_ENDS, (first, last) == (&slice.range.start, &slice.range.end))
         {
             let parts: Vec<Id> = within.iter().map(|(part, ..)| *part).collect();
             equal.push(if parts.len() == 1 { parts[0] } else { b.op(concat, &parts) });
@@ -143,10 +154,10 @@ fn slice_of_reshape(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
     let mut equal = Vec::new();
     for (_, inner) in b.nodes(args[0], OpKind::Reshape) {
         let groups = groups(&b.shape(inner[0]), &shape).unwrap_or_default();
-        let Some(group) = groups.iter().find(|group| group.new == (axis..axis + 1) && group.old.len() == 1)
-        else {
+        let Some(group) = groups.iter().find(|group| group.new.contains(&axis)) else { continue };
+        if !b.guard(ALONE, group.new.len() == 1 && group.old.len() == 1) {
             continue;
-        };
+        }
         let part = b.op(Slice { axis: group.old.start as i64, range: slice.range.clone() }, &inner);
         shape[axis] = &slice.range.end - &slice.range.start;
         equal.push(b.op(Reshape { shape: Dims(shape.clone()) }, &[part]));
@@ -161,7 +172,7 @@ fn reshape_of_reshape(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
 
 fn reshape_to_same(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
     let same = matches!(op, Op::Reshape(reshape) if reshape.shape.0 == b.shape(args[0]));
-    if same { vec![args[0]] } else { Vec::new() }
+    if b.guard(SAME_EXTENTS, same) { vec![args[0]] } else { Vec::new() }
 }
 
 fn reshape_of_concat(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
@@ -171,9 +182,10 @@ fn reshape_of_concat(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
     for (inner, parts) in b.nodes(args[0], OpKind::Concat) {
         let Op::Concat(concat) = inner else { continue };
         let axis = concat.axis as usize;
-        let Some(group) = groups.iter().find(|g| g.old == (axis..axis + 1) && g.new.len() == 1) else {
+        let Some(group) = groups.iter().find(|group| group.old.contains(&axis)) else { continue };
+        if !b.guard(ALONE, group.old.len() == 1 && group.new.len() == 1) {
             continue;
-        };
+        }
         let axis = group.new.start;
         let mut put = Vec::new();
         for part in parts {
@@ -200,18 +212,25 @@ fn transposed_concat(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
 
 fn concat_of_slices(b: &mut Builder<'_>, op: &Op, args: &[Id]) -> Vec<Id> {
     let Op::Concat(concat) = op else { return Vec::new() };
-    let slices = |b: &Builder<'_>, id: Id| -> Vec<(Slice, Id)> {
-        let slice = |(op, args): (Op, Vec<Id>)| match op {
-            Op::Slice(slice) if slice.axis == concat.axis => Some((slice, args[0])),
-            _ => None,
-        };
-        b.nodes(id, OpKind::Slice).into_iter().filter_map(slice).collect()
+    let slices = |b: &mut Builder<'_>, id: Id| -> Vec<(Slice, Id)> {
+        let mut slices = Vec::new();
+        for (op, args) in b.nodes(id, OpKind::Slice) {
+            if let Op::Slice(slice) = op
+                && b.guard(ALONG, slice.axis == concat.axis)
+            {
+                slices.push((slice, args[0]));
+            }
+        }
+        slices
     };
     let mut equal = Vec::new();
     for (first, from) in slices(b, args[0]) {
         let mut end = first.range.end.clone();
         let all = args[1..].iter().all(|&arg| {
-            let next = slices(b, arg).into_iter().find(|(slice, x)| *x == from && slice.range.start == end);
+            let mut candidates = slices(b, arg).into_iter();
+            let next = candidates.find(|(slice, x)| {
+                b.guard(ONE_TENSOR, *x == from) && b.guard(NEIGHBOURS, slice.range.start == end)
+            });
             next.map(|(slice, _)| end = slice.range.end).is_some()
         });
         if all && args.len() > 1 {
