@@ -17,6 +17,7 @@ use crate::types::{DType, TensorType, Type};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+pub mod scaled;
 mod step;
 
 /// A small random number generator (SplitMix64; Steele, Lea and Flood 2014).

@@ -73,7 +73,15 @@ impl<'c> Emitter<'_, 'c> {
                 None => self.load_words(piece)?,
                 Some(mask) => self.load_words_if(piece, slot(mask, i))?,
             };
-            values.extend(self.unpack(&words, dtype, n)?.values());
+            let mut loaded = self.unpack(&words, dtype, n)?.values();
+            // Bytes of zero are no zeros of this type.
+            if let (DType::E8M0, Some(mask)) = (dtype, &mask) {
+                for value in &mut loaded {
+                    let zero = V::from(self.ir.f32(0.0));
+                    *value = self.ir.b.build_select(slot(mask, i), *value, zero, "")?;
+                }
+            }
+            values.extend(loaded);
         }
         Slots::new(ty.elem, &values)
     }

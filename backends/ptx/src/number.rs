@@ -5,7 +5,12 @@
 use crate::emit::{Emitter, Slots};
 use crate::ir::{Done, F, I, V, fail, float, int};
 use eva_ir::types::DType;
-use inkwell::FloatPredicate;
+use inkwell::{FloatPredicate, IntPredicate};
+
+/// The bits of `2^-127` and `2^127`, between which exponents are, and of a number that is none.
+const LEAST_POWER: u32 = 0x0040_0000;
+const LARGEST_POWER: u32 = 0x7f00_0000;
+const NAN: u32 = 0x7fc0_0000;
 
 /// The words that hold `n` elements of `dtype`: how many, and of how many bits.
 pub(crate) fn words(dtype: DType, n: usize) -> (usize, u32) {
@@ -37,7 +42,14 @@ impl<'c> Emitter<'_, 'c> {
                     }
                 }
                 DType::F16 => floats.extend(self.halves(word)?),
-                DType::E8M0 => return fail("e8m0 is not loaded"),
+                DType::E8M0 => {
+                    let bits = word.get_type().get_bit_width();
+                    let wide = b.build_int_z_extend_or_bit_cast(word, ir.ctx.i32_type(), "")?;
+                    for shift in (0..bits).step_by(8) {
+                        let code = b.build_and(ir.shr(wide, u64::from(shift))?, ir.i32(0xff), "")?;
+                        floats.push(self.from_exponent(code)?);
+                    }
+                }
                 DType::F8E4M3 | DType::F8E5M2 => {
                     let name = if dtype == DType::F8E4M3 { "e4m3x2" } else { "e5m2x2" };
                     let pair = ir.ctx.i16_type();
@@ -104,8 +116,46 @@ impl<'c> Emitter<'_, 'c> {
             (DType::F8E4M3 | DType::F8E5M2, Slots::Floats(xs)) => {
                 xs.chunks(4).map(|four| self.pack_8(four, dtype)).collect()
             }
+            (DType::E8M0, Slots::Floats(xs)) => xs.chunks(4).map(|four| self.pack_exponents(four)).collect(),
             (dtype, value) => fail(format!("{:?} where memory holds {dtype}", value.elem())),
         }
+    }
+
+    /// The power of two that a code of `e8m0` stands for.
+    fn from_exponent(&self, code: I<'c>) -> Done<F<'c>> {
+        let (b, ir) = (&self.ir.b, &self.ir);
+        let is = |n: u32| b.build_int_compare(IntPredicate::EQ, code, ir.i32(n), "");
+        let bits = b.build_select(is(0)?, ir.i32(LEAST_POWER), int(ir.shl(code, 23)?.into())?, "")?;
+        let bits = b.build_select(is(0xff)?, ir.i32(NAN), int(bits)?, "")?;
+        ir.as_float(int(bits)?)
+    }
+
+    /// One code of `e8m0`, or two in 16 bits, or four in a word: of the least powers of two that are not less.
+    fn pack_exponents(&self, xs: &[F<'c>]) -> Done<I<'c>> {
+        let (b, ir) = (&self.ir.b, &self.ir);
+        let ty = match xs.len() {
+            1 => ir.ctx.i8_type(),
+            2 => ir.ctx.i16_type(),
+            _ => ir.ctx.i32_type(),
+        };
+        let mut word = ir.i32(0);
+        for (i, &x) in xs.iter().enumerate() {
+            // Floats that are not negative are in the order of their bits; negative ones are less than all of them.
+            let bits = ir.as_int(x)?;
+            let clamp = |bits: I<'c>, end: u32, beyond: IntPredicate| {
+                let beyond = b.build_int_compare(beyond, bits, ir.i32(end), "")?;
+                int(b.build_select(beyond, ir.i32(end), bits, "")?)
+            };
+            let within = clamp(clamp(bits, LEAST_POWER, IntPredicate::SLT)?, LARGEST_POWER, IntPredicate::SGT)?;
+            // One more where there is any mantissa; the least power has one, and the exponent 0.
+            let up = ir.shr(b.build_int_add(within, ir.i32(0x7f_ffff), "")?, 23)?;
+            let least = b.build_int_compare(IntPredicate::EQ, within, ir.i32(LEAST_POWER), "")?;
+            let code = int(b.build_select(least, ir.i32(0), up, "")?)?;
+            let nan = b.build_float_compare(FloatPredicate::UNO, x, x, "")?;
+            let code = int(b.build_select(nan, ir.i32(0xff), code, "")?)?;
+            word = b.build_or(word, ir.shl(code, 8 * i as u64)?, "")?;
+        }
+        Ok(b.build_int_truncate_or_bit_cast(word, ty, "")?)
     }
 
     /// One number of 16 bits, or two in a word.

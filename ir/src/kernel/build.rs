@@ -159,15 +159,28 @@ impl Build {
         init: [Tile<'k>; N],
         body: impl FnOnce(Tile<'k>, [Tile<'k>; N]) -> [Tile<'k>; N],
     ) -> [Tile<'k>; N] {
+        let outs = self.fold_all(trips, &init, |index, args| {
+            body(index, std::array::from_fn(|i| args[i])).to_vec()
+        });
+        std::array::from_fn(|i| outs[i])
+    }
+
+    /// The same with any number of tiles; `body` gives as many as it gets.
+    pub fn fold_all<'k>(
+        &'k self,
+        trips: Tile<'k>,
+        init: &[Tile<'k>],
+        body: impl FnOnce(Tile<'k>, &[Tile<'k>]) -> Vec<Tile<'k>>,
+    ) -> Vec<Tile<'k>> {
         let index = self.reg(RegType::scalar(Elem::I64));
-        let args = init.map(|tile| self.reg(tile.ty()));
-        let outs = init.map(|tile| self.reg(tile.ty()));
+        let like = || init.iter().map(|tile| self.reg(tile.ty())).collect::<Vec<_>>();
+        let (args, outs) = (like(), like());
         self.blocks.borrow_mut().push(Vec::new());
-        let next = body(index, args);
+        let next = body(index, &args);
         let body = self.blocks.borrow_mut().pop().expect("this block was opened above");
         let carried =
             |i: usize| Carried { init: init[i].reg, arg: args[i].reg, next: next[i].reg, out: outs[i].reg };
-        let carried = (0..N).map(carried).collect();
+        let carried = (0..init.len()).map(carried).collect();
         self.push(Inst::For { index: index.reg, trips: trips.reg, carried, body });
         outs
     }

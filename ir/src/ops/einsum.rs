@@ -10,6 +10,7 @@ use crate::types::{DType, Shape, TensorType, Type};
 
 mod product;
 mod scaled;
+pub mod sums;
 
 op! {
     /// Multiplies tensors along shared axes and sums the axes missing from the result.

@@ -7,4 +7,5 @@ mod products;
 mod random;
 mod scaled;
 mod sorting;
+mod sums;
 mod support;

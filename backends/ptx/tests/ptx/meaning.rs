@@ -148,8 +148,13 @@ fn casts_saturate_and_roundings_go_to_even() {
         );
     }
     edges.extend(floats(200));
-    let edges: Vec<f64> = edges.into_iter().flat_map(|x| [x, -x]).map(|x| f64::from(x as f32)).collect();
-    for to in [DType::Bf16, DType::F16, DType::F8E4M3, DType::F8E5M2] {
+    let mut edges: Vec<f64> = edges.into_iter().flat_map(|x| [x, -x]).map(|x| f64::from(x as f32)).collect();
+    // Powers of two, and the numbers beside them.
+    for exponent in -149..=128 {
+        let power = 2f64.powi(exponent);
+        edges.extend([power, power * (1.0 + 2f64.powi(-23)), power * (1.0 - 2f64.powi(-24))].map(|x| f64::from(x as f32)));
+    }
+    for to in [DType::Bf16, DType::F16, DType::F8E4M3, DType::F8E5M2, DType::E8M0] {
         let name = format!("round_{to}");
         check_on(&name, DType::F32, edges.clone(), edges.clone(), 0.0, |b, x, _| b.round(x, to));
     }
@@ -187,12 +192,24 @@ fn numbers_are_loaded_and_stored_at_every_width() {
 
 #[test]
 fn every_narrow_number_is_widened_as_it_is() {
-    for dtype in [DType::F8E4M3, DType::F8E5M2, DType::F16, DType::Bf16] {
+    for dtype in [DType::F8E4M3, DType::F8E5M2, DType::E8M0, DType::F16, DType::Bf16] {
         let codes = 1u64 << (8 * dtype.bytes());
         let step = codes as usize / 256;
         let data = (0..codes).step_by(step).map(|bits| crate::emulate::decode(bits * 257 % codes, dtype));
         let kernel = memory::copy(&format!("widen_{dtype}"), dtype, DType::F32, 4, true);
         copied(&kernel, 4, data.collect());
+    }
+}
+
+#[test]
+fn powers_of_two_are_stored_at_every_width() {
+    for v in [1usize, 2, 4] {
+        let data: Vec<f64> = floats(4 * 37).into_iter().map(|x| f64::from(x as f32)).collect();
+        let kernel = memory::copy(&format!("to_e8m0_{v}"), DType::F32, DType::E8M0, v, true);
+        copied(&kernel, v, data);
+        let data: Vec<f64> = (0..4 * 63).map(|i| 2f64.powi(i - 126)).collect();
+        let kernel = memory::copy(&format!("e8m0_{v}"), DType::E8M0, DType::E8M0, v, false);
+        copied(&kernel, v, data.repeat(8)[..v * 288].to_vec());
     }
 }
 

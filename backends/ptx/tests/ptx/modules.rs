@@ -27,6 +27,8 @@ fn limits(dtype: DType) -> (f64, f64) {
         DType::F16 => (1.0 / 1024.0, 2e-4),
         DType::F8E4M3 => (1.0 / 8.0, 1e-2),
         DType::F8E5M2 => (1.0 / 4.0, 1e-2),
+        // Where the last bits of an `f32` decide.
+        DType::E8M0 => (0.5, 0.0),
     }
 }
 

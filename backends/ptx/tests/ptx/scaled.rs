@@ -1,11 +1,15 @@
 //! Products of 8-bit numbers with scales for blocks of 128 terms: partial sums in a second set of registers.
 
+use crate::agree::{agree_within, random};
 use crate::build::Build;
 use crate::gate::{count, pass};
 use eva_ir::dim::Dim;
 use eva_ir::kernel::block::{BlockInst, Keep, Launch, MmaLeft, MmaTile};
+use eva_ir::kernel::run::Storage;
 use eva_ir::kernel::{Access, Fn2, GridAxis, Kernel, Space};
+use eva_ir::testing::scaled::{DENSE, Form, product};
 use eva_ir::types::DType;
+use eva_passes::target::Hopper;
 
 /// `c = Σ over blocks of (scale of the row of a) · (scale of the rows of b) · (a · bᵀ)`, in tiles of 128 × 256, where
 /// `b` comes in two halves of 128 rows, each with a scale of its own.
@@ -113,5 +117,33 @@ fn partial_sums_stay_in_their_registers() {
         assert_eq!(count(&ptx.text, &products), 8, "{}", ptx.text);
         assert_eq!(count(&ptx.text, "fma.rn.f32"), 128, "{}", ptx.text);
         assert_eq!(count(&ptx.text, "wgmma.wait_group.sync.aligned 0"), 2, "{}", ptx.text);
+    }
+}
+
+/// What the passes make of such products: one of some columns at a time, whose sums take turns in the same registers.
+#[test]
+fn kernels_of_the_tile_phase_become_such_products() {
+    let few = |tile, swapped| Form { tile, swapped, ..DENSE };
+    for (name, form, n, k, m, shape, products) in [
+        ("scaled_wide", DENSE, 264, 400, 133, "m64n128k32", 8),
+        ("scaled_swapped_16", few([64, 16, 256], true), 200, 656, 21, "m64n16k32", 8),
+        ("scaled_swapped_64", few([64, 64, 256], true), 136, 272, 50, "m64n64k32", 8),
+        ("scaled_128", few([128, 64, 256], false), 200, 272, 100, "m64n64k32", 8),
+        ("scaled_32", Form { block: 32, weights: 1, ..DENSE }, 264, 208, 70, "m64n64k32", 4),
+    ] {
+        let tiles = product(name, form, n, k);
+        let kernel = eva_passes::spread::spread_block(&tiles, &Hopper::H100).unwrap();
+        let (ptx, _) = pass(&kernel);
+        let mma = format!("wgmma.mma_async.sync.aligned.{shape}.f32.e4m3.e4m3");
+        assert_eq!(count(&ptx.text, &mma), products, "{}", ptx.text);
+        let size = |dim: &Dim| dim.eval(&|_| Some(m)).unwrap() as usize;
+        let storages = kernel.bufs.iter().enumerate().map(|(i, (_, buf))| {
+            let elements = buf.shape.iter().map(size).product();
+            match buf.access {
+                Access::Read => Storage::new(buf.dtype, random(i as u64 + 1, elements)),
+                Access::Write => Storage::unwritten(buf.dtype, elements),
+            }
+        });
+        agree_within(&kernel, &[("m", m)], storages.collect(), [1.0 / 128.0, 2e-3]);
     }
 }

@@ -4,6 +4,7 @@ use super::Result;
 use super::body::Spread;
 use super::info::{Along, Check, Def, End, Info};
 use super::layout::Axis;
+use super::scaled::Codes;
 use eva_ir::dim::Dim;
 use eva_ir::kernel::*;
 
@@ -32,8 +33,13 @@ fn multiple(info: &Info<'_>, reg: Reg, depth: usize) -> i64 {
     }
 }
 
+/// The same of any register.
+pub(super) fn multiple_of(info: &Info<'_>, reg: Reg) -> i64 {
+    multiple(info, reg, DEEPEST)
+}
+
 /// The largest power of two, up to [`MOST_BYTES`], that certainly divides an extent.
-fn dim_multiple(dim: &Dim) -> i64 {
+pub(super) fn dim_multiple(dim: &Dim) -> i64 {
     let power = |n: i64| if n == 0 { MOST_BYTES } else { 1i64 << n.trailing_zeros().min(62) };
     dim.terms().map(|(_, n)| power(n)).min().unwrap_or(MOST_BYTES).min(MOST_BYTES)
 }
@@ -72,7 +78,11 @@ impl<'k> Spread<'_, 'k> {
         let ty = self.info.ty(out);
         let (index, mask, width) = self.access(place, ty, gather)?;
         let slots = self.w.slots(index) * width;
-        Ok(self.w.load(ty.elem, slots, Space::Buf(place.buf), index, mask))
+        let values = self.w.load(ty.elem, slots, Space::Buf(place.buf), index, mask);
+        let Some(scaled) = &self.info.kernel.bufs[place.buf].scaled else { return Ok(values) };
+        let axes = self.axes([ty.rows, ty.cols]);
+        let slots = self.family.slots([&axes[0], &axes[1]]);
+        self.scaled(values, scaled, &Codes { place, gather, axes: &axes, slots: &slots, width, mask })
     }
 
     /// A tile into memory.

@@ -43,6 +43,8 @@ pub(super) struct Spread<'a, 'k> {
     pub turns: HashMap<usize, Reg>,
     /// Whether products may stay under way: inside a stream.
     pub streaming: bool,
+    /// By their slots, the registers that a product which adds to nothing may have.
+    pub partials: HashMap<usize, Reg>,
     /// Who uses each register, where tensor cores multiply.
     pub users: HashMap<Reg, Vec<Reg>>,
     /// The columns that are being written, if not all.
@@ -67,6 +69,7 @@ impl<'a, 'k> Spread<'a, 'k> {
             mode: Mode::All,
             turns: HashMap::new(),
             streaming: false,
+            partials: HashMap::new(),
             users: products.map(|_| users(&info.kernel.body)).unwrap_or_default(),
             part: None,
             terms: usize::MAX,
@@ -76,6 +79,7 @@ impl<'a, 'k> Spread<'a, 'k> {
     /// Forgets what was computed: another role begins.
     pub fn reset(&mut self) {
         self.values.clear();
+        self.partials.clear();
     }
 
     /// Writes the whole kernel.
@@ -267,10 +271,14 @@ impl<'a, 'k> Spread<'a, 'k> {
                 (*out, self.w.map(*f, x))
             }
             Inst::Zip { out, f: Fn2::Sub, x, y } if self.is_fused(*x) => {
-                let Some(Inst::Zip { x: a, y: b, .. }) = self.info.inst(*x) else {
-                    unreachable!("it is fused")
-                };
-                (*out, self.fused(self.info.ty(*out), [*a, *b, *y])?)
+                let [a, b] = self.factors(*x);
+                let c = self.w.map(Fn1::Neg, self.value(*y)?);
+                (*out, self.fused(self.info.ty(*out), [a, b], (c, *y))?)
+            }
+            Inst::Zip { out, f: Fn2::Add, x, y } if self.is_scaled(*x) || self.is_scaled(*y) => {
+                let (product, sum) = if self.is_scaled(*y) { (*y, *x) } else { (*x, *y) };
+                let [a, b] = self.factors(product);
+                (*out, self.fused(self.info.ty(*out), [a, b], (self.value(sum)?, sum))?)
             }
             Inst::Zip { out, f, x, y } => {
                 let ty = self.info.ty(*out);
@@ -337,10 +345,21 @@ impl<'a, 'k> Spread<'a, 'k> {
         self.products.is_some() && product && self.info.ty(x).elem == Elem::F32
     }
 
-    /// `a · b - c`, rounded once.
-    fn fused(&mut self, ty: RegType, [a, b, c]: [Reg; 3]) -> Result<Reg> {
-        let minus_c = self.w.map(Fn1::Neg, self.value(c)?);
-        let mut parts = [(self.value(a)?, a), (self.value(b)?, b), (minus_c, c)];
+    /// Whether it is what a fresh product of tensor cores gave, times something.
+    fn is_scaled(&self, x: Reg) -> bool {
+        let fresh = |reg| self.products.is_some_and(|products| products.is_fresh(reg));
+        self.is_fused(x) && self.factors(x).into_iter().any(fresh)
+    }
+
+    /// What a product of two numbers has as operands.
+    fn factors(&self, x: Reg) -> [Reg; 2] {
+        let Some(Inst::Zip { x: a, y: b, .. }) = self.info.inst(x) else { unreachable!("it is fused") };
+        [*a, *b]
+    }
+
+    /// `a · b + c`, rounded once; `c` comes with the tile that it is like.
+    fn fused(&mut self, ty: RegType, [a, b]: [Reg; 2], c: (Reg, Reg)) -> Result<Reg> {
+        let mut parts = [(self.value(a)?, a), (self.value(b)?, b), c];
         for (part, reg) in &mut parts {
             *part = self.stretched(*part, self.info.ty(*reg), ty);
         }
@@ -361,6 +380,7 @@ impl<'a, 'k> Spread<'a, 'k> {
         }
         let pipes = self.products.map(|products| products.pipes_in(body)).unwrap_or_default();
         let mut counters = self.carry_turns(&pipes);
+        let mut partials = self.carry_partials(body);
         let i = self.w.reg(Elem::I64, 1);
         self.set(index, i);
         self.w.open();
@@ -368,11 +388,12 @@ impl<'a, 'k> Spread<'a, 'k> {
         for (new, c) in regs.iter_mut().zip(carried) {
             new.next = self.full(c.next)?;
         }
+        self.close_partials(&mut partials);
         let body = self.close_turns(&mut counters);
         for (new, c) in regs.iter().zip(carried) {
             self.set(c.out, new.out);
         }
-        regs.extend(counters.into_iter().map(|(_, c)| c));
+        regs.extend(counters.into_iter().chain(partials).map(|(_, c)| c));
         self.w.push(Inst::For { index: i, trips, carried: regs, body });
         Ok(())
     }

@@ -24,13 +24,14 @@ mod layout;
 mod parts;
 mod product;
 mod roles;
+mod scaled;
 mod tensor;
 mod uses;
 mod write;
 
 use super::{Result, SpreadError, info, simplify};
 use crate::target::Hopper;
-use eva_ir::entity::Arena;
+use eva_ir::entity::{Arena, Entity};
 use eva_ir::kernel::block::{Block, Launch};
 use eva_ir::kernel::{Kernel, Phase};
 use std::collections::HashSet;
@@ -75,7 +76,13 @@ pub fn spread_block(kernel: &Kernel, target: &Hopper) -> Result<Kernel> {
             }
         };
         let body = simplify::sweep(spread.w.finish(), &mut HashSet::new());
-        Ok(Kernel { phase: Phase::Block, regs: spread.w.regs, block: Some(block), body, ..simple.clone() })
+        let mut kernel =
+            Kernel { phase: Phase::Block, regs: spread.w.regs, block: Some(block), body, ..simple.clone() };
+        // Scales are loaded by instructions of their own.
+        for i in 0..kernel.bufs.len() {
+            kernel.bufs[Entity::new(i)].scaled = None;
+        }
+        Ok(kernel)
     };
     // Operands of long sums may have to come to shared memory in pieces.
     let mut written = write(usize::MAX)?;

@@ -3,13 +3,13 @@
 use super::body::{Mode, Spread};
 use super::layout::{Bit, Family, Order};
 use super::parts::Tail;
-use super::tensor::{GROUP_ROWS, OUT_STAGES, Products, Span};
+use super::tensor::{GROUP_ROWS, OUT_STAGES, Products, STEP, Span};
 use super::{Result, SpreadError};
 use crate::target::Hopper;
 use eva_ir::entity::{Arena, Entity};
 use eva_ir::kernel::block::*;
 use eva_ir::kernel::*;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// Warps of a warpgroup.
 const GROUP: usize = 4;
@@ -96,7 +96,7 @@ impl<'k> Spread<'_, 'k> {
         self.w.open();
         let ahead = self.w.mul(index, launched);
         let program = self.w.add(number, ahead);
-        let program = if kernel.body.iter().any(|inst| products.streams(inst)) && kernel.grid.len() >= 2 {
+        let program = if kernel.body.iter().any(|inst| products.sums(inst)) && kernel.grid.len() >= 2 {
             self.raster(program, target.raster)
         } else {
             program
@@ -224,7 +224,7 @@ impl<'k> Spread<'_, 'k> {
             tile: Shared::new(self.tile_of(fed.fill)),
             turn,
             transposed: fed.transposed,
-            first: 0,
+            first: fed.first,
         })
     }
 
@@ -235,7 +235,7 @@ impl<'k> Spread<'_, 'k> {
         let internal = |what: &str| SpreadError::Internal(what.into());
         let [_, col_groups] = products.groups;
         let n = (ty.cols / col_groups).next_multiple_of(8);
-        let k = terms.next_multiple_of(16);
+        let k = terms.next_multiple_of(STEP / products.dtype.bytes() as usize);
         let thread = self.w.thread();
         let group = self.w.zip_int(Fn2::Div, thread, (GROUP * 32) as i64);
         let zero = self.w.int(0);
@@ -259,18 +259,57 @@ impl<'k> Spread<'_, 'k> {
         let slots = self.family.slots([&axes[0], &axes[1]]);
         let of = |[r, c]: [usize; 2]| c / 2 * 4 + r % 2 * 2 + c % 2;
         let narrow = axes[0].len() == 1;
-        let mut start = self.full(acc)?;
-        if narrow {
+        let fresh = products.is_fresh(result);
+        let mut start = if fresh { self.partial(n / 2) } else { self.full(acc)? };
+        if narrow && !fresh {
             let wide: HashMap<usize, usize> =
                 slots.iter().enumerate().map(|(i, &slot)| (of(slot), i)).collect();
             start = self.w.pick(start, (0..n / 2).map(|s| wide[&(s & !2)]).collect());
         }
-        let keep = Keep::Yes;
+        let keep = if fresh { Keep::No } else { Keep::Yes };
         let out = self.w.emit(Elem::F32, n / 2, |out| {
             Inst::Block(BlockInst::Mma { out, acc: start, keep, a, b, b_row, n, k })
         });
         let out = if self.streaming || products.is_chained(result) { out } else { self.finished(out, 0) };
+        if fresh {
+            self.partials.insert(n / 2, out);
+        }
         Ok(if narrow { self.w.pick(out, slots.into_iter().map(of).collect()) } else { out })
+    }
+
+    /// The registers that a product which adds to nothing may have: those of the last one like it.
+    fn partial(&mut self, slots: usize) -> Reg {
+        match self.partials.get(&slots) {
+            Some(&last) => last,
+            None => self.w.constant(Const::F(0.0), slots),
+        }
+    }
+
+    /// For each number of slots that fresh products of a loop's body have, registers that it carries: all of them have
+    /// one set. (With new registers each, an assembler keeps several alive, and spills.)
+    pub fn carry_partials(&mut self, body: &[Inst]) -> Vec<(usize, Carried)> {
+        let Some(products) = self.products.filter(|_| self.mode == Mode::Multiply) else { return Vec::new() };
+        let cols = body.iter().filter_map(|inst| match inst {
+            Inst::Dot { out, .. } if products.is_fresh(*out) => Some(self.info.ty(*out).cols),
+            _ => None,
+        });
+        let [_, col_groups] = products.groups;
+        let slots: BTreeSet<usize> = cols.map(|n| (n / col_groups).next_multiple_of(8) / 2).collect();
+        let mut carried = Vec::new();
+        for slots in slots {
+            let init = self.w.constant(Const::F(0.0), slots);
+            let [arg, out] = [0, 1].map(|_| self.w.reg(Elem::F32, slots));
+            carried.push((slots, Carried { init, arg, next: arg, out }));
+            self.partials.insert(slots, arg);
+        }
+        carried
+    }
+
+    /// Closes the loop's body, likewise: what comes after it has nothing to go on with.
+    pub fn close_partials(&mut self, carried: &mut [(usize, Carried)]) {
+        for (slots, c) in carried {
+            c.next = self.partials.remove(slots).unwrap_or(c.arg);
+        }
     }
 
     /// A product's result once at most `pending` products are under way.

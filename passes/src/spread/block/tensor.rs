@@ -24,6 +24,8 @@ pub(super) const SHORT_ROWS: usize = 8;
 const PANEL: usize = 128;
 /// Stages of the tile that results are stored through.
 pub(super) const OUT_STAGES: usize = 2;
+/// Bytes of the terms that one instruction sums.
+pub(super) const STEP: usize = 32;
 /// The most columns of one product of a warpgroup.
 const MOST_COLS: usize = 256;
 
@@ -47,6 +49,8 @@ pub(super) struct Fill {
 pub(super) struct Fed {
     /// The tile, by its place in [`Products::fills`].
     pub fill: usize,
+    /// The first of its terms there.
+    pub first: usize,
     /// Whether the load's columns are the tile's rows.
     pub transposed: bool,
 }
@@ -81,6 +85,8 @@ pub(super) struct Products {
     streams: HashSet<*const Inst>,
     /// Products that only another one adds to: they need not be finished before that.
     chained: HashSet<Reg>,
+    /// Products of 8-bit numbers that are added to nothing: their sums take turns in the same registers.
+    fresh: HashSet<Reg>,
     /// The bytes of a left operand that all warpgroups must see.
     left: usize,
     /// Stores that go through shared memory, and their maps.
@@ -119,22 +125,31 @@ impl Products {
             spans: HashMap::new(),
             streams: HashSet::new(),
             chained: HashSet::new(),
+            fresh: HashSet::new(),
             left: 0,
             outs: HashMap::new(),
             out_maps: Vec::new(),
         };
         plan.dtype =
             dots.iter().find_map(|dot| load_of(info, dot.y)).map(|p| info.kernel.bufs[p.buf].dtype)?;
-        if !matches!(plan.dtype, DType::Bf16 | DType::F16) {
+        let narrow = matches!(plan.dtype, DType::Bf16 | DType::F16);
+        if !narrow && !plan.dtype.is_f8() {
             return None;
         }
         let users = users(&info.kernel.body);
         let products: HashSet<Reg> = dots.iter().map(|dot| dot.out).collect();
         let mut pipe_of: HashMap<Reg, usize> = HashMap::new();
+        let mut pipe_of_block: HashMap<usize, usize> = HashMap::new();
         for dot in &dots {
-            // A product that adds to another one's result shares its pipe, where they are in the same block.
-            let chained = pipe_of.get(&dot.acc).copied();
-            let mut pipe = chained.filter(|_| info.block(dot.acc) == info.block(dot.out));
+            let block = info.block(dot.out);
+            let fresh = !narrow && is_zero(info, dot.acc);
+            let mut pipe = if fresh {
+                plan.fresh.insert(dot.out);
+                pipe_of_block.get(&block).copied()
+            } else {
+                // A product that adds to another one's result shares its pipe, where they are in the same block.
+                pipe_of.get(&dot.acc).copied().filter(|_| info.block(dot.acc) == block)
+            };
             for (side, reg) in [dot.x, dot.y].into_iter().enumerate() {
                 let only_products =
                     users.get(&reg).is_some_and(|users| users.iter().all(|u| products.contains(u)));
@@ -142,6 +157,7 @@ impl Products {
                     Some(place) if only_products => plan.feed(info, reg, place, side, &mut pipe, dot)?,
                     // What is computed can only be on the left, and its sum must be whole steps.
                     _ if side == 0
+                        && narrow
                         && info.ty(reg).cols.is_multiple_of(16)
                         && rows.is_multiple_of(GROUP_ROWS) =>
                     {
@@ -153,6 +169,7 @@ impl Products {
             }
             if let Some(pipe) = pipe {
                 pipe_of.insert(dot.out, pipe);
+                pipe_of_block.extend(fresh.then_some((block, pipe)));
             }
         }
         plan.find_outs(info, &info.kernel.body);
@@ -188,11 +205,16 @@ impl Products {
         let outer = data.strides.iter().enumerate().filter(|(axis, _)| {
             *axis != if transposed { row } else { col } && data.shape[*axis].as_const() != Some(1)
         });
+        let step = STEP / bytes;
         // A sum that is not made of whole steps must end where the buffer does, so that zeros follow.
-        let whole = ty.cols.is_multiple_of(16) || data.shape[col].as_const() == Some(ty.cols as i64);
+        let whole = ty.cols.is_multiple_of(step) || data.shape[col].as_const() == Some(ty.cols as i64);
         // Only what is not summed may have an end of its own: results beyond it are not stored.
         let limits = place.limits.iter().all(|(axis, _)| *axis == row);
-        let fits = data.dtype == self.dtype
+        // 8-bit numbers of different types may meet, and are summed along neighbours only.
+        let f8 = self.dtype.is_f8();
+        let suits = if f8 { data.dtype.is_f8() && !transposed } else { data.dtype == self.dtype };
+        let fits = suits
+            && data.scaled.is_none()
             && data.shape.len() <= 5
             && aligned(&data.offset)
             && outer.into_iter().all(|(_, stride)| aligned(stride))
@@ -204,8 +226,12 @@ impl Products {
         }
         let panel = PANEL / bytes;
         let own = if side == 0 { rounded(ty.rows, GROUP_ROWS) } else { rounded(ty.rows, 8) };
+        if f8 && let Some((fill, first)) = self.within(info, place, own, rounded(ty.cols, step)) {
+            self.fed.insert(load, Fed { fill, first, transposed });
+            return Some(());
+        }
         let (axes, rows, cols) = if transposed {
-            ([col, row], rounded(ty.cols, 16), rounded(own, panel))
+            ([col, row], rounded(ty.cols, step), rounded(own, panel))
         } else {
             ([row, col], own, rounded(ty.cols, panel))
         };
@@ -240,8 +266,26 @@ impl Products {
             self.pipes[pipe_number].fills.push(self.fills.len() - 1);
             self.fills.len() - 1
         });
-        self.fed.insert(load, Fed { fill, transposed });
+        self.fed.insert(load, Fed { fill, first: 0, transposed });
         Some(())
+    }
+
+    /// A tile that has these rows and, from some place on, these terms: blocks of 32 terms are parts of one tile.
+    fn within(&self, info: &Info<'_>, place: &Place, rows: usize, terms: usize) -> Option<(usize, usize)> {
+        let col = place.axes[1]?;
+        let (base, from) = sum_with_constant(info, place.at[col]);
+        self.fills.iter().enumerate().find_map(|(i, fill)| {
+            let alike = |axis: usize| axis == col || fill.place.at[axis] == place.at[axis];
+            let same = fill.place.buf == place.buf
+                && fill.place.axes == place.axes
+                && fill.place.limits == place.limits
+                && fill.rows >= rows
+                && (0..place.at.len()).all(alike);
+            let (fill_base, fill_from) = sum_with_constant(info, fill.place.at[col]);
+            let first = usize::try_from(from - fill_from).ok()?;
+            let inside = first.is_multiple_of(STEP) && first + terms <= fill.cols;
+            (same && fill_base == base && inside).then_some((i, first))
+        })
     }
 
     /// Finds stores that bulk copies can do: of whole tiles of 16-bit numbers, whose only bounds are the buffer's.
@@ -411,6 +455,17 @@ impl Products {
         self.chained.contains(&out)
     }
 
+    /// Whether a product is added to nothing, and so can have the registers of the one before it.
+    pub fn is_fresh(&self, out: Reg) -> bool {
+        self.fresh.contains(&out)
+    }
+
+    /// Whether a loop does what most of a product takes: it adds products up.
+    pub fn sums(&self, inst: &Inst) -> bool {
+        let fresh = |inst: &Inst| matches!(inst, Inst::Dot { out, .. } if self.is_fresh(*out));
+        self.streams(inst) || matches!(inst, Inst::For { body, .. } if body.iter().any(fresh))
+    }
+
     /// Whether a loop does nothing but add products to what it carries: the products of a trip may then be under
     /// way while the next one begins.
     pub fn streams(&self, inst: &Inst) -> bool {
@@ -440,5 +495,25 @@ impl Products {
         last == c.next
             && last != c.arg
             && self.spans.get(&body.as_ptr()).is_some_and(|spans| spans.len() == 1)
+    }
+}
+
+/// Whether a tile is nothing but zeros.
+fn is_zero(info: &Info<'_>, reg: Reg) -> bool {
+    matches!(info.inst(reg), Some(Inst::Const { value: Const::F(0.0), .. }))
+}
+
+/// An index as the sum of a register, if there is one, and a constant.
+fn sum_with_constant(info: &Info<'_>, reg: Reg) -> (Option<Reg>, i64) {
+    if let Some(n) = info.constant(reg) {
+        return (None, n);
+    }
+    match info.inst(reg) {
+        Some(Inst::Zip { f: Fn2::Add, x, y, .. }) => match (info.constant(*x), info.constant(*y)) {
+            (_, Some(n)) => (Some(*x), n),
+            (Some(n), _) => (Some(*y), n),
+            _ => (Some(reg), 0),
+        },
+        _ => (Some(reg), 0),
     }
 }

@@ -36,8 +36,12 @@ pub(super) fn collect(body: &[Inst], dots: &mut Vec<Found>) {
 pub(super) fn multiplies_narrow(info: &Info<'_>) -> bool {
     let mut dots = Vec::new();
     collect(&info.kernel.body, &mut dots);
-    let narrow =
-        |&reg: &Reg| load_of(info, reg).is_some_and(|place| info.kernel.bufs[place.buf].dtype.bytes() == 2);
+    let narrow = |&reg: &Reg| {
+        load_of(info, reg).is_some_and(|place| {
+            let data = &info.kernel.bufs[place.buf];
+            data.dtype.bytes() <= 2 && data.scaled.is_none()
+        })
+    };
     dots.iter().any(|dot| [dot.x, dot.y].iter().any(narrow))
 }
 

@@ -16,6 +16,9 @@ fn layout(dtype: DType) -> (u32, u32) {
 
 /// What these bits mean.
 pub fn decode(bits: u64, dtype: DType) -> f64 {
+    if dtype == DType::E8M0 {
+        return eva_ir::codes::decode(dtype, bits as u8);
+    }
     let (exponent_bits, mantissa_bits) = layout(dtype);
     let mantissa = bits & ((1 << mantissa_bits) - 1);
     let exponent = bits >> mantissa_bits & ((1 << exponent_bits) - 1);
@@ -41,6 +44,9 @@ pub fn decode(bits: u64, dtype: DType) -> f64 {
 
 /// The bits of `x`, rounded to nearest, ties to even.
 pub fn encode(x: f64, dtype: DType) -> u64 {
+    if dtype == DType::E8M0 {
+        return eva_ir::codes::encode(dtype, x).into();
+    }
     let (exponent_bits, mantissa_bits) = layout(dtype);
     let x = round(x, dtype);
     let sign = u64::from(x.is_sign_negative()) << (exponent_bits + mantissa_bits);

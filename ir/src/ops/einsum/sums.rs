@@ -1,0 +1,107 @@
+//! Products of 8-bit codes for tensor cores: sums of a block of terms, which are scaled and added up in `f32`.
+//!
+//! Tensor cores keep few bits of long sums of 8-bit numbers, and scales change from block to block. So the terms of a
+//! block are summed from zero on, and what comes out is scaled and added to sums in `f32`: `acc + (a · bᵀ) · (s_a · s_b)`.
+
+use crate::kernel::build::{Build, Tile};
+
+/// Reads codes: of the rows from number `first` of the program's tile on, the terms from `term` on, as a tile of
+/// `shape`, rows times terms.
+pub type Codes<'c, 'k> = dyn Fn(usize, [usize; 2], Tile<'k>) -> Tile<'k> + 'c;
+
+/// Reads the scales of rows (by number of the first, and how many there are) in a block of terms (by its number).
+/// Those of the left side are a column, those of the right side a row; one number does for all. None if scales do not
+/// differ along the terms: whoever asks for the sums applies them.
+pub type Scales<'c, 'k> = dyn Fn(usize, usize, Tile<'k>) -> Option<Tile<'k>> + 'c;
+
+/// An operand.
+pub struct Side<'c, 'k> {
+    /// Its codes.
+    pub codes: &'c Codes<'c, 'k>,
+    /// Its scales.
+    pub scales: &'c Scales<'c, 'k>,
+}
+
+/// How the sums of a program are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Rows of the program's tile.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// Columns that are multiplied at once: their sums of a block are in registers beside all that were added up. It
+    /// divides `cols`.
+    pub part: usize,
+    /// Terms that are summed before they are scaled.
+    pub block: usize,
+    /// Blocks of a trip.
+    pub ahead: usize,
+    /// Whether the scales of all blocks of a trip are read before its first product.
+    pub early: bool,
+}
+
+impl Cut {
+    /// For tiles of `rows` and at most `cols` columns (of `all`, if that is known), `terms` of which come to shared memory
+    /// together. Scales change after `block` terms; so many rows of the right side share one, if not each has its own.
+    pub fn new(
+        [rows, cols, terms]: [usize; 3],
+        all: Option<usize>,
+        block: usize,
+        right: Option<usize>,
+    ) -> Self {
+        // A row of scales is in registers too.
+        let (unit, most) = match right {
+            Some(n) => (common(n, MOST_PART), cols),
+            None => (MOST_PART / 2, cols.min(MOST_PART / 2)),
+        };
+        let cols = match all {
+            Some(all) if all <= unit => all,
+            _ if most <= unit => common(most, unit),
+            _ => most / unit * unit,
+        };
+        let (part, ahead) = (cols.min(unit), (terms / block).max(1));
+        Self { rows, cols, part, block, ahead, early: right.is_some() || part * ahead <= MOST_PART }
+    }
+}
+
+/// The largest number that divides both.
+fn common(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { common(b, a % b) }
+}
+
+/// The most columns of a part.
+const MOST_PART: usize = 128;
+
+/// The sums over `terms` terms, part by part.
+pub fn sums<'k>(k: &'k Build, cut: Cut, terms: Tile<'k>, sides: [&Side<'_, 'k>; 2]) -> Vec<Tile<'k>> {
+    let Cut { rows, cols, part, block, ahead, early } = cut;
+    let [left, right] = sides;
+    let zero = k.full([rows, part], 0.0);
+    let firsts: Vec<usize> = (0..cols).step_by(part).collect();
+    let trips = terms.div_ceil((block * ahead) as i64);
+    k.fold_all(trips, &vec![zero; firsts.len()], |trip, sums| {
+        let mut sums = sums.to_vec();
+        let scales = |i: usize| -> Vec<Option<Tile<'k>>> {
+            let number = trip * ahead as i64 + i as i64;
+            let own = (left.scales)(0, rows, number);
+            let scale = |&first: &usize| match (own, (right.scales)(first, part, number)) {
+                (Some(x), Some(y)) => Some(x * y),
+                (x, y) => x.or(y),
+            };
+            firsts.iter().map(scale).collect()
+        };
+        // Asked for before the first product, they are there when it is done.
+        let mut known: Vec<_> = if early { (0..ahead).map(scales).collect() } else { Vec::new() };
+        for i in 0..ahead {
+            known.extend((!early).then(|| scales(i)));
+            let term = trip * (block * ahead) as i64 + (i * block) as i64;
+            let a = (left.codes)(0, [rows, block], term);
+            for ((sum, scale), &first) in sums.iter_mut().zip(&known[i]).zip(&firsts) {
+                let b = (right.codes)(first, [part, block], term);
+                let product = k.full([rows, part], 0.0).add_dot(a, b);
+                *sum = *sum + scale.map_or(product, |scale| product * scale);
+            }
+        }
+        sums
+    })
+}
