@@ -130,8 +130,8 @@ impl BufView {
         Some(BufView { shape, strides, scales, ..self.clone() })
     }
 
-    /// Whether bulk copies can bring boxes of it to tensor cores: 16-bit floats, at most five axes, neighbours along
-    /// one of them, and multiples of 16 bytes between neighbours along the others.
+    /// Whether bulk copies can bring boxes of it to tensor cores: 16-bit floats or codes, at most five axes, neighbours
+    /// along one of them, and multiples of 16 bytes between neighbours along the others.
     pub fn is_bulk(&self) -> bool {
         if let Some(pool) = self.pool() {
             return pool.is_bulk();
@@ -144,7 +144,8 @@ impl BufView {
             (0..self.shape.len()).filter(real).map(|axis| &self.strides[axis]).collect::<Vec<_>>();
         let near = steps.iter().position(|step| **step == one);
         near.map(|at| steps.remove(at));
-        matches!(self.dtype, DType::Bf16 | DType::F16)
+        let narrow = matches!(self.dtype, DType::Bf16 | DType::F16);
+        (narrow || self.dtype.is_f8() && self.scales.is_none())
             && self.shape.len() <= 5
             && near.is_some()
             && aligned(&self.offset)
@@ -361,6 +362,8 @@ pub struct Schedule {
 pub struct TensorSchedule {
     /// Products: rows and columns of the result, and terms of the sum, of one tile.
     pub product: [usize; 3],
+    /// The same for 8-bit operands.
+    pub codes: [usize; 3],
     /// Attention whose values are at most `narrow` wide: query rows and keys of one tile.
     pub attention: [usize; 2],
     /// Attention with wider values.
@@ -391,6 +394,8 @@ pub struct FewRows {
     pub most: i64,
     /// Rows and columns of a tile, and terms of the sum.
     pub product: [usize; 3],
+    /// The same for 8-bit operands; none if the kernel for all numbers of rows does better.
+    pub codes: Option<[usize; 3]>,
     /// Whether columns of the result are the rows of tiles, so that no tile is mostly empty and many programs share the
     /// weights.
     pub swapped: bool,

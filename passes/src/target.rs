@@ -81,9 +81,10 @@ impl Target {
 
     /// An NVIDIA GPU of compute capability 9.0: tiles sized for registers and shared memory.
     pub fn cuda() -> Self {
-        let few = |most, product, swapped, [dense, experts]: [bool; 2]| FewRows {
+        let few = |most, product, codes, swapped, [dense, experts]: [bool; 2]| FewRows {
             most,
             product,
+            codes,
             swapped,
             dense,
             experts,
@@ -93,17 +94,18 @@ impl Target {
             attention: [16, 32],
             tensor: Some(TensorSchedule {
                 product: [128, 256, 64],
+                codes: [128, 256, 128],
                 attention: [128, 128],
                 wide_attention: [64, 64],
                 narrow: 256,
                 lines: 4,
                 few: vec![
-                    few(16, [64, 16, 128], true, [true, true]),
-                    few(64, [64, 64, 128], true, [true, true]),
-                    few(128, [128, 64, 128], false, [true, false]),
+                    few(16, [64, 16, 128], Some([64, 16, 512]), true, [true, true]),
+                    few(64, [64, 64, 128], Some([64, 64, 256]), true, [true, true]),
+                    few(128, [128, 64, 128], Some([128, 64, 256]), false, [true, false]),
                     // Few enough for one tile an expert: then its weights are read once.
-                    few(256, [256, 128, 64], false, [false, true]),
-                    few(512, [128, 128, 64], false, [true, false]),
+                    few(256, [256, 128, 64], None, false, [false, true]),
+                    few(512, [128, 128, 64], Some([128, 128, 128]), false, [true, false]),
                 ],
                 parts: vec![
                     KeyParts { most: 128, parts: 32 },

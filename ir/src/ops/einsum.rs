@@ -8,6 +8,7 @@ use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{DType, Shape, TensorType, Type};
 
+pub(super) mod codes;
 mod product;
 mod scaled;
 pub mod sums;

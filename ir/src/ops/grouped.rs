@@ -1,10 +1,12 @@
 //! `grouped`: a product of rows with the weights of the expert each row belongs to.
 
+use super::einsum::codes::{self, From, Operand};
 use super::einsum::{extents, product_dtype};
 use crate::attr::{Axis, Spec};
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
-use crate::lower::{Coord, Cx, FewRows, LowerError, Lowering, Request, View};
+use crate::kernel::build::Tile;
+use crate::lower::{BufView, Coord, Cx, FewRows, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{DType, Shape, TensorType, Type};
@@ -94,6 +96,9 @@ impl OpDef for Grouped {
         let [x, w, offsets] = args else { unreachable!("operands were counted") };
         let Axes { columns, summed_in_w } = self.axes();
         let (x, w) = (x.memory()?, w.memory()?);
+        if let Some(result) = self.codes(cx, x, w, offsets) {
+            return result;
+        }
         if let (Some(_), Some(experts)) = (cx.schedule.tensor_of(&[x, w]), cx.size(&w.shape[0])) {
             (cx.by_rows)(&x.shape[0], experts as i64, true);
         }
@@ -109,17 +114,10 @@ impl OpDef for Grouped {
 
         let expert = cx.program(&w.shape[0]);
         let first = cx.program_tile(&w.shape[columns], bn);
-        // Programs that follow each other share the columns, which they then read at the same time.
         let lines = cx.schedule.tensor_of(&[x, w]).filter(|_| cx.few.is_none()).map_or(1, |tensor| tensor.lines);
-        // Which line a program has goes round, as an expert may have rows for the first ones only.
-        let line =
-            (lines > 1).then(|| (cx.k.program(Dim::from(lines), 1) + expert + first / bn as i64) % lines);
-        let base = offsets.at(&Request::element(&[expert]))?;
-        let end = offsets.at(&Request::element(&[expert + 1i64]))?;
+        let ((base, end), mine, line) = share(cx, offsets, expert, first / bn as i64, bm, lines)?;
         let blocks = cx.extent(&x.shape[1]).div_ceil(bk as i64);
         let mut result = Ok(());
-        let tiles = (end - base).div_ceil(bm as i64);
-        let mine = line.map_or(tiles, |line| (tiles - line + (lines - 1)) / lines);
         cx.k.repeat(mine, |i| {
             let i = line.map_or(i, |line| i * lines + line);
             let row = base + i * bm as i64;
@@ -149,6 +147,29 @@ impl OpDef for Grouped {
     }
 }
 
+/// What a program has of an expert's rows, in tiles of `rows` of which it has every `lines`-th: where the expert's rows
+/// begin and end, how many tiles are its own, and, if not all, the number of the first.
+fn share<'k>(
+    cx: &Cx<'k>,
+    offsets: &View<'k>,
+    expert: Tile<'k>,
+    column: Tile<'k>,
+    rows: usize,
+    lines: i64,
+) -> Result<Share<'k>, LowerError> {
+    // Programs that follow each other share the columns, which they then read at the same time. Which line a program has
+    // goes round, as an expert may have rows for the first ones only.
+    let line = (lines > 1).then(|| (cx.k.program(Dim::from(lines), 1) + expert + column) % lines);
+    let base = offsets.at(&Request::element(&[expert]))?;
+    let end = offsets.at(&Request::element(&[expert + 1i64]))?;
+    let tiles = (end - base).div_ceil(rows as i64);
+    let mine = line.map_or(tiles, |line| (tiles - line + (lines - 1)) / lines);
+    Ok(((base, end), mine, line))
+}
+
+/// See [`share`].
+type Share<'k> = ((Tile<'k>, Tile<'k>), Tile<'k>, Option<Tile<'k>>);
+
 /// Where the axes are.
 struct Axes {
     /// The place in `w` of the result's columns.
@@ -158,6 +179,58 @@ struct Axes {
 }
 
 impl Grouped {
+    /// The kernel for 8-bit operands on tensor cores, whose scales are read by themselves; `None` if they cannot do it.
+    fn codes<'k>(
+        &self,
+        cx: &Cx<'k>,
+        x: &BufView,
+        w: &BufView,
+        offsets: &View<'k>,
+    ) -> Option<Result<(), LowerError>> {
+        let tensor = cx.schedule.tensor.as_ref()?;
+        let Axes { columns, summed_in_w } = self.axes();
+        let (x, w) = (Operand::new(cx, x, 0, 1)?, Operand::new(cx, w, columns, summed_in_w)?);
+        let (experts, terms) = (cx.size(&w.codes.shape[0])?, cx.size(&x.codes.shape[1])?);
+        let few = cx.few.and_then(|few| Some((few.codes?, few.swapped)));
+        let (tile, swapped) = few.unwrap_or((tensor.codes, false));
+        let all = cx.size(&w.codes.shape[columns]);
+        let sides = if swapped { [&w, &x] } else { [&x, &w] };
+        let cut = codes::cut(sides, tile, all.filter(|_| !swapped))?;
+        (cx.by_rows)(&x.codes.shape[0], experts as i64, true);
+
+        let (rows, wide) = if swapped { (cut.cols, cut.rows) } else { (cut.rows, cut.cols) };
+        let expert = cx.program(&w.codes.shape[0]);
+        let first = cx.program_tile(&w.codes.shape[columns], wide);
+        let lines = if few.is_some() { 1 } else { tensor.lines };
+        let (base, mine, line) = match share(cx, offsets, expert, first / wide as i64, rows, lines) {
+            Ok(share) => share,
+            Err(e) => return Some(Err(e)),
+        };
+        let mut result = Ok(());
+        cx.k.repeat(mine, |i| {
+            let i = line.map_or(i, |line| i * lines + line);
+            let row = base.0 + i * rows as i64;
+            let at_expert = |_: usize| expert;
+            let own = From { first: row, other: &at_expert, end: Some(base.1) };
+            let weights = From { first, other: &at_expert, end: None };
+            let places = if swapped { [weights, own] } else { [own, weights] };
+            for (shift, sum) in codes::product(cx, cut, cx.k.int(terms as i64), sides, places) {
+                let shift = shift as i64;
+                let coords = if swapped {
+                    vec![Coord::Cols(row + shift), Coord::Rows(first)]
+                } else {
+                    vec![Coord::Rows(row), Coord::Cols(first + shift)]
+                };
+                let limits = vec![(0, base.1)];
+                let at = Request { coords, rows: cut.rows, cols: cut.part, limits };
+                if result.is_ok() {
+                    result = cx.emit(&at, sum);
+                }
+            }
+        });
+        Some(result)
+    }
+
     fn axes(&self) -> Axes {
         let place = |axis: Axis| self.spec.inputs[1].iter().position(|&a| a == axis).unwrap_or(0);
         Axes { columns: place(self.spec.out[1]), summed_in_w: place(self.spec.inputs[0][1]) }

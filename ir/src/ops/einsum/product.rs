@@ -1,5 +1,6 @@
 //! The kernels of a contraction of one operand, and of two.
 
+use super::codes::{self, From, Operand};
 use crate::attr::{Axis, Spec};
 use crate::dim::Dim;
 use crate::kernel::build::Tile;
@@ -110,6 +111,11 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
     let inner = shared.iter().copied().filter(tiled).max_by_key(|&a| (step(0, a) as u8 + step(1, a) as u8, length(&a)));
 
     let operands = [&plan.views[0], &plan.views[1]];
+    if let (Some(row), Some(col), Some(term), [_]) = (rows, cols, inner, &summed[..])
+        && let Some(result) = codes(cx, &plan, [row, col, term])
+    {
+        return result;
+    }
     if let Some(rows) = rows.map(|axis| &plan.extents[axis as usize]).filter(|rows| cx.size(rows).is_none())
         && cx.schedule.tensor_of(&operands).is_some()
         && cols.is_some()
@@ -177,6 +183,48 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
     };
     let sum = nest(cx, &loops, &plan.extents, zero, &mut Vec::new(), &blocks);
     cx.emit(&at, sum)
+}
+
+/// A product of 8-bit operands by tensor cores, whose scales are read by themselves; `None` if they cannot do it.
+fn codes<'k>(cx: &Cx<'k>, plan: &Plan, [row, col, term]: [Axis; 3]) -> Option<Result<(), LowerError>> {
+    let tensor = cx.schedule.tensor.as_ref()?;
+    let place = |side: usize, axis: Axis| plan.specs[side].iter().position(|&a| a == axis);
+    let operand = |side: usize, own: Axis| {
+        Operand::new(cx, &plan.views[side], place(side, own)?, place(side, term)?)
+    };
+    let (left, right) = (operand(0, row)?, operand(1, col)?);
+    let extent = |axis: Axis| &plan.extents[axis as usize];
+    let (all, terms) = (cx.size(extent(col)), cx.size(extent(term))?);
+    let tile = cx.few.map_or(Some(tensor.codes), |few| few.codes).unwrap_or(tensor.codes);
+    let rows = cx.size(extent(row)).map_or(tile[0], |n| n.clamp(1, tile[0]));
+    let cut = codes::cut([&left, &right], [rows, tile[1], tile[2]], all)?;
+    if cx.size(extent(row)).is_none() {
+        (cx.by_rows)(extent(row), 1, false);
+    }
+
+    let coord = |&axis: &Axis| match axis {
+        _ if axis == row => Coord::Rows(cx.program_tile(extent(axis), cut.rows)),
+        _ if axis == col => Coord::Cols(cx.program_tile(extent(axis), cut.cols)),
+        _ => Coord::At(cx.program(extent(axis))),
+    };
+    let at: Vec<Coord<'k>> = plan.specs[2].iter().map(coord).collect();
+    let start = |axis: Axis| {
+        let place = plan.specs[2].iter().position(|&a| a == axis);
+        at[place.expect("an axis that is not summed stays")].start()
+    };
+    let others = [0, 1].map(|side| move |i: usize| start(plan.specs[side][i]));
+    let from = |side: usize, axis: Axis| From { first: start(axis), other: &others[side], end: None };
+    let sides = [from(0, row), from(1, col)];
+    let parts = codes::product(cx, cut, cx.k.int(terms as i64), [&left, &right], sides);
+    let emit = |(first, sum): (usize, Tile<'k>)| {
+        let shift = |coord: &Coord<'k>| match coord {
+            Coord::Cols(i) => Coord::Cols(*i + first as i64),
+            other => *other,
+        };
+        let coords = at.iter().map(shift).collect();
+        cx.emit(&Request { coords, rows: cut.rows, cols: cut.part, limits: Vec::new() }, sum)
+    };
+    Some(parts.into_iter().try_for_each(emit))
 }
 
 /// The columns of a tile that cut `all` with the least left over: `most`, or down to two thirds of it in steps of 64.
