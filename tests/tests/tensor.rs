@@ -58,6 +58,65 @@ fn @f(%x: bf16[g, m], weight %w: bf16[e, f, m], %offsets: i32[e + 1]) -> bf16[g,
     check(text, &[("offsets", vec![0, 770, 777, 780])], &[&[("g", 780)]]);
 }
 
+/// Scales for blocks, for rows and tensors, and for 32 terms of each row; a short last block, rows and columns that no tile
+/// divides.
+#[test]
+fn products_of_codes() {
+    let text = |x: &str, w: &str| {
+        format!(
+            "dim s dim m = 272 dim n = 200
+fn @f(%x: f8e4m3[{x}], weight %w: f8e4m3[{w}]) -> f32[s, n] {{
+  %y = einsum \"sm,nm->sn\" %x, %w : f32[s, n]
+  return %y
+}}"
+        )
+    };
+    let blocks = text("s, m/128", "n/128, m/128");
+    check(&blocks, &[], &[&[("s", 1)], &[("s", 19)], &[("s", 65)], &[("s", 150)], &[("s", 600)]]);
+    check(&blocks.replace("]", "; pow2]"), &[], &[&[("s", 21)]]);
+    for (x, w) in [
+        ("s, m/32; e8m0", "n, m/32; e8m0"),
+        ("s, m/*", "n, m/*"),
+        ("s/*, m/*", "n/*, m/*"),
+        ("s, m/256", "n/64, m/256"),
+        ("s, m/64", "n/96, m/64"),
+    ] {
+        check(&text(x, w), &[], &[&[("s", 3)], &[("s", 70)], &[("s", 130)]]);
+    }
+    let types = blocks.replace("%x: f8e4m3", "%x: f8e5m2");
+    check(&types, &[], &[&[("s", 2)], &[("s", 600)]]);
+}
+
+/// Rows of several axes; heads that meet weights of their own.
+#[test]
+fn products_of_codes_with_more_axes() {
+    let text = "dim b dim s dim h = 3 dim m = 160 dim n = 72
+fn @f(%x: f8e4m3[b, s, m/128], weight %w: f8e4m3[n/128, m/128]) -> f32[b, s, n] {
+  %y = einsum \"bsm,nm->bsn\" %x, %w : f32[b, s, n]
+  return %y
+}";
+    check(text, &[], &[&[("b", 3), ("s", 7)], &[("b", 2), ("s", 70)]]);
+    let text = "dim s dim h = 3 dim m = 160 dim n = 72
+fn @f(%x: f8e4m3[s, h, m/128], weight %w: f8e4m3[h, n/128, m/128]) -> f32[s, h, n] {
+  %y = einsum \"shm,hnm->shn\" %x, %w : f32[s, h, n]
+  return %y
+}";
+    check(text, &[], &[&[("s", 5)], &[("s", 140)]]);
+}
+
+#[test]
+fn codes_of_experts() {
+    let text = "dim g dim e = 3 dim m = 208 dim f = 136
+fn @f(%x: f8e4m3[g, m/128], weight %w: f8e4m3[e, f/128, m/128], %offsets: i32[e + 1]) -> f32[g, f] {
+  %y = grouped \"gm,efm->gf\" %x, %w, %offsets : f32[g, f]
+  return %y
+}";
+    check(text, &[("offsets", vec![0, 3, 3, 20])], &[&[("g", 20)]]);
+    check(text, &[("offsets", vec![0, 1, 70, 131])], &[&[("g", 131)]]);
+    check(text, &[("offsets", vec![0, 60, 60, 330])], &[&[("g", 330)]]);
+    check(text, &[("offsets", vec![0, 770, 777, 780])], &[&[("g", 780)]]);
+}
+
 #[test]
 fn attention_over_a_latent_cache() {
     // 9 heads: 9 queries in 32 parts, 360 in 16, 621 in 4; and all keys at once.

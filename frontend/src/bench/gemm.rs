@@ -16,10 +16,14 @@ const FEW_ROWS: [usize; 2] = [130, 1];
 /// How many elements are checked.
 const SAMPLE: usize = 256;
 
+/// Columns and terms of weights, and numbers of rows.
+pub(super) fn shapes(options: &Options) -> (&'static [[usize; 2]], &'static [usize]) {
+    if options.full { (&FULL, &ROWS) } else { (&SMALL, &FEW_ROWS) }
+}
+
 /// Every shape of weights with every number of rows.
 pub fn cases(options: &Options) -> Vec<Case> {
-    let (weights, rows): (&[[usize; 2]], &[usize]) =
-        if options.full { (&FULL, &ROWS) } else { (&SMALL, &FEW_ROWS) };
+    let (weights, rows) = shapes(options);
     let dtype = options.dtype;
     let of = |m: usize| {
         weights.iter().map(move |&[n, k]| Case {

@@ -8,14 +8,14 @@ use eva_ir::types::DType;
 
 /// The widths of the residual stream and of an expert, and how many experts a token goes to.
 #[derive(Clone, Copy)]
-struct Widths {
-    hidden: usize,
-    inner: usize,
-    chosen: usize,
+pub(super) struct Widths {
+    pub hidden: usize,
+    pub inner: usize,
+    pub chosen: usize,
 }
 
-const FULL: Widths = Widths { hidden: 7168, inner: 2048, chosen: 8 };
-const SMALL: Widths = Widths { hidden: 264, inner: 136, chosen: 3 };
+pub(super) const FULL: Widths = Widths { hidden: 7168, inner: 2048, chosen: 8 };
+pub(super) const SMALL: Widths = Widths { hidden: 264, inner: 136, chosen: 3 };
 
 /// What is multiplied.
 #[derive(Clone, Copy, PartialEq, Eq)]

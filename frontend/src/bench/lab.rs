@@ -55,6 +55,8 @@ pub(super) struct Operand<'a> {
 pub(super) enum Fill<'a> {
     /// Normal numbers times two to this power.
     Normal(i32),
+    /// The magnitudes of such.
+    Positive(i32),
     /// These integers.
     Ints(&'a [i32]),
 }
@@ -179,6 +181,9 @@ impl Lab {
                 let weight = match fill {
                     Fill::Normal(exponent) => {
                         self.elements(set, i, exponent).weight(&exe, dtype, shape, name)?
+                    }
+                    Fill::Positive(exponent) => {
+                        self.elements(set, i, exponent).positive().weight(&exe, dtype, shape, name)?
                     }
                     Fill::Ints(numbers) => Tensor::from_i32(shape, numbers).into(),
                 };

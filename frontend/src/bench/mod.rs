@@ -7,6 +7,7 @@
 
 mod calibrate;
 mod forms;
+mod fp8;
 mod gemm;
 mod grouped;
 mod lab;
@@ -42,12 +43,15 @@ pub enum Bench {
     Layer,
     /// Latent attention in each form.
     Forms,
+    /// Products of 8-bit operands.
+    Fp8,
 }
 
 impl Bench {
     /// All, the order they are best run in.
-    pub const ALL: [Bench; 7] = [
+    pub const ALL: [Bench; 8] = [
         Bench::Gemm,
+        Bench::Fp8,
         Bench::MlaDecode,
         Bench::MlaPrefill,
         Bench::Grouped,
@@ -66,6 +70,7 @@ impl Bench {
             Bench::Rows => "rows",
             Bench::Layer => "layer",
             Bench::Forms => "forms",
+            Bench::Fp8 => "fp8",
         }
     }
 }
@@ -157,6 +162,7 @@ pub fn cases(bench: Bench, options: &Options) -> Vec<Case> {
         Bench::Rows => rows::cases(options),
         Bench::Layer => layer::cases(options),
         Bench::Forms => forms::cases(options),
+        Bench::Fp8 => fp8::cases(options),
     }
 }
 

@@ -17,8 +17,8 @@ pub struct Numbers {
     period: usize,
     /// More than two periods, so that a window and a row that begins in it are contiguous.
     sequence: Vec<f32>,
-    /// Two periods' bytes, by the elements' type and the exponent of their scale.
-    bytes: Mutex<HashMap<(DType, i32), Bytes>>,
+    /// Two periods' bytes, by the elements' type, the exponent of their scale, and whether they are magnitudes.
+    bytes: Mutex<HashMap<(DType, i32, bool), Bytes>>,
 }
 
 type Bytes = Arc<Vec<u8>>;
@@ -50,26 +50,28 @@ impl Numbers {
     pub fn elements(&self, seed: usize, exponent: i32) -> Elements<'_> {
         // Far apart, and all different for as many tensors as a benchmark has.
         let offset = seed.wrapping_mul(128 * 7919) % self.period;
-        Elements { numbers: self, offset, exponent, scale: 2f32.powi(exponent) }
+        Elements { numbers: self, offset, exponent, scale: 2f32.powi(exponent), positive: false }
     }
 
     /// The bytes of two periods of numbers times `2^exponent`.
-    fn bytes(&self, dtype: DType, exponent: i32) -> Result<Bytes, BenchError> {
+    fn bytes(&self, dtype: DType, exponent: i32, positive: bool) -> Result<Bytes, BenchError> {
         let mut made = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bytes) = made.get(&(dtype, exponent)) {
+        if let Some(bytes) = made.get(&(dtype, exponent, positive)) {
             return Ok(bytes.clone());
         }
         let (numbers, scale) = (&self.sequence[..2 * self.period], 2f32.powi(exponent));
         let size = dtype.bytes() as usize;
         let mut bytes = vec![0; numbers.len() * size];
-        for (to, x) in bytes.chunks_exact_mut(size).zip(numbers.iter().map(|x| x * scale)) {
+        let numbers = numbers.iter().map(|x| if positive { x.abs() } else { *x } * scale);
+        for (to, x) in bytes.chunks_exact_mut(size).zip(numbers) {
             match dtype {
                 DType::F32 => to.copy_from_slice(&x.to_le_bytes()),
                 DType::Bf16 => to.copy_from_slice(&bf16::from_f32(x).to_le_bytes()),
+                DType::F8E4M3 | DType::F8E5M2 => to[0] = eva_ir::codes::encode(dtype, f64::from(x)),
                 other => return Err(BenchError::Unsupported(format!("random numbers of type {other}"))),
             }
         }
-        Ok(made.entry((dtype, exponent)).or_insert(Arc::new(bytes)).clone())
+        Ok(made.entry((dtype, exponent, positive)).or_insert(Arc::new(bytes)).clone())
     }
 }
 
@@ -92,22 +94,31 @@ pub struct Elements<'a> {
     offset: usize,
     exponent: i32,
     scale: f32,
+    positive: bool,
 }
 
 impl Elements<'_> {
+    /// Their magnitudes.
+    pub fn positive(self) -> Self {
+        Self { positive: true, ..self }
+    }
+
     /// Element number `i`.
     pub fn at(&self, i: usize) -> f64 {
-        f64::from(self.numbers.sequence[self.offset + i % self.numbers.period] * self.scale)
+        self.number(self.numbers.sequence[self.offset + i % self.numbers.period])
+    }
+
+    fn number(&self, x: f32) -> f64 {
+        f64::from(if self.positive { x.abs() } else { x } * self.scale)
     }
 
     /// The `n` elements from number `first` on.
     pub fn row(&self, first: usize, n: usize) -> Vec<f64> {
         let from = self.offset + first % self.numbers.period;
-        let scale = f64::from(self.scale);
         if n > ROW {
             return (first..first + n).map(|i| self.at(i)).collect();
         }
-        self.numbers.sequence[from..from + n].iter().map(|&x| f64::from(x) * scale).collect()
+        self.numbers.sequence[from..from + n].iter().map(|&x| self.number(x)).collect()
     }
 
     /// Calls `with` with the bytes of the first `n` elements, at most a period.
@@ -117,7 +128,7 @@ impl Elements<'_> {
         n: usize,
         with: impl FnOnce(&[u8]) -> Result<T, BenchError>,
     ) -> Result<T, BenchError> {
-        let bytes = self.numbers.bytes(dtype, self.exponent)?;
+        let bytes = self.numbers.bytes(dtype, self.exponent, self.positive)?;
         let size = dtype.bytes() as usize;
         with(&bytes[self.offset * size..][..n.min(self.numbers.period) * size])
     }

@@ -12,6 +12,7 @@ use eva_ir::types::DType;
 use eva_passes::CacheOptions;
 use eva_passes::cache::Layout;
 use eva_passes::interpret::{Extents, How, interpret_with};
+use eva_passes::plan::Plan;
 use eva_passes::target::Target;
 use eva_ptx::Ptx;
 use std::collections::HashMap;
@@ -32,12 +33,16 @@ fn limits(dtype: DType) -> (f64, f64) {
     }
 }
 
-/// Runs a function's plan for a GPU, and each kernel's PTX beside it on the same numbers. Gives why there is no plan.
-fn check(module: &Module, func: Func, sizes: &Sizes, args: &[Array]) -> Result<(), String> {
+/// A module's plan for a GPU, or why there is none.
+fn compiled(module: &Module) -> Result<Plan, String> {
     // Caches stay as they are written, so that arguments fit.
     let cache = CacheOptions { layout: Layout::AsWritten, page: None };
     let options = eva_passes::Options { cache, ..eva_passes::Options::default() };
-    let plan = eva_passes::compile(module, &Target::cuda(), &options).map_err(|e| e.to_string())?;
+    eva_passes::compile(module, &Target::cuda(), &options).map_err(|e| e.to_string())
+}
+
+/// Runs a function's plan, and each kernel's PTX beside it on the same numbers.
+fn check(plan: &Plan, func: Func, sizes: &Sizes, args: &[Array]) {
     let how = How { phase: Phase::Block, slack: 3, options: Default::default() };
     let mut made: HashMap<String, Ptx> = HashMap::new();
     let mut runner = |kernel: &Kernel, sizes: &Extents, storages: &mut [Storage], binding: &[usize]| {
@@ -70,8 +75,7 @@ fn check(module: &Module, func: Func, sizes: &Sizes, args: &[Array]) -> Result<(
         }
         Ok(stats)
     };
-    interpret_with(&plan, func, sizes, args, &how, &mut runner).unwrap_or_else(|e| panic!("{e}"));
-    Ok(())
+    interpret_with(plan, func, sizes, args, &how, &mut runner).unwrap_or_else(|e| panic!("{e}"));
 }
 
 /// What follows `// name:` on the lines that start so.
@@ -83,6 +87,7 @@ fn said<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
 /// Runs every function of a module with all the sizes that its text names.
 fn case(name: &str, text: &str) {
     let module = eva_ir::text::parse(text).unwrap_or_else(|diags| panic!("{name}:\n{diags}"));
+    let plan = compiled(&module).unwrap_or_else(|e| panic!("{name}: {e}"));
     let ints: HashMap<&str, Vec<f64>> = said(text, "ints")
         .into_iter()
         .map(|line| {
@@ -99,14 +104,14 @@ fn case(name: &str, text: &str) {
         let sizes = Sizes(given.chain(fixed).collect());
         for (func, f) in module.funcs.iter() {
             println!("{name} @{} with {line}", f.name);
-            let args: Vec<Array> = f
-                .params()
-                .enumerate()
-                .map(|(i, (value, _))| {
-                    let ty = f.tensor(value).expect("parameters are tensors");
+            // Of 8-bit floats the plan has codes, and scales as parameters of their own.
+            let params = plan.funcs[func].params.iter().enumerate();
+            let args: Vec<Array> = params
+                .map(|(i, param)| {
+                    let ty = &param.ty;
                     let shape: Vec<usize> = ty.shape.iter().map(|dim| sizes.of(dim)).collect();
                     let n = shape.iter().product();
-                    let data: Vec<f64> = match ints.get(f.values[value].name.as_str()) {
+                    let data: Vec<f64> = match ints.get(param.name.as_str()) {
                         Some(given) if ty.dtype.is_int() => (0..n).map(|i| given[i % given.len()]).collect(),
                         _ if ty.dtype.is_int() => vec![0.0; n],
                         _ => random(i as u64 + 1, n).map(|x| round(x, ty.dtype)).collect(),
@@ -114,7 +119,7 @@ fn case(name: &str, text: &str) {
                     Array::new(&shape, data)
                 })
                 .collect();
-            check(&module, func, &sizes, &args).unwrap_or_else(|e| panic!("{name}: {e}"));
+            check(&plan, func, &sizes, &args);
         }
     }
 }
@@ -155,6 +160,59 @@ fn @columns(%x: f16[m, k], weight %w: f16[k, n]) -> f16[m, n] {
 // sizes: m=530
 ";
     case("products", module);
+}
+
+/// Codes and scales of several kinds; what is quantized before; weights of 8 bits that are numbers when they are read.
+#[test]
+fn products_of_codes_mean_the_same_as_ptx() {
+    let module = "
+dim m
+dim k = 272
+dim n = 200
+
+fn @blocks(%x: bf16[m, k], weight %w: f8e4m3[n/128, k/128]) -> bf16[m, n] {
+  %q = quantize %x {to = f8e4m3, per = [1, 128], scales = single, least = 1e-4} : f8e4m3[m, k/128]
+  %y = einsum \"mk,nk->mn\" %q, %w : f32[m, n]
+  %z = cast %y {to = bf16} : bf16[m, n]
+  return %z
+}
+
+fn @short(%x: f8e5m2[m, k/32; e8m0], weight %w: f8e4m3[n, k/32; e8m0]) -> f32[m, n] {
+  %y = einsum \"mk,nk->mn\" %x, %w : f32[m, n]
+  return %y
+}
+
+fn @rows(%x: f8e4m3[m, k/*], weight %w: f8e4m3[n/*, k/*]) -> f32[m, n] {
+  %y = einsum \"mk,nk->mn\" %x, %w : f32[m, n]
+  return %y
+}
+
+fn @weights(%x: f32[m, k], weight %w: f8e4m3[n/16, k/16; pow2]) -> f32[m, n] {
+  %d = dequantize %w {to = f32} : f32[n, k]
+  %y = einsum \"mk,nk->mn\" %x, %d : f32[m, n]
+  return %y
+}
+
+// sizes: m=3
+// sizes: m=50
+// sizes: m=139
+";
+    case("codes", module);
+    let experts = "
+dim m
+dim k = 272
+dim n = 200
+dim e = 3
+
+fn @experts(%x: f8e4m3[m, k/128], weight %w: f8e4m3[e, n/128, k/128], %offsets: i32[e + 1]) -> f32[m, n] {
+  %y = grouped \"mk,enk->mn\" %x, %w, %offsets : f32[m, n]
+  return %y
+}
+
+// sizes: m=139
+// ints: offsets = 0 2 130 139
+";
+    case("codes of experts", experts);
 }
 
 /// The case of latent attention, in bf16 and as wide as tensor cores have it.
@@ -212,8 +270,11 @@ fn kernels_of_random_modules_mean_the_same_as_ptx() {
         let wanted = Wanted { ops: 4 + seed as usize % 9, narrow: seed % 2 == 1, calls: seed % 3 == 0 };
         let sample = random_module(seed, wanted);
         println!("seed {seed}");
-        match check(&sample.module, sample.func, &sample.sizes, &sample.args(seed)) {
-            Ok(()) => ran += 1,
+        match compiled(&sample.module) {
+            Ok(plan) => {
+                check(&plan, sample.func, &sample.sizes, &sample.args(seed));
+                ran += 1;
+            }
             // There is no f64 on a GPU.
             Err(why) => assert!(why.contains("f64"), "seed {seed}: {why}"),
         }

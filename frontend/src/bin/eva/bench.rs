@@ -84,6 +84,8 @@ enum BenchArg {
     Layer,
     /// Latent attention of some new tokens after many cached ones, in each form
     Forms,
+    /// Products of 8-bit operands with scales, dense and of experts, and quantizing
+    Fp8,
     /// This machine's rates, as a file for `eva explain --target FILE`; by itself, and not one of all
     Calibrate,
 }
@@ -99,6 +101,7 @@ impl BenchArg {
             BenchArg::Rows => Some(Bench::Rows),
             BenchArg::Layer => Some(Bench::Layer),
             BenchArg::Forms => Some(Bench::Forms),
+            BenchArg::Fp8 => Some(Bench::Fp8),
             BenchArg::Calibrate => None,
         }
     }
