@@ -209,7 +209,7 @@ fn module(name: &str, text: &str, device: Device) -> Outcome<usize> {
     let module = parse(text).map_err(|diags| diags.to_string())?;
     verify(&module).map_err(|diags| diags.to_string())?;
     // Caches stay as they are written, so that states fit.
-    let cache = CacheOptions { layout: Layout::AsWritten, page: None };
+    let cache = CacheOptions { layout: Layout::AsWritten, ..CacheOptions::default() };
     let passes = eva_passes::Options { cache, ..eva_passes::Options::default() };
     let on_cpu = CompileOptions { passes: passes.clone(), ..CompileOptions::default() };
     let on_cpu = Arc::new(Executable::compile(&module, &on_cpu)?);

@@ -12,7 +12,7 @@ fn load(name: &str, form: Form, layout: Layout, page: Option<usize>) -> Model {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
     let options = LoadOptions {
         form,
-        cache: CacheOptions { layout, page },
+        cache: CacheOptions { layout, page, ..CacheOptions::default() },
         expanded_cache: layout == Layout::AsWritten,
         entries: vec!["forward".into(), "main".into()],
         ..LoadOptions::default()

@@ -146,7 +146,8 @@ impl<'c> Emitter<'_, 'c> {
                 let beyond = b.build_int_compare(beyond, bits, ir.i32(end), "")?;
                 int(b.build_select(beyond, ir.i32(end), bits, "")?)
             };
-            let within = clamp(clamp(bits, LEAST_POWER, IntPredicate::SLT)?, LARGEST_POWER, IntPredicate::SGT)?;
+            let within =
+                clamp(clamp(bits, LEAST_POWER, IntPredicate::SLT)?, LARGEST_POWER, IntPredicate::SGT)?;
             // One more where there is any mantissa; the least power has one, and the exponent 0.
             let up = ir.shr(b.build_int_add(within, ir.i32(0x7f_ffff), "")?, 23)?;
             let least = b.build_int_compare(IntPredicate::EQ, within, ir.i32(LEAST_POWER), "")?;

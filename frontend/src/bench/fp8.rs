@@ -71,9 +71,8 @@ fn operand<'a>(name: &'a str, dtype: DType, shape: &'a [usize]) -> Operand<'a> {
 fn numbers(lab: &Lab, [codes, first, n]: [usize; 3], [scales, scale]: [usize; 2]) -> Vec<f64> {
     let row = lab.elements(0, codes, CODES).row(first, n);
     let scales = lab.elements(0, scales, SCALES).positive();
-    let number = |(i, x): (usize, f64)| {
-        codes::decode(F8, codes::encode(F8, x)) * scales.at(scale + i / BLOCK)
-    };
+    let number =
+        |(i, x): (usize, f64)| codes::decode(F8, codes::encode(F8, x)) * scales.at(scale + i / BLOCK);
     row.into_iter().enumerate().map(number).collect()
 }
 

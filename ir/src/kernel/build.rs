@@ -159,9 +159,8 @@ impl Build {
         init: [Tile<'k>; N],
         body: impl FnOnce(Tile<'k>, [Tile<'k>; N]) -> [Tile<'k>; N],
     ) -> [Tile<'k>; N] {
-        let outs = self.fold_all(trips, &init, |index, args| {
-            body(index, std::array::from_fn(|i| args[i])).to_vec()
-        });
+        let outs =
+            self.fold_all(trips, &init, |index, args| body(index, std::array::from_fn(|i| args[i])).to_vec());
         std::array::from_fn(|i| outs[i])
     }
 

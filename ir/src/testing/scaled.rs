@@ -9,7 +9,6 @@ use crate::types::DType;
 
 const BOTH: [Option<usize>; 2] = [Some(0), Some(1)];
 
-
 /// How a product is cut, and where its scales differ: those of the left operand in each row.
 #[derive(Clone, Copy)]
 pub struct Form {
@@ -69,8 +68,7 @@ fn write<'k>(k: &'k Build, form: Form, n_all: i64, k_all: i64) {
         k.load(w, &[j + first as i64, term], BOTH, shape, &[])
     };
     let x_scale = |first: usize, rows: usize, number: Tile<'k>| {
-        let (axes, shape) =
-            if swapped { ([None, Some(1)], [1, rows]) } else { ([Some(1), None], [rows, 1]) };
+        let (axes, shape) = if swapped { ([None, Some(1)], [1, rows]) } else { ([Some(1), None], [rows, 1]) };
         Some(k.load(x_scales, &[number, i + first as i64], axes, shape, &[]))
     };
     let w_scale = |first: usize, rows: usize, number: Tile<'k>| {

@@ -113,9 +113,7 @@ pub fn agree_on(
         let spread = spread.unwrap_or_else(|e| panic!("{e}\n{kernel}"));
         assert_eq!(spread.phase, phase);
         let mut bufs = kernel.bufs.clone();
-        if phase == Phase::Lane {
-            kernel.bufs.keys().for_each(|buf| bufs[buf].scaled = None);
-        }
+        kernel.bufs.keys().for_each(|buf| bufs[buf].scaled = None);
         assert_eq!((&spread.bufs, &spread.grid), (&bufs, &kernel.grid));
         verify(&spread).unwrap_or_else(|e| panic!("{}\n{kernel}\n{spread}", e.join("\n")));
         let mut results = start.clone();
@@ -132,9 +130,7 @@ pub fn agree_on(
         }
         (results, stats, spread)
     };
-    if kernel.bufs.iter().all(|(_, data)| data.scaled.is_none()) {
-        spread(Phase::Block);
-    }
+    spread(Phase::Block);
     let (results, lane, kernel) = spread(Phase::Lane);
     Ran { results, lane, kernel }
 }

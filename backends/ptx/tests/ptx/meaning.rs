@@ -152,7 +152,10 @@ fn casts_saturate_and_roundings_go_to_even() {
     // Powers of two, and the numbers beside them.
     for exponent in -149..=128 {
         let power = 2f64.powi(exponent);
-        edges.extend([power, power * (1.0 + 2f64.powi(-23)), power * (1.0 - 2f64.powi(-24))].map(|x| f64::from(x as f32)));
+        edges.extend(
+            [power, power * (1.0 + 2f64.powi(-23)), power * (1.0 - 2f64.powi(-24))]
+                .map(|x| f64::from(x as f32)),
+        );
     }
     for to in [DType::Bf16, DType::F16, DType::F8E4M3, DType::F8E5M2, DType::E8M0] {
         let name = format!("round_{to}");

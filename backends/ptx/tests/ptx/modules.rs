@@ -36,7 +36,7 @@ fn limits(dtype: DType) -> (f64, f64) {
 /// A module's plan for a GPU, or why there is none.
 fn compiled(module: &Module) -> Result<Plan, String> {
     // Caches stay as they are written, so that arguments fit.
-    let cache = CacheOptions { layout: Layout::AsWritten, page: None };
+    let cache = CacheOptions { layout: Layout::AsWritten, ..CacheOptions::default() };
     let options = eva_passes::Options { cache, ..eva_passes::Options::default() };
     eva_passes::compile(module, &Target::cuda(), &options).map_err(|e| e.to_string())
 }

@@ -194,7 +194,7 @@ impl CacheArg {
             CacheArg::Auto => eva_passes::cache::Layout::Auto,
             CacheArg::Expanded => eva_passes::cache::Layout::AsWritten,
         };
-        eva_passes::CacheOptions { layout, page }
+        eva_passes::CacheOptions { layout, page, ..Default::default() }
     }
 }
 

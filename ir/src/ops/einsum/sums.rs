@@ -59,6 +59,8 @@ impl Cut {
             _ if most <= unit => common(most, unit),
             _ => most / unit * unit,
         };
+        // Each block has addresses of its own for a row of scales.
+        let terms = if right.is_none() && block < MOST_PART { terms.min(MOST_PART) } else { terms };
         let (part, ahead) = (cols.min(unit), (terms / block).max(1));
         Self { rows, cols, part, block, ahead, early: right.is_some() || part * ahead <= MOST_PART }
     }

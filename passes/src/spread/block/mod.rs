@@ -47,7 +47,8 @@ pub fn suits_block(kernel: &Kernel, target: &Hopper) -> bool {
     !uses::multiplies_narrow(&info) || tensor::Products::find(&info, target).is_some()
 }
 
-/// The block phase of a verified `kernel` of the tile phase. Buffers and grid stay as they are.
+/// The block phase of a verified `kernel` of the tile phase. Buffers and grid stay as they are, but that no buffer is
+/// scaled any more: scales are read by instructions of their own.
 pub fn spread_block(kernel: &Kernel, target: &Hopper) -> Result<Kernel> {
     if kernel.phase != Phase::Tile {
         return Err(SpreadError::Phase(kernel.name.clone()));

@@ -281,10 +281,13 @@ impl Products {
                 && fill.place.limits == place.limits
                 && fill.rows >= rows
                 && (0..place.at.len()).all(alike);
+            if !same {
+                return None;
+            }
             let (fill_base, fill_from) = sum_with_constant(info, fill.place.at[col]);
             let first = usize::try_from(from - fill_from).ok()?;
             let inside = first.is_multiple_of(STEP) && first + terms <= fill.cols;
-            (same && fill_base == base && inside).then_some((i, first))
+            (fill_base == base && inside).then_some((i, first))
         })
     }
 
