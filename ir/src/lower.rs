@@ -370,6 +370,8 @@ pub struct TensorSchedule {
     pub wide_attention: [usize; 2],
     /// The most columns of a value of which two warpgroups can have a row each.
     pub narrow: usize,
+    /// How many programs run at once.
+    pub programs: usize,
     /// How many programs divide the rows of an expert among them, for each block of columns.
     pub lines: i64,
     /// Kernels for products with few rows, the fewest first; they are chosen at launch.
@@ -394,8 +396,8 @@ pub struct FewRows {
     pub most: i64,
     /// Rows and columns of a tile, and terms of the sum.
     pub product: [usize; 3],
-    /// The same for 8-bit operands; none if the kernel for all numbers of rows does better.
-    pub codes: Option<[usize; 3]>,
+    /// The same for 8-bit operands, and what `swapped` is for them; none if the kernel for all numbers of rows does better.
+    pub codes: Option<([usize; 3], bool)>,
     /// Whether columns of the result are the rows of tiles, so that no tile is mostly empty and many programs share the
     /// weights.
     pub swapped: bool,

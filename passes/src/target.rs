@@ -98,14 +98,15 @@ impl Target {
                 attention: [128, 128],
                 wide_attention: [64, 64],
                 narrow: 256,
+                programs: 132,
                 lines: 4,
                 few: vec![
-                    few(16, [64, 16, 128], Some([64, 16, 512]), true, [true, true]),
-                    few(64, [64, 64, 128], Some([64, 64, 256]), true, [true, true]),
-                    few(128, [128, 64, 128], Some([128, 64, 256]), false, [true, false]),
+                    few(16, [64, 16, 128], Some(([64, 16, 512], true)), true, [true, true]),
+                    few(64, [64, 64, 128], Some(([64, 64, 256], false)), true, [true, true]),
+                    few(128, [128, 64, 128], Some(([128, 64, 256], false)), false, [true, false]),
                     // Few enough for one tile an expert: then its weights are read once.
-                    few(256, [256, 128, 64], None, false, [false, true]),
-                    few(512, [128, 128, 64], Some([128, 128, 128]), false, [true, false]),
+                    few(256, [256, 128, 64], Some(([256, 128, 128], false)), false, [false, true]),
+                    few(512, [128, 128, 64], Some(([128, 128, 128], false)), false, [true, false]),
                 ],
                 parts: vec![
                     KeyParts { most: 128, parts: 32 },

@@ -191,7 +191,7 @@ impl Grouped {
         let Axes { columns, summed_in_w } = self.axes();
         let (x, w) = (Operand::new(cx, x, 0, 1)?, Operand::new(cx, w, columns, summed_in_w)?);
         let (experts, terms) = (cx.size(&w.codes.shape[0])?, cx.size(&x.codes.shape[1])?);
-        let few = cx.few.and_then(|few| Some((few.codes?, few.swapped)));
+        let few = cx.few.and_then(|few| few.codes);
         let (tile, swapped) = few.unwrap_or((tensor.codes, false));
         let all = cx.size(&w.codes.shape[columns]);
         let sides = if swapped { [&w, &x] } else { [&x, &w] };
@@ -215,14 +215,14 @@ impl Grouped {
             let weights = From { first, other: &at_expert, end: None };
             let places = if swapped { [weights, own] } else { [own, weights] };
             for (shift, sum) in codes::product(cx, cut, cx.k.int(terms as i64), sides, places) {
-                let shift = shift as i64;
+                let [top, left] = shift.map(|n| n as i64);
                 let coords = if swapped {
-                    vec![Coord::Cols(row + shift), Coord::Rows(first)]
+                    vec![Coord::Cols(row + left), Coord::Rows(first + top)]
                 } else {
-                    vec![Coord::Rows(row), Coord::Cols(first + shift)]
+                    vec![Coord::Rows(row + top), Coord::Cols(first + left)]
                 };
                 let limits = vec![(0, base.1)];
-                let at = Request { coords, rows: cut.rows, cols: cut.part, limits };
+                let at = Request { coords, rows: cut.tall, cols: cut.part, limits };
                 if result.is_ok() {
                     result = cx.emit(&at, sum);
                 }

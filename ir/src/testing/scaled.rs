@@ -82,13 +82,13 @@ fn write<'k>(k: &'k Build, form: Form, n_all: i64, k_all: i64) {
     let x = Side { codes: &x_codes, scales: &x_scale };
     let w = Side { codes: &w_codes, scales: &w_scale };
     let sides = if swapped { [&w, &x] } else { [&x, &w] };
-    let found = sums(k, cut, k.int(k_all), sides);
-    for (part, &sum) in found.iter().enumerate() {
-        let shift = (part * cut.part) as i64;
+    let (tops, firsts) = cut.firsts();
+    let places = tops.iter().flat_map(|&top| firsts.iter().map(move |&first| [top as i64, first as i64]));
+    for ([top, first], &sum) in places.zip(&sums(k, cut, k.int(k_all), sides)) {
         if swapped {
-            k.store(y, &[i + shift, j], [Some(1), Some(0)], &[], sum);
+            k.store(y, &[i + first, j + top], [Some(1), Some(0)], &[], sum);
         } else {
-            k.store(y, &[i, j + shift], BOTH, &[], sum);
+            k.store(y, &[i + top, j + first], BOTH, &[], sum);
         }
     }
 }

@@ -45,6 +45,8 @@ fn few_rows_swapped_and_not() {
     check(few([64, 16, 256], true), 200, 656, &[3, 16, 21], &[(Keep::No, 16, 128); 2]);
     check(few([64, 64, 256], true), 136, 272, &[50], &[(Keep::No, 64, 128); 2]);
     check(few([128, 64, 256], false), 200, 272, &[100], &[(Keep::No, 64, 128); 2]);
+    // Rows of experts, so that weights are read once: two products of 128 rows.
+    check(few([256, 128, 128], false), 136, 272, &[250, 3], &[(Keep::No, 128, 128); 2]);
 }
 
 /// Scales for 32 terms, of each row on both sides: four products of one tile.

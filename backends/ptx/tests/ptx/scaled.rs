@@ -129,6 +129,7 @@ fn kernels_of_the_tile_phase_become_such_products() {
         ("scaled_swapped_16", few([64, 16, 256], true), 200, 656, 21, "m64n16k32", 8),
         ("scaled_swapped_64", few([64, 64, 256], true), 136, 272, 50, "m64n64k32", 8),
         ("scaled_128", few([128, 64, 256], false), 200, 272, 100, "m64n64k32", 8),
+        ("scaled_256", few([256, 128, 128], false), 200, 272, 210, "m64n128k32", 8),
         ("scaled_32", Form { block: 32, weights: 1, ..DENSE }, 264, 208, 70, "m64n64k32", 4),
     ] {
         let tiles = product(name, form, n, k);

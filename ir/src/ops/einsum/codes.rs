@@ -138,7 +138,7 @@ pub fn cut(
     // Scales outside of the sum are applied where it is done, and are no part of this.
     let right_block = if right.terms().is_some() { right_block } else { Some(MOST_TERMS as usize) };
     let cut = Cut::new(tile, all, block as usize, right_block);
-    let rows = left.block_along(left.row).is_none_or(|n| n == 1 || n % cut.rows as i64 == 0);
+    let rows = left.block_along(left.row).is_none_or(|n| n == 1 || n % cut.tall as i64 == 0);
     let fits = left.terms() == right.terms()
         && block <= MOST_TERMS
         && block % STEP == 0
@@ -152,14 +152,14 @@ const MOST_TERMS: i64 = 128;
 /// Blocks have a multiple of so many terms, which tensor cores sum at once.
 const STEP: i64 = 32;
 
-/// The product of a program's tile, scaled, part by part: the first column of each, and the sums.
+/// The product of a program's tile, scaled, part by part: the first row and column of each, and the sums.
 pub fn product<'k>(
     cx: &Cx<'k>,
     cut: Cut,
     terms: Tile<'k>,
     [left, right]: [&Operand; 2],
     [rows, cols]: [From<'_, 'k>; 2],
-) -> Vec<(usize, Tile<'k>)> {
+) -> Vec<([usize; 2], Tile<'k>)> {
     let left_codes = |first: usize, shape: [usize; 2], term: Tile<'k>| left.load(cx, rows, first, shape, term);
     let right_codes = |first: usize, shape: [usize; 2], term: Tile<'k>| right.load(cx, cols, first, shape, term);
     let inside = left.terms().is_some();
@@ -175,14 +175,15 @@ pub fn product<'k>(
         &Side { codes: &right_codes, scales: &right_scale },
     ];
     let found = sums(cx.k, cut, terms, sides);
-    let part = |(i, sum): (usize, Tile<'k>)| {
-        let first = i * cut.part;
+    let (tops, firsts) = cut.firsts();
+    let places = tops.iter().flat_map(|&top| firsts.iter().map(move |&first| [top, first]));
+    let part = |(at, sum): ([usize; 2], Tile<'k>)| {
         if inside {
-            return (first, sum);
+            return (at, sum);
         }
-        let zero = cx.k.int(0);
-        let scale = left.scale(cx, rows, [0, cut.rows], zero, false);
-        (first, sum * (scale * right.scale(cx, cols, [first, cut.part], zero, true)))
+        let (zero, [top, first]) = (cx.k.int(0), at);
+        let scale = left.scale(cx, rows, [top, cut.tall], zero, false);
+        (at, sum * (scale * right.scale(cx, cols, [first, cut.part], zero, true)))
     };
-    found.into_iter().enumerate().map(part).collect()
+    places.zip(found).map(part).collect()
 }

@@ -4,7 +4,7 @@ use super::codes::{self, From, Operand};
 use crate::attr::{Axis, Spec};
 use crate::dim::Dim;
 use crate::kernel::build::Tile;
-use crate::lower::{BufView, Coord, Cx, LowerError, Request, View};
+use crate::lower::{BufView, Coord, Cx, FewRows, LowerError, Request, View};
 
 /// Where a loop over each of some axes is.
 type Index<'k> = [(Axis, Tile<'k>)];
@@ -80,7 +80,9 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
     // Only one operand brings the result's last axis, or both do; let the right one bring it where there is a choice.
     let swap = spec.out.last().is_some_and(|last| spec.inputs[0].contains(last) && !spec.inputs[1].contains(last));
     // With few rows it is the other way round.
-    let swap = swap != cx.few.is_some_and(|few| few.swapped);
+    let codes_alone = x.memory()?.scales.is_some() && y.memory()?.scales.is_some();
+    let swapped = |few: &FewRows| few.codes.filter(|_| codes_alone).map_or(few.swapped, |(_, swapped)| swapped);
+    let swap = swap != cx.few.is_some_and(swapped);
     let (l, r, x, y) = if swap { (1, 0, y, x) } else { (0, 1, x, y) };
     let plan = Plan::new(cx, [&spec.inputs[l], &spec.inputs[r], &spec.out], [x.memory()?, y.memory()?]);
     let [left, right, out] = &plan.specs;
@@ -195,7 +197,11 @@ fn codes<'k>(cx: &Cx<'k>, plan: &Plan, [row, col, term]: [Axis; 3]) -> Option<Re
     let (left, right) = (operand(0, row)?, operand(1, col)?);
     let extent = |axis: Axis| &plan.extents[axis as usize];
     let (all, terms) = (cx.size(extent(col)), cx.size(extent(term))?);
-    let tile = cx.few.map_or(Some(tensor.codes), |few| few.codes).unwrap_or(tensor.codes);
+    let mut tile = cx.few.and_then(|few| few.codes).map_or(tensor.codes, |(tile, _)| tile);
+    if cx.few.is_some() && tile[1] == 64 && all.is_some_and(|all| all.div_ceil(tile[1] / 2) <= tensor.programs) {
+        // Half as wide there are still no more programs than run at once.
+        tile[1] /= 2;
+    }
     let rows = cx.size(extent(row)).map_or(tile[0], |n| n.clamp(1, tile[0]));
     let cut = codes::cut([&left, &right], [rows, tile[1], tile[2]], all)?;
     if cx.size(extent(row)).is_none() {
@@ -216,13 +222,14 @@ fn codes<'k>(cx: &Cx<'k>, plan: &Plan, [row, col, term]: [Axis; 3]) -> Option<Re
     let from = |side: usize, axis: Axis| From { first: start(axis), other: &others[side], end: None };
     let sides = [from(0, row), from(1, col)];
     let parts = codes::product(cx, cut, cx.k.int(terms as i64), [&left, &right], sides);
-    let emit = |(first, sum): (usize, Tile<'k>)| {
+    let emit = |([top, first], sum): ([usize; 2], Tile<'k>)| {
         let shift = |coord: &Coord<'k>| match coord {
+            Coord::Rows(i) => Coord::Rows(*i + top as i64),
             Coord::Cols(i) => Coord::Cols(*i + first as i64),
             other => *other,
         };
         let coords = at.iter().map(shift).collect();
-        cx.emit(&Request { coords, rows: cut.rows, cols: cut.part, limits: Vec::new() }, sum)
+        cx.emit(&Request { coords, rows: cut.tall, cols: cut.part, limits: Vec::new() }, sum)
     };
     Some(parts.into_iter().try_for_each(emit))
 }

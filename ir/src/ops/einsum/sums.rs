@@ -27,6 +27,8 @@ pub struct Side<'c, 'k> {
 pub struct Cut {
     /// Rows of the program's tile.
     pub rows: usize,
+    /// Rows that are multiplied at once; it divides `rows`.
+    pub tall: usize,
     /// Columns.
     pub cols: usize,
     /// Columns that are multiplied at once: their sums of a block are in registers beside all that were added up. It
@@ -49,10 +51,21 @@ impl Cut {
         block: usize,
         right: Option<usize>,
     ) -> Self {
-        // A row of scales is in registers too.
         let (unit, most) = match right {
-            Some(n) => (common(n, MOST_PART), cols),
-            None => (MOST_PART / 2, cols.min(MOST_PART / 2)),
+            Some(n) => {
+                let unit = common(n, MOST_PART);
+                // Half as wide where much of the last tile would be empty.
+                let waste = |cols: usize| all.map_or(0, |all| all.next_multiple_of(cols) - all);
+                let halves = cols == 2 * unit && all.is_some_and(|all| waste(cols) > waste(unit) + all / 20);
+                (unit, if halves { unit } else { cols })
+            }
+            // A row of scales is in registers too, and more of them where there are many blocks.
+            None if block < MOST_PART => (MOST_PART / 2, cols.min(MOST_PART / 2)),
+            None => {
+                let parts = cols.div_ceil(MOST_PART * 3 / 4);
+                let unit = if cols.is_multiple_of(8 * parts) { cols / parts } else { MOST_PART / 2 };
+                (unit, cols.min(MOST_PART * 3 / 2))
+            }
         };
         let cols = match all {
             Some(all) if all <= unit => all,
@@ -62,7 +75,15 @@ impl Cut {
         // Each block has addresses of its own for a row of scales.
         let terms = if right.is_none() && block < MOST_PART { terms.min(MOST_PART) } else { terms };
         let (part, ahead) = (cols.min(unit), (terms / block).max(1));
-        Self { rows, cols, part, block, ahead, early: right.is_some() || part * ahead <= MOST_PART }
+        let tall = if rows > MOST_ROWS { common(rows, MOST_ROWS) } else { rows };
+        Self { rows, tall, cols, part, block, ahead, early: right.is_some() || part * ahead <= 2 * MOST_PART }
+    }
+}
+
+impl Cut {
+    /// The first row and the first column of each part.
+    pub fn firsts(&self) -> (Vec<usize>, Vec<usize>) {
+        ((0..self.rows).step_by(self.tall).collect(), (0..self.cols).step_by(self.part).collect())
     }
 }
 
@@ -71,37 +92,44 @@ fn common(a: usize, b: usize) -> usize {
     if b == 0 { a } else { common(b, a % b) }
 }
 
+/// The most rows that two warpgroups multiply at once.
+const MOST_ROWS: usize = 128;
 /// The most columns of a part.
 const MOST_PART: usize = 128;
 
-/// The sums over `terms` terms, part by part.
+/// The sums over `terms` terms, part by part: all columns of the first rows, then those of the next.
 pub fn sums<'k>(k: &'k Build, cut: Cut, terms: Tile<'k>, sides: [&Side<'_, 'k>; 2]) -> Vec<Tile<'k>> {
-    let Cut { rows, cols, part, block, ahead, early } = cut;
+    let Cut { tall, part, block, ahead, early, .. } = cut;
     let [left, right] = sides;
-    let zero = k.full([rows, part], 0.0);
-    let firsts: Vec<usize> = (0..cols).step_by(part).collect();
+    let zero = k.full([tall, part], 0.0);
+    let (rows, cols) = cut.firsts();
     let trips = terms.div_ceil((block * ahead) as i64);
-    k.fold_all(trips, &vec![zero; firsts.len()], |trip, sums| {
+    k.fold_all(trips, &vec![zero; rows.len() * cols.len()], |trip, sums| {
         let mut sums = sums.to_vec();
         let scales = |i: usize| -> Vec<Option<Tile<'k>>> {
             let number = trip * ahead as i64 + i as i64;
-            let own = (left.scales)(0, rows, number);
-            let scale = |&first: &usize| match (own, (right.scales)(first, part, number)) {
+            let own: Vec<_> = rows.iter().map(|&first| (left.scales)(first, tall, number)).collect();
+            let others: Vec<_> = cols.iter().map(|&first| (right.scales)(first, part, number)).collect();
+            let both = |x: &Option<Tile<'k>>, y: &Option<Tile<'k>>| match (*x, *y) {
                 (Some(x), Some(y)) => Some(x * y),
                 (x, y) => x.or(y),
             };
-            firsts.iter().map(scale).collect()
+            own.iter().flat_map(|x| others.iter().map(move |y| both(x, y))).collect()
         };
         // Asked for before the first product, they are there when it is done.
         let mut known: Vec<_> = if early { (0..ahead).map(scales).collect() } else { Vec::new() };
         for i in 0..ahead {
             known.extend((!early).then(|| scales(i)));
             let term = trip * (block * ahead) as i64 + (i * block) as i64;
-            let a = (left.codes)(0, [rows, block], term);
-            for ((sum, scale), &first) in sums.iter_mut().zip(&known[i]).zip(&firsts) {
-                let b = (right.codes)(first, [part, block], term);
-                let product = k.full([rows, part], 0.0).add_dot(a, b);
-                *sum = *sum + scale.map_or(product, |scale| product * scale);
+            let mut places = sums.iter_mut().zip(&known[i]);
+            for &row in &rows {
+                let a = (left.codes)(row, [tall, block], term);
+                for &col in &cols {
+                    let b = (right.codes)(col, [part, block], term);
+                    let product = k.full([tall, part], 0.0).add_dot(a, b);
+                    let (sum, scale) = places.next().expect("there is a sum for each part");
+                    *sum = *sum + scale.map_or(product, |scale| product * scale);
+                }
             }
         }
         sums
