@@ -132,7 +132,12 @@ impl OpDef for Quantize {
     fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
         let x = &args[0];
         let blocks = cx.out[0].scales.as_ref().map(|scales| scales.blocks.to_vec()).unwrap_or_default();
-        Blocks { cx, x, op: self, blocks }.write()
+        // A row's block is little for a program, and scales of neighbouring rows may be neighbours.
+        let lines = match blocks[..] {
+            [.., Block::Each, Block::Of(n)] if n as usize <= cx.schedule.block => cx.schedule.block / n as usize,
+            _ => 1,
+        };
+        Blocks { cx, x, op: self, blocks, lines }.write()
     }
 }
 
@@ -142,6 +147,8 @@ struct Blocks<'a, 'k> {
     x: &'a View<'k>,
     op: &'a Quantize,
     blocks: Vec<Block>,
+    /// How many rows of blocks a program has: rows that each have scales of their own.
+    lines: usize,
 }
 
 /// Where one axis of a block is.
@@ -176,8 +183,10 @@ impl<'k> Blocks<'_, 'k> {
                     AxisOf { first, number: first, tile, tiles: None }
                 }
                 Block::Each => {
-                    let at = cx.program(&shape[axis]);
-                    AxisOf { first: at, number: at, tile: 1, tiles: None }
+                    let tile = if axis + 2 == rank { self.lines } else { 1 };
+                    let tile = fixed.map_or(tile, |n| n.clamp(1, tile));
+                    let first = cx.program_tile(&shape[axis], tile);
+                    AxisOf { first, number: first, tile, tiles: None }
                 }
                 Block::Of(n) => {
                     let n = n as usize;
@@ -215,7 +224,8 @@ impl<'k> Blocks<'_, 'k> {
     fn block(&self, axes: &[AxisOf<'k>], at: Request<'k>) -> Result<(), LowerError> {
         let (cx, each) = (self.cx, matches!(self.blocks.last(), Some(Block::Each)));
         let loops: Vec<usize> = (0..axes.len()).filter(|&axis| axes[axis].tiles.is_some()).collect();
-        let shape = if each { [1, at.cols] } else { [1, 1] };
+        let lines = if self.lines > 1 { at.rows } else { 1 };
+        let shape = if each { [1, at.cols] } else { [lines, 1] };
         let none = cx.k.full(shape, 0.0);
         let error = std::cell::RefCell::new(None);
         // A block that is one tile is computed once.
@@ -224,7 +234,7 @@ impl<'k> Blocks<'_, 'k> {
         let magnitude = |at: &Request<'k>| -> Result<Tile<'k>, LowerError> {
             let x = tile(at)?.single();
             let mut most = x.max(-x);
-            if at.rows > 1 {
+            if at.rows > lines {
                 most = most.max_along(0);
             }
             Ok(if each { most } else { most.max_along(1) })
@@ -258,7 +268,8 @@ impl<'k> Blocks<'_, 'k> {
             carried
         });
         let index: Vec<Tile<'k>> = axes.iter().map(|of| of.number).collect();
-        cx.k.store((cx.write)(1), &index, [None, each.then(|| axes.len() - 1)], &[], scale);
+        let rows = (lines > 1).then(|| axes.len() - 2);
+        cx.k.store((cx.write)(1), &index, [rows, each.then(|| axes.len() - 1)], &[], scale);
         error.into_inner().map_or(Ok(()), Err)
     }
 
