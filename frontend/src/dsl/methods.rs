@@ -8,6 +8,7 @@ use eva_ir::attr::{Dims, Range, Real, Spec};
 use eva_ir::diag::{Diag, Loc};
 use eva_ir::dim::Dim;
 use eva_ir::ops::{self, Op};
+use eva_ir::scales::Scales;
 use eva_ir::types::{DType, TensorType};
 
 type Help<'a> = &'a dyn Fn(&[TensorType]) -> Option<String>;
@@ -42,6 +43,40 @@ impl Tensor {
             return self.clone();
         }
         self.op("cast", here(), ops::cast::Cast { to }, &[], &no_help)
+    }
+
+    /// The tensor as 8-bit floats of type `to`, with a scale for each block of `scales` (one entry an axis): its largest
+    /// magnitude, or `least` if that is more, over the largest number of `to`.
+    ///
+    /// ```
+    /// # use eva::prelude::*;
+    /// # let p = Program::new();
+    /// # let (s, m) = (p.dim("s"), p.dim_fixed("m", 144));
+    /// # p.function("main", |f| {
+    /// # let x = f.input("x", F32, [&s, &m]);
+    /// let q = x.quantize(F8E4M3, Scales::new([Block::Each, Block::Of(128)]), 1e-4);
+    /// # q.dequantize(F32)
+    /// # });
+    /// # p.finish().unwrap();
+    /// ```
+    #[track_caller]
+    pub fn quantize(&self, to: DType, scales: Scales, least: f64) -> Tensor {
+        let Some(ty) = self.ty() else { return self.clone() };
+        let loc = here();
+        if scales.blocks.len() != ty.rank() {
+            let message = format!("scales for {} axes, but there are {}", scales.blocks.len(), ty.rank());
+            let diag = Diag::new("eva::scales", message).label(Some(loc), "here");
+            self.recording.note(diag.help("a block for each axis: `Scales::new([Block::Each, Block::Of(128)])`"));
+            return self.recording.poison();
+        }
+        self.op("quantize", loc, ops::quantize::Quantize::new(&ty, to, &scales, least), &[], &no_help)
+    }
+
+    /// The numbers that 8-bit floats and their scales stand for, as an `f32`, `bf16` or `f16` tensor. Nothing is stored:
+    /// each element's scale is applied where it is read.
+    #[track_caller]
+    pub fn dequantize(&self, to: DType) -> Tensor {
+        self.op("dequantize", here(), ops::dequantize::Dequantize { to }, &[], &no_help)
     }
 
     /// The larger of two tensors, element by element, with broadcasting.

@@ -11,6 +11,7 @@ use eva_ir::ops::Op;
 use eva_ir::ops::cache_write::CacheWrite;
 use eva_ir::ops::full::Full;
 use eva_ir::ops::rope_freqs::RopeFreqs;
+use eva_ir::scales::Scales;
 use eva_ir::text::is_value_name;
 use eva_ir::types::{DType, TensorType};
 use std::rc::Rc;
@@ -62,7 +63,11 @@ impl Scope {
         dtype: DType,
         dims: impl IntoIterator<Item = D>,
     ) -> Tensor {
-        let ty = TensorType::new(dtype, dims.into_iter().map(Into::into));
+        self.typed(kind, name, TensorType::new(dtype, dims.into_iter().map(Into::into)))
+    }
+
+    #[track_caller]
+    fn typed(&self, kind: ParamKind, name: &str, ty: TensorType) -> Tensor {
         let (recording, name, loc) = (&self.recording, self.full_name(name), here());
         if !is_value_name(&name) {
             let message = format!("`{name}` is not a name for a parameter");
@@ -91,6 +96,46 @@ impl Scope {
         dims: impl IntoIterator<Item = D>,
     ) -> Tensor {
         self.param(ParamKind::Weight, name, dtype, dims)
+    }
+
+    /// A weight of 8-bit floats (`f8e4m3` or `f8e5m2`) with `scales`, one entry of which is for each axis: how many
+    /// neighbours along it share a scale. Who loads the program gives two tensors: `name`, the codes, and
+    /// `name_scale_inv`, the scales, which codes are multiplied by.
+    ///
+    /// ```
+    /// use eva::prelude::*;
+    /// # let p = Program::new();
+    /// # let (s, m, r) = (p.dim("s"), p.dim_fixed("m", 144), p.dim_fixed("r", 160));
+    /// # p.function("main", |f| {
+    /// # let x = f.input("x", F32, [&s, &m]);
+    /// let w = f.weight_scaled("proj.weight", F8E4M3, [&r, &m], Scales::new([Block::Of(128), Block::Of(128)]));
+    /// let y = x.linear(&w.dequantize(F32));
+    /// # y
+    /// # });
+    /// # p.finish().unwrap();
+    /// ```
+    #[track_caller]
+    pub fn weight_scaled<D: Into<Dim>>(
+        &self,
+        name: &str,
+        dtype: DType,
+        dims: impl IntoIterator<Item = D>,
+        scales: Scales,
+    ) -> Tensor {
+        let ty = TensorType::new(dtype, dims.into_iter().map(Into::into)).scaled(dtype, scales);
+        let wrong = match &ty.scales {
+            _ if !dtype.is_f8() => Some(format!("{dtype} has no scales: 8-bit floats are `f8e4m3` and `f8e5m2`")),
+            Some(scales) if scales.blocks.len() != ty.rank() => {
+                Some(format!("scales for {} axes, but there are {}", scales.blocks.len(), ty.rank()))
+            }
+            _ => None,
+        };
+        if let Some(message) = wrong {
+            let diag = Diag::new("eva::scales", message).label(Some(here()), "here");
+            self.recording.note(diag.help("a block for each axis: `Scales::new([Block::Of(128), Block::Of(128)])`"));
+            return self.recording.poison();
+        }
+        self.typed(ParamKind::Weight, name, ty)
     }
 
     /// A tensor that is kept between calls, such as a cache; to be written once.

@@ -13,6 +13,7 @@
 //! **Weights.** The name of a weight parameter is the name of the tensor in a Hugging Face checkpoint, and its extents are
 //! that tensor's. The one exception: the experts of a layer are one parameter, `….mlp.experts.gate_proj.weight [e, f, m]`
 //! (`up_proj` alike, `down_proj [e, m, f]`), made of the tensors `….mlp.experts.{0, 1, …}.gate_proj.weight` one after another.
+//! A weight of 8-bit floats has its scales in the tensor `…_scale_inv`, those of experts stacked alike.
 //! Where embedding and head are tied, the head is the parameter `model.embed_tokens.weight`. An entry point has those
 //! weights that it uses; the same name in two entry points is the same tensor.
 //!
@@ -32,8 +33,8 @@ use crate::prelude::*;
 pub struct Options<'a> {
     /// The element type of activations and caches; `f32` by default.
     pub dtype: DType,
-    /// The element type that a weight is stored in, by its parameter's name. By default the configuration's, and `f32`
-    /// for the bias of the router.
+    /// The element type that a weight is stored in, by its parameter's name. By default the configuration's (8-bit floats
+    /// for what its `quantization_config` covers), and `f32` for the bias of the router.
     pub weight_dtype: Option<&'a dyn Fn(&str) -> DType>,
     /// Whether what a reference records becomes a result of `@main`, `@forward` and `@mtp`, too: `layers.{l}.` with
     /// `attn_out`, `mlp_out`, `out`, `kv_latent`, `k_rope`, and in expert layers `router_logits`, `topk_idx` (best first)
@@ -107,11 +108,12 @@ pub fn causal_lm(config: &Config, options: &Options) -> Result<Module, Diags> {
     p.finish()
 }
 
-/// The configuration's element type, and `f32` for the bias of the router.
+/// The configuration's element type, 8-bit floats for what it quantizes, and `f32` for the bias of the router.
 fn default_dtype(config: &Config, name: &str) -> DType {
     use eva_runtime::checkpoint::CheckpointDType;
     match config.dtype {
         _ if name.ends_with("e_score_correction_bias") => F32,
+        _ if config.quantizes(name) => F8E4M3,
         CheckpointDType::Bf16 => BF16,
         CheckpointDType::F16 => F16,
         _ => F32,
@@ -180,10 +182,15 @@ impl<'a> Model<'a> {
             let rope = f.input("rope", F32, table);
             let start = f.input("start", I32, [&self.b]);
             let tokens = Tokens { rope, start, cached: self.t.clone() };
-            layer.apply(&Weights::new(f, &stored), &x, &tokens)
+            layer.apply(&self.weights(f, &stored), &x, &tokens)
         });
         self.layers.push(Made { func: func.clone(), experts, observe });
         func
+    }
+
+    /// The weights of a scope, those of 8 bits counting as the compute type.
+    pub fn weights<'s>(&self, f: &Scope, stored: &'s dyn Fn(&str) -> DType) -> Weights<'s> {
+        Weights::new(f, stored).scaled(self.options.dtype, self.config.scale_block())
     }
 
     /// The residual stream `[b, s, m]` after all layers.
@@ -208,7 +215,7 @@ impl<'a> Model<'a> {
     }
 
     fn final_norm(&self, f: &Scope, x: &Tensor) -> Tensor {
-        rms_norm(&Weights::new(f, self.stored).at("model.norm"), x, self.config.rms_eps)
+        rms_norm(&self.weights(f, self.stored).at("model.norm"), x, self.config.rms_eps)
     }
 
     fn head_weight(&self) -> &'static str {

@@ -11,7 +11,6 @@
 
 use super::causal_lm::Model;
 use super::norm::rms_norm;
-use super::weights::Weights;
 use crate::prelude::*;
 
 /// Adds `@mtp` (or `@mtp_{depth}`, for depths above 0, which take the state `hidden` of the one before).
@@ -26,7 +25,7 @@ pub(super) fn module(model: &Model, layer: &Func<Tensor>, depth: usize) {
         let ids = f.input("ids", I64, [&model.b, &model.s]);
         let hidden = f.input("hidden", dtype, [&model.b, &model.s, &model.m]);
         let start = f.input("start", I32, [&model.b]);
-        let w = Weights::new(f, model.stored).at(&at);
+        let w = model.weights(f, model.stored).at(&at);
 
         let embedded = model.embed(f, &format!("{at}.embed_tokens.weight"), &ids);
         let embedded = rms_norm(&w.at("enorm"), &embedded, config.rms_eps);

@@ -10,12 +10,14 @@
 pub mod accumulate;
 mod contraction;
 mod convert;
+mod file;
 mod recipe;
 
 use contraction::{Fate, fate};
 pub use convert::convert;
 use eva_ir::diag::{Diag, Diags, Loc};
 use eva_ir::graph::{Def, Function, Module, Value};
+pub use file::RecipeError;
 pub use recipe::{Casting, Expansion, High, Recipe, Tiles};
 
 /// What a compilation is told of 8-bit floats.

@@ -66,11 +66,12 @@ pub struct High {
 
 impl Recipe {
     /// The recipes that have names.
-    pub const NAMES: [&str; 9] = [
+    pub const NAMES: [&str; 10] = [
         "dequant",
         "w8a8",
         "w8a8-ue8m0",
         "w8a8-absorb",
+        "w8a8-absorb-ue8m0",
         "deepseek-v3",
         "deepseek-v3-ue8m0",
         "tensorwise-current",
@@ -81,7 +82,8 @@ impl Recipe {
     /// The recipe with this name.
     ///
     /// `dequant` reads 8-bit weights as numbers. `w8a8` quantizes activations of all products with 8-bit weights in tiles of
-    /// 1×128 (that of `kv_b_proj`, too), `w8a8-ue8m0` with powers of two as scales, `w8a8-absorb` all but `kv_b_proj`'s.
+    /// 1×128 (that of `kv_b_proj`, too), `w8a8-ue8m0` with powers of two as scales, `w8a8-absorb` all but `kv_b_proj`'s,
+    /// and `w8a8-absorb-ue8m0` so with powers of two.
     /// `deepseek-v3` is `w8a8-absorb` for weights of any type (arXiv 2412.19437, section 3.3), `deepseek-v3-ue8m0` its form
     /// with powers of two; `tensorwise-current` has a scale a tensor, `rowwise` one a row, `mxfp8` tiles of 1×32 with `e8m0`
     /// scales on both sides (OCP microscaling formats).
@@ -101,6 +103,7 @@ impl Recipe {
             "w8a8" => (v3, Expansion::Quantized),
             "w8a8-ue8m0" => (pow2(Encoding::F32), Expansion::Quantized),
             "w8a8-absorb" | "deepseek-v3" => (v3, Expansion::Free),
+            "w8a8-absorb-ue8m0" => (pow2(Encoding::F32), Expansion::Free),
             "deepseek-v3-ue8m0" => (pow2(Encoding::Pow2), Expansion::Free),
             "tensorwise-current" => (whole(Tiles::Tensor), Expansion::Free),
             "rowwise" => (whole(Tiles::Row), Expansion::Free),

@@ -112,7 +112,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     }
     let (module, source) = if is_model(&args.input) {
         let dtype = args.dtype.map_or(DType::F32, DType::from);
-        (of_model(&args.input, args.block.as_deref(), dtype)?.0, None)
+        (of_model(&args.input, args.block.as_deref(), dtype)?, None)
     } else {
         if args.dtype.is_some() {
             return Err(Usage("--dtype is for models: an IR file says its own types".into()).into());

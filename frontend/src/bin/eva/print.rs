@@ -71,12 +71,12 @@ pub fn run(args: &Args, verbose: bool) -> anyhow::Result<bool> {
 
     if input::is_model(&args.input) {
         let dtype = args.dtype.map_or(DType::F32, DType::from);
-        let (module, note) = of_model(&args.input, args.block.as_deref(), dtype)?;
+        let module = of_model(&args.input, args.block.as_deref(), dtype)?;
         let text = match wanted {
             Some((target, emit)) => kernels::text(&kernels::plan(&module, target, &options)?, emit)?,
             None => printed(&run_passes(module, &passes, &options)?, verbose),
         };
-        emit(&format!("{note}{text}"))?;
+        emit(&text)?;
         return Ok(true);
     }
     if args.dtype.is_some() {
@@ -114,23 +114,13 @@ fn printed(module: &Module, verbose: bool) -> String {
     text::print(module)
 }
 
-/// A model's module, or that of one of its blocks; and a comment to print before it.
-pub(super) fn of_model(
-    path: &Path,
-    wanted: Option<&str>,
-    dtype: DType,
-) -> anyhow::Result<(Module, &'static str)> {
+/// A model's module, or that of one of its blocks.
+pub(super) fn of_model(path: &Path, wanted: Option<&str>, dtype: DType) -> anyhow::Result<Module> {
     let (config, checkpoint) = input::model(path)?;
-    let quantized = config.quantization.is_some();
-    let note = match quantized {
-        true => "// The checkpoint is quantized; weights are shown with the configuration's type.\n",
-        false => "",
-    };
-    let checkpoint = checkpoint.filter(|_| !quantized);
     let options = |mtp| LoadOptions { dtype, mtp, ..LoadOptions::default() };
     let Some(wanted) = wanted else {
-        return Ok((module(&config, checkpoint.as_ref(), &options(false))?, note));
+        return Ok(module(&config, checkpoint.as_ref(), &options(false))?);
     };
     let whole = module(&config, checkpoint.as_ref(), &options(true))?;
-    Ok((block::find(&config, &whole, wanted, dtype)?, note))
+    block::find(&config, &whole, wanted, dtype)
 }

@@ -84,6 +84,17 @@ impl Config {
         list.specs
     }
 
+    /// Whether the weight of this name is stored as 8-bit floats: the linear layers of attention, dense blocks and experts.
+    /// The name of a tensor, or that of a parameter, which stacks the experts' tensors ([`mod@crate::model::causal_lm`]).
+    pub fn quantizes(&self, name: &str) -> bool {
+        self.quantization.is_some() && is_projection(name)
+    }
+
+    /// How many rows and columns of a weight share a scale, if any do.
+    pub fn scale_block(&self) -> [usize; 2] {
+        self.quantization.as_ref().map_or([128, 128], |quantization| quantization.block)
+    }
+
     /// The output head.
     pub(super) fn head(&self) -> WeightSpec {
         WeightSpec {
@@ -125,6 +136,15 @@ impl Config {
             .sum();
         main + mtp + table * if self.tie_embeddings { 1 } else { 2 } + hidden
     }
+}
+
+/// Whether a name is that of a linear layer that quantised checkpoints quantise.
+pub fn is_projection(name: &str) -> bool {
+    let Some((_, layer)) = name.rsplit_once(".self_attn.").or_else(|| name.rsplit_once(".mlp.")) else { return false };
+    layer.strip_suffix(".weight").is_some_and(|layer| {
+        let last = layer.rsplit('.').next().unwrap_or(layer);
+        last.ends_with("_proj") || last == "kv_a_proj_with_mqa"
+    })
 }
 
 struct List<'a> {

@@ -127,7 +127,7 @@ fn build(
     let prefix = format!("model.layers.{layer}");
     let stored = |name: &str| stored(&format!("{prefix}.{name}"));
     p.function(name, |f| {
-        let w = Weights::new(f, &stored);
+        let w = Weights::new(f, &stored).scaled(dtype, config.scale_block());
         let x = f.input("x", dtype, [&b, &s, &m]);
         let tokens = || {
             let table = [b.clone(), s.clone(), Dim::from(2), p.dim_fixed("p", config.qk_rope as i64)];
