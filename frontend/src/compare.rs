@@ -4,7 +4,8 @@
 //! other software from the same checkpoint. Everything is computed by machine code: the forward pass with its
 //! intermediate values, the losses, greedy generation through the cache, and the MTP module.
 
-use crate::engine::{EngineError, LoadOptions, Model, Progress};
+use crate::engine::{EngineError, LoadOptions, Model, Progress, default_recipe};
+use crate::model::config::Config;
 use crate::prelude::*;
 use eva_runtime::checkpoint::{Checkpoint, TensorRef};
 use eva_runtime::sample::Sampling;
@@ -38,7 +39,7 @@ pub struct Row {
 pub struct CompareOptions {
     /// Only tensors whose name starts so, without it.
     pub prefix: String,
-    /// The form of attention, threads, and the compute type, of which limits depend.
+    /// The form of attention, threads, and the compute type and recipe, of which limits depend.
     pub load: LoadOptions,
 }
 
@@ -47,21 +48,60 @@ pub struct CompareOptions {
 enum Kind {
     Hidden,
     Logits,
+    RouterLogits,
     Router,
     Loss,
 }
 
-impl Kind {
-    /// The largest absolute difference in `f32`; in narrower types, the rms of the difference over the reference's.
-    fn limit(self, dtype: DType) -> f64 {
-        match (dtype, self) {
-            (F32, Kind::Hidden) => 3e-4,
-            (F32, Kind::Logits) => 2e-4,
-            (F32, Kind::Router | Kind::Loss) => 1e-5,
-            // One routing decision in two hundred may flip in bf16, which moves single values far.
-            (_, Kind::Loss) => 0.05,
-            _ => 0.15,
+/// How numbers are computed, of which limits depend.
+#[derive(Clone, Copy, PartialEq)]
+enum Precision {
+    /// In `f32`: limits are for the largest absolute difference.
+    Full,
+    /// In `f32`, activations being quantized, where one that rounds the other way moves single numbers far: limits are for
+    /// the rms of the difference, over the reference's rms but for logits and losses.
+    Quantized,
+    /// In a narrower type: the rms of the difference over the reference's.
+    Narrow,
+}
+
+impl Precision {
+    fn of(load: &LoadOptions, config: &Config) -> Self {
+        let recipe = load.fp8.clone().or_else(|| default_recipe(config));
+        match load.dtype {
+            F32 if recipe.is_some_and(|recipe| recipe.activations.is_some()) => Precision::Quantized,
+            F32 => Precision::Full,
+            _ => Precision::Narrow,
         }
+    }
+
+    /// The largest difference that is allowed.
+    fn limit(self, kind: Kind) -> f64 {
+        match (self, kind) {
+            (Precision::Full, Kind::Hidden) => 3e-4,
+            (Precision::Full, Kind::Logits | Kind::RouterLogits) => 2e-4,
+            (Precision::Full, Kind::Router | Kind::Loss) => 1e-5,
+            (Precision::Quantized, Kind::Logits) => 0.05,
+            (Precision::Quantized, _) => 2e-2,
+            // One routing decision in two hundred may flip in bf16, which moves single values far.
+            (Precision::Narrow, Kind::Loss) => 0.05,
+            (Precision::Narrow, _) => 0.15,
+        }
+    }
+
+    fn difference(self, kind: Kind, have: &[f64], want: &[f32]) -> f64 {
+        let pairs = || have.iter().zip(want).map(|(&x, &y)| (x, f64::from(y)));
+        if self == Precision::Full {
+            return pairs().fold(0.0, |most, (x, y)| {
+                if (x - y).is_nan() { f64::NAN } else { f64::max(most, (x - y).abs()) }
+            });
+        }
+        let (error, size) = pairs().fold((0.0, 0.0), |(e, s), (x, y)| (e + (x - y) * (x - y), s + y * y));
+        let size = match (self, kind) {
+            (Precision::Quantized, Kind::Logits | Kind::Loss) => want.len() as f64,
+            _ => size,
+        };
+        (error / f64::max(size, 1e-30)).sqrt()
     }
 }
 
@@ -75,7 +115,8 @@ pub fn compare(
     let reference = Checkpoint::open(reference)?;
     let names = reference.iter().filter_map(|t| Some((t.name.strip_prefix(&options.prefix)?.to_string(), t)));
     let recorded: BTreeMap<String, TensorRef> = names.collect();
-    let mut comparison = Comparison { recorded: &recorded, rows: Vec::new(), dtype: options.load.dtype };
+    let precision = Precision::of(&options.load, &Config::load(dir)?);
+    let mut comparison = Comparison { recorded: &recorded, rows: Vec::new(), precision };
     let has = |name: &str| recorded.contains_key(name);
 
     let mut load = options.load.clone();
@@ -164,8 +205,9 @@ fn forward(
 ) -> Result<(), EngineError> {
     let ids = Ids::of(&recorded["input_ids"])?;
     computed.extend(run_forward(model, &ids)?);
-    let labels =
-        recorded.get("labels").map(Ids::of).transpose()?.filter(|l| (l.batch, l.len) == (ids.batch, ids.len));
+    // Where no labels are recorded, the tokens themselves are meant.
+    let labels = recorded.get("labels").or_else(|| recorded.get("input_ids"));
+    let labels = labels.map(Ids::of).transpose()?.filter(|l| (l.batch, l.len) == (ids.batch, ids.len));
     if let (Some(labels), Some((_, logits))) = (&labels, computed.get("logits")) {
         let loss = cross_entropy(logits, labels, ids.len, 1, model)?;
         computed.insert("loss".into(), (vec![], vec![loss]));
@@ -236,7 +278,7 @@ fn generate(
         comparison.fail("gen.tokens", "it does not go on from `gen.prompt`");
         return Ok(());
     }
-    if comparison.dtype != F32 {
+    if comparison.precision != Precision::Full {
         comparison.skip("gen.tokens", "greedy choices are compared in f32 only");
         comparison.skip("gen.logits", "greedy choices are compared in f32 only");
         return Ok(());
@@ -267,7 +309,7 @@ fn generate(
 struct Comparison<'a> {
     recorded: &'a BTreeMap<String, TensorRef<'a>>,
     rows: Vec<Row>,
-    dtype: DType,
+    precision: Precision,
 }
 
 impl Comparison<'_> {
@@ -329,19 +371,8 @@ impl Comparison<'_> {
             return self
                 .fail(name, &format!("the model's is {shape:?}, the recorded one {:?}", tensor.shape));
         };
-        let difference = self.difference(have, &want);
-        self.row(name, Some(difference), Some(kind.limit(self.dtype)), "");
-    }
-
-    fn difference(&self, have: &[f64], want: &[f32]) -> f64 {
-        let pairs = || have.iter().zip(want).map(|(&x, &y)| (x, f64::from(y)));
-        if self.dtype == F32 {
-            return pairs().fold(0.0, |most, (x, y)| {
-                if (x - y).is_nan() { f64::NAN } else { f64::max(most, (x - y).abs()) }
-            });
-        }
-        let (error, size) = pairs().fold((0.0, 0.0), |(e, s), (x, y)| (e + (x - y) * (x - y), s + y * y));
-        (error / f64::max(size, 1e-30)).sqrt()
+        let difference = self.precision.difference(kind, have, &want);
+        self.row(name, Some(difference), Some(self.precision.limit(kind)), "");
     }
 
     /// Chosen experts and their weights, each token's sorted by expert.
@@ -365,7 +396,7 @@ impl Comparison<'_> {
             different += usize::from(!pairs.iter().map(|(expert, _)| expert).eq(want));
             sorted.extend(pairs.into_iter().map(|(_, weight)| weight));
         }
-        if self.dtype == F32 {
+        if self.precision == Precision::Full {
             self.count(name, different);
         } else {
             let most = (want.len() / k).div_ceil(20);
@@ -373,7 +404,10 @@ impl Comparison<'_> {
                 name,
                 Some(different as f64),
                 Some(most as f64),
-                "a few choices may flip in a narrower type",
+                match self.precision {
+                    Precision::Quantized => "a few choices may flip where activations are quantized",
+                    _ => "a few choices may flip in a narrower type",
+                },
             );
         }
         if let Some(tensor) = self.recorded.get(&weights) {
@@ -390,7 +424,7 @@ fn kind(name: &str) -> Option<Kind> {
         layer.parse::<u32>().ok()?;
         return Some(match what {
             "attn_out" | "mlp_out" | "out" | "kv_latent" | "k_rope" => Kind::Hidden,
-            "router_logits" => Kind::Logits,
+            "router_logits" => Kind::RouterLogits,
             "attn_probs" | "topk_weight" => Kind::Router,
             _ => return None,
         });

@@ -11,11 +11,12 @@
 //! # Ok::<(), eva::engine::EngineError>(())
 //! ```
 
-use crate::model::config::{CheckError, Config, ConfigError};
+use crate::model::config::{CheckError, Config, ConfigError, ScaleFormat};
 use crate::model::{Options, causal_lm};
 use eva_ir::diag::Diags;
 use eva_ir::graph::Module;
 use eva_ir::types::DType;
+use eva_passes::fp8::{self, Recipe};
 use eva_passes::{CacheOptions, Exactness, Form, Pass, Rule};
 use eva_runtime::checkpoint::{Checkpoint, CheckpointError};
 use eva_runtime::sample::{SampleError, Sampler, Sampling};
@@ -41,6 +42,10 @@ pub struct LoadOptions {
     pub rules: Vec<Rule>,
     /// Passes of the user's own.
     pub passes: Vec<Pass>,
+    /// Which products have 8-bit operands; [`default_recipe`]'s if not given.
+    pub fp8: Option<Recipe>,
+    /// Whether a product that the recipe wants in 8 bits and that cannot be is an error.
+    pub deny_fp8_fallback: bool,
     /// How caches are laid out.
     pub cache: CacheOptions,
     /// Whether the model is written with the keys and values of every head in its caches; see
@@ -73,6 +78,8 @@ impl Default for LoadOptions {
             numerics: Exactness::default(),
             rules: Vec::new(),
             passes: Vec::new(),
+            fp8: None,
+            deny_fp8_fallback: false,
             cache: CacheOptions::default(),
             expanded_cache: false,
             kv_budget: None,
@@ -151,7 +158,6 @@ impl Model {
     /// Reads the configuration, maps the checkpoint, checks that they fit, and compiles.
     pub fn load(dir: &Path, options: &LoadOptions, progress: &dyn Progress) -> Result<Self, EngineError> {
         let config = Config::load(dir)?;
-        check_runs(&config)?;
         let checkpoint = Arc::new(Checkpoint::open(dir)?);
         config.check(&checkpoint, options.mtp)?;
         let started = Instant::now();
@@ -164,6 +170,9 @@ impl Model {
         compile.passes.rules = options.rules.clone();
         compile.passes.passes = options.passes.clone();
         compile.passes.cache = options.cache;
+        let recipe = options.fp8.clone().or_else(|| default_recipe(&config));
+        compile.passes.fp8 =
+            fp8::Options { recipe, deny_fallback: options.deny_fp8_fallback, ..Default::default() };
         use_artifact(&mut compile, options)?;
         let executable = Arc::new(Executable::compile(&module, &compile)?);
         progress.end();
@@ -238,13 +247,15 @@ impl Model {
     }
 }
 
-/// Checks that models of this kind can be run.
-pub fn check_runs(config: &Config) -> Result<(), EngineError> {
-    if config.quantization.is_some() {
-        let message = "the checkpoint is quantized (`quantization_config`): FP8 weights cannot be run yet";
-        return Err(EngineError::Unsupported(message.into()));
-    }
-    Ok(())
+/// How a model runs with 8-bit floats if nothing else is asked for: one whose weights are 8 bits multiplies them with
+/// 8-bit activations, all but those of `kv_b_proj`, so that every form of attention is possible. Their scales are powers
+/// of two if `scale_fmt` says so.
+pub fn default_recipe(config: &Config) -> Option<Recipe> {
+    let name = match config.quantization.as_ref()?.scale_fmt {
+        ScaleFormat::Float => "w8a8-absorb",
+        ScaleFormat::PowerOfTwo => "w8a8-absorb-ue8m0",
+    };
+    Recipe::named(name)
 }
 
 /// Has kernels come from the artifact, if there is one.

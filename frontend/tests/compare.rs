@@ -43,6 +43,31 @@ fn v2_lite_tiny_agrees_with_transformers() {
     check("v2-lite-tiny", eva_passes::Form::Auto);
 }
 
+/// A run of the block-FP8 checkpoint: weights stay codes with scales of 128 x 128, with blocks of 16, 24 and more at edges.
+fn check_fp8(prefix: &str, recipe: &str) {
+    for form in [eva_passes::Form::Auto, eva_passes::Form::Expanded, eva_passes::Form::Absorbed] {
+        let mut options = CompareOptions { prefix: prefix.into(), ..CompareOptions::default() };
+        options.load.form = form;
+        options.load.fp8 = eva_passes::fp8::Recipe::named(recipe);
+        assert!(options.load.fp8.is_some());
+        let rows = rows("v3-tiny-fp8", &options);
+        let failed: Vec<&Row> = rows.iter().filter(|row| !row.ok).collect();
+        assert!(failed.is_empty(), "{form:?} {failed:#?}");
+        let compared = rows.iter().filter(|row| row.difference.is_some()).count();
+        assert!(compared >= 14, "only {compared} compared");
+    }
+}
+
+#[test]
+fn fp8_weights_read_as_numbers_agree_with_transformers() {
+    check_fp8("dequant.", "dequant");
+}
+
+#[test]
+fn fp8_products_around_absorbed_attention_agree_with_torch() {
+    check_fp8("w8a8_absorb.", "w8a8-absorb");
+}
+
 /// A reference with one tensor, written to a directory of its own.
 fn reference(name: &str) -> (tempfile::TempDir, PathBuf) {
     use eva_runtime::checkpoint::{CheckpointDType, TensorDecl, Writer};

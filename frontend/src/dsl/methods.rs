@@ -66,7 +66,8 @@ impl Tensor {
         if scales.blocks.len() != ty.rank() {
             let message = format!("scales for {} axes, but there are {}", scales.blocks.len(), ty.rank());
             let diag = Diag::new("eva::scales", message).label(Some(loc), "here");
-            self.recording.note(diag.help("a block for each axis: `Scales::new([Block::Each, Block::Of(128)])`"));
+            self.recording
+                .note(diag.help("a block for each axis: `Scales::new([Block::Each, Block::Of(128)])`"));
             return self.recording.poison();
         }
         self.op("quantize", loc, ops::quantize::Quantize::new(&ty, to, &scales, least), &[], &no_help)

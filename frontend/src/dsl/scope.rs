@@ -124,7 +124,9 @@ impl Scope {
     ) -> Tensor {
         let ty = TensorType::new(dtype, dims.into_iter().map(Into::into)).scaled(dtype, scales);
         let wrong = match &ty.scales {
-            _ if !dtype.is_f8() => Some(format!("{dtype} has no scales: 8-bit floats are `f8e4m3` and `f8e5m2`")),
+            _ if !dtype.is_f8() => {
+                Some(format!("{dtype} has no scales: 8-bit floats are `f8e4m3` and `f8e5m2`"))
+            }
             Some(scales) if scales.blocks.len() != ty.rank() => {
                 Some(format!("scales for {} axes, but there are {}", scales.blocks.len(), ty.rank()))
             }
@@ -132,7 +134,8 @@ impl Scope {
         };
         if let Some(message) = wrong {
             let diag = Diag::new("eva::scales", message).label(Some(here()), "here");
-            self.recording.note(diag.help("a block for each axis: `Scales::new([Block::Of(128), Block::Of(128)])`"));
+            self.recording
+                .note(diag.help("a block for each axis: `Scales::new([Block::Of(128), Block::Of(128)])`"));
             return self.recording.poison();
         }
         self.typed(ParamKind::Weight, name, ty)

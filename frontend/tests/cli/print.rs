@@ -89,8 +89,12 @@ fn a_configuration_is_enough() {
     assert!(has(&whole, "dim m = 95") && has(&whole, "dim h = 5"), "{whole}");
     assert!(has(&whole, "weight %lm_head.weight: f16[w, m]"), "{whole}");
     assert!(has(&whole, "e_score_correction_bias: f32[e]"), "{whole}");
+    // Weights of 8 bits are what they are in the checkpoint, or what the configuration alone says of them.
     let quantized = printed(&[fixture("v3-tiny-fp8").to_str().unwrap()]);
-    assert!(quantized.starts_with("// The checkpoint is quantized"), "{quantized}");
+    assert!(has(&quantized, "weight %self_attn.kv_b_proj.weight: f8e4m3[h*v+h*n/128, c/128]"), "{quantized}");
+    assert!(has(&quantized, "weight %mlp.experts.down_proj.weight: f8e4m3[e, m/128, f/128]"), "{quantized}");
+    assert!(has(&quantized, "weight %mlp.gate.weight: bf16[e, m]"), "{quantized}");
+    assert_eq!(printed(&[fixture("v3-tiny-fp8/config.json").to_str().unwrap()]), quantized);
 }
 
 #[test]

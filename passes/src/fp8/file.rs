@@ -13,7 +13,9 @@ pub enum RecipeError {
     Syntax(String),
     #[error("`{key}` is {found}; expected {expected}")]
     Value { key: String, found: String, expected: String },
-    #[error("`weights` is missing: say how weights are quantized, or name a recipe to start from with `base`")]
+    #[error(
+        "`weights` is missing: say how weights are quantized, or name a recipe to start from with `base`"
+    )]
     Weights,
 }
 
@@ -96,7 +98,8 @@ impl Recipe {
         if file.name.trim().is_empty() {
             return Err(wrong("name", &file.name, &["some text"]));
         }
-        let usual = Casting { to: DType::F8E4M3, tiles: Tiles::Square(128), encoding: Encoding::F32, least: 1e-12 };
+        let usual =
+            Casting { to: DType::F8E4M3, tiles: Tiles::Square(128), encoding: Encoding::F32, least: 1e-12 };
         let weights = match (&file.weights, &base) {
             (None, None) => return Err(RecipeError::Weights),
             (None, Some(base)) => base.weights,
@@ -125,7 +128,10 @@ impl Recipe {
     /// The recipe as the text of a file.
     pub fn to_toml(&self) -> String {
         let expansion = EXPANSIONS.iter().find(|(_, expansion)| *expansion == self.expansion);
-        let kept = self.high.iter().map(|High { weights, reason }| Kept { weights: weights.clone(), reason: reason.clone() });
+        let kept = self
+            .high
+            .iter()
+            .map(|High { weights, reason }| Kept { weights: weights.clone(), reason: reason.clone() });
         let file = File {
             name: self.name.clone(),
             base: None,
@@ -223,7 +229,8 @@ mod tests {
 
     #[test]
     fn what_is_not_said_is_the_bases() {
-        let recipe = Recipe::from_toml("name = 'a'\nbase = 'rowwise'\n[activations]\nscales = 'pow2'\n").unwrap();
+        let recipe =
+            Recipe::from_toml("name = 'a'\nbase = 'rowwise'\n[activations]\nscales = 'pow2'\n").unwrap();
         let base = Recipe::named("rowwise").unwrap();
         let activations = Casting { encoding: Encoding::Pow2, ..base.activations.unwrap() };
         assert_eq!(recipe, Recipe { name: "a".into(), activations: Some(activations), ..base });
@@ -236,7 +243,10 @@ mod tests {
     fn mistakes_are_named() {
         let refusal = |text: &str| Recipe::from_toml(text).unwrap_err().to_string();
         for (text, message) in [
-            ("name = 'a'", "`weights` is missing: say how weights are quantized, or name a recipe to start from with `base`"),
+            (
+                "name = 'a'",
+                "`weights` is missing: say how weights are quantized, or name a recipe to start from with `base`",
+            ),
             ("name = ''\nbase = 'w8a8'", "`name` is \"\"; expected some text"),
             (
                 "name = 'a'\nbase = 'w8a8'\nexpansion = 'no'",

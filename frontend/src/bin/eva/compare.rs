@@ -1,5 +1,6 @@
 //! `eva compare`: a compiled model against outputs that other software recorded.
 
+use super::fp8::Fp8Args;
 use super::ui::{FormArg, NumericsArg, TypeArg, count, device, emit, numerics};
 use anyhow::Context;
 use clap::Args as ClapArgs;
@@ -33,6 +34,8 @@ pub struct Args {
     /// How far rewriting may move results
     #[arg(long, value_enum, default_value_t = NumericsArg::Reassociates)]
     numerics: NumericsArg,
+    #[command(flatten)]
+    fp8: Fp8Args,
     /// Threads that compile and, on the CPU, run kernels [default: EVA_THREADS, or the processors]
     #[arg(long, value_name = "N", value_parser = count)]
     threads: Option<usize>,
@@ -47,6 +50,8 @@ pub fn run(args: &Args, progress: &dyn Progress) -> anyhow::Result<bool> {
         dtype: args.dtype.into(),
         form: args.form.into(),
         numerics: numerics(args.form, args.numerics)?,
+        fp8: args.fp8.recipe(),
+        deny_fp8_fallback: args.fp8.deny_fallback(),
         device: args.target,
         threads: args.threads,
         ..LoadOptions::default()

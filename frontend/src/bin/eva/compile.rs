@@ -1,5 +1,6 @@
 //! `eva compile`: kernels for a GPU, in a folder.
 
+use super::fp8::Fp8Args;
 use super::ui::{Bars, FormArg, NumericsArg, TypeArg, count};
 use clap::{Args as ClapArgs, ValueEnum};
 use std::path::PathBuf;
@@ -35,6 +36,8 @@ pub struct Args {
     /// How far rewriting may move results
     #[arg(long, value_enum, default_value_t = NumericsArg::Reassociates)]
     numerics: NumericsArg,
+    #[command(flatten)]
+    fp8: Fp8Args,
     /// Folder to make
     #[arg(short, long = "output", value_name = "DIR")]
     output: PathBuf,
@@ -81,6 +84,7 @@ pub fn run(args: &Args, _: &Bars) -> anyhow::Result<bool> {
         emit: _,
         dtype: _,
         form: _,
+        fp8: _,
         numerics: _,
         output: _,
         threads: _,
@@ -97,7 +101,8 @@ mod with_cuda {
     use super::{Args, Bars, Chip, Emit};
     use crate::input::{Source, is_model, model};
     use crate::ui::{Usage, bytes, emit, name_of, numerics, say};
-    use eva::engine::{LoadOptions, Progress, check_runs, module};
+    use eva::engine::{LoadOptions, Progress, module};
+    use eva::model::config::Config;
     use eva::prelude::{DType, Module};
     use eva_passes::target::Target;
     use eva_runtime::cuda::artifact::{self, Assembler};
@@ -112,7 +117,10 @@ mod with_cuda {
         let options =
             eva_passes::Options { form: args.form.into(), numerics, ..eva_passes::Options::default() };
         bars.begin("compiling", 0);
-        let compiled = |module: &Module| eva_passes::compile(module, &Target::cuda(), &options);
+        let compiled = |module: &Module, config: Option<&Config>| {
+            let options = eva_passes::Options { fp8: args.fp8.options(config), ..options.clone() };
+            eva_passes::compile(module, &Target::cuda(), &options)
+        };
         let note = |name: &str, value| (name.to_string(), value);
         let mut notes =
             BTreeMap::from([note("form", name_of(args.form)), note("numerics", name_of(args.numerics))]);
@@ -120,16 +128,18 @@ mod with_cuda {
             let dtype = args.dtype.map_or(DType::F32, DType::from);
             notes.insert("dtype".into(), dtype.to_string());
             let (config, checkpoint) = model(&args.input)?;
-            check_runs(&config)?;
+            if let Some(recipe) = args.fp8.options(Some(&config)).recipe {
+                notes.insert("fp8".into(), recipe.name);
+            }
             let load = LoadOptions { dtype, ..LoadOptions::default() };
-            compiled(&module(&config, checkpoint.as_ref(), &load)?)?
+            compiled(&module(&config, checkpoint.as_ref(), &load)?, Some(&config))?
         } else {
             if args.dtype.is_some() {
                 return Err(Usage("--dtype is for models: an IR file says its own types".into()).into());
             }
             let source = Source::read(&args.input)?;
             let module = source.module()?;
-            compiled(&module).map_err(|error| source.blame(error))?
+            compiled(&module, None).map_err(|error| source.blame(error))?
         };
         bars.end();
         let assembler = Assembler::find()?;

@@ -1,5 +1,6 @@
 //! `eva explain`: what the compiler decides for a block, and why.
 
+use super::fp8::Fp8Args;
 use super::input::{Source, is_model};
 use super::print::of_model;
 use super::ui::{FormArg, NumericsArg, TypeArg, Usage, emit, numerics};
@@ -51,6 +52,8 @@ pub struct Args {
     /// How far rewriting may move results
     #[arg(long, value_enum, default_value_t = NumericsArg::Reassociates)]
     numerics: NumericsArg,
+    #[command(flatten)]
+    fp8: Fp8Args,
     /// Rows of a page, where caches are kept in pages
     #[arg(long, value_name = "ROWS")]
     page_size: Option<usize>,
@@ -90,7 +93,8 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
             Machine::from_toml(&text).with_context(|| file.to_string())?
         }
     };
-    let options = Options {
+    let mut options = Options {
+        fp8: args.fp8.options(None),
         form: args.form.into(),
         numerics: numerics(args.form, args.numerics)?,
         cache: CacheOptions { page: args.page_size, ..CacheOptions::default() },
@@ -112,7 +116,9 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     }
     let (module, source) = if is_model(&args.input) {
         let dtype = args.dtype.map_or(DType::F32, DType::from);
-        (of_model(&args.input, args.block.as_deref(), dtype)?, None)
+        let (config, module) = of_model(&args.input, args.block.as_deref(), dtype)?;
+        options.fp8 = args.fp8.options(Some(&config));
+        (module, None)
     } else {
         if args.dtype.is_some() {
             return Err(Usage("--dtype is for models: an IR file says its own types".into()).into());

@@ -2,6 +2,7 @@
 
 mod many;
 
+use super::fp8::Fp8Args;
 use super::ui::{
     Bars, CacheArg, FormArg, NO_CUDA, NumericsArg, TypeArg, Usage, bytes, count, device, emit, name_of,
     numerics, say,
@@ -11,6 +12,7 @@ use clap::{ArgGroup, Args as ClapArgs, ValueEnum};
 use eva::engine::{LoadOptions, Model, check_prompt};
 use eva::model::config::Config;
 use eva::tokenizer::Tokenizer;
+use eva_passes::fp8::Recipe;
 use eva_runtime::sample::{Sampler, Sampling};
 use eva_runtime::{Device, Executable};
 use serde_json::json;
@@ -67,6 +69,8 @@ pub struct Args {
     /// How far rewriting may move results [default: reassociates, or the artifact's]
     #[arg(long, value_enum)]
     numerics: Option<NumericsArg>,
+    #[command(flatten)]
+    fp8: Fp8Args,
     /// What caches keep of a token
     #[arg(long, value_enum, default_value_t = CacheArg::Auto)]
     cache: CacheArg,
@@ -130,6 +134,8 @@ fn load_options(args: &Args) -> anyhow::Result<LoadOptions> {
         dtype: agreed("--dtype", args.dtype, made.dtype)?.unwrap_or(TypeArg::F32).into(),
         form: form.into(),
         numerics: numerics(form, moved)?,
+        fp8: args.fp8.recipe().or_else(|| Recipe::named(&made.fp8?)),
+        deny_fp8_fallback: args.fp8.deny_fallback(),
         cache: args.cache.options(args.page_size),
         expanded_cache: args.cache == CacheArg::Expanded,
         kv_budget: args.kv_budget.map(|bytes| bytes as u64),
@@ -146,6 +152,8 @@ struct MadeWith {
     dtype: Option<TypeArg>,
     form: Option<FormArg>,
     numerics: Option<NumericsArg>,
+    /// The name of the recipe for 8-bit floats.
+    fp8: Option<String>,
 }
 
 #[cfg(feature = "cuda")]
@@ -155,7 +163,13 @@ fn made_with(folder: &Path) -> anyhow::Result<MadeWith> {
     fn note<T: ValueEnum>(notes: &std::collections::BTreeMap<String, String>, name: &str) -> Option<T> {
         T::from_str(notes.get(name)?, false).ok()
     }
-    Ok(MadeWith { dtype: note(notes, "dtype"), form: note(notes, "form"), numerics: note(notes, "numerics") })
+    let fp8 = notes.get("fp8").cloned();
+    Ok(MadeWith {
+        dtype: note(notes, "dtype"),
+        form: note(notes, "form"),
+        numerics: note(notes, "numerics"),
+        fp8,
+    })
 }
 
 #[cfg(not(feature = "cuda"))]

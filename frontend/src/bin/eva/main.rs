@@ -9,6 +9,7 @@ mod compare;
 mod compile;
 mod doctor;
 mod explain;
+mod fp8;
 mod generate;
 mod init;
 mod input;

@@ -1,5 +1,6 @@
 //! `eva opt`: passes on an IR file.
 
+use super::fp8::Fp8Args;
 use super::input::Source;
 use super::ui::{FormArg, NumericsArg, emit, numerics};
 use anyhow::bail;
@@ -34,6 +35,8 @@ pub struct Args {
     /// How far rewriting may move results
     #[arg(long, value_enum, default_value_t = NumericsArg::Reassociates)]
     numerics: NumericsArg,
+    #[command(flatten)]
+    fp8: Fp8Args,
 }
 
 /// Reads, changes and prints.
@@ -45,7 +48,8 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     }
     source.verify(&module)?;
     let numerics = numerics(args.form, args.numerics)?;
-    let options = Options { form: args.form.into(), numerics, ..Options::default() };
+    let fp8 = args.fp8.options(None);
+    let options = Options { form: args.form.into(), numerics, fp8, ..Options::default() };
     let module = source.run(module, &args.passes, &options)?;
     emit(&text::print(&module))?;
     Ok(true)

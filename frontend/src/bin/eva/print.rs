@@ -3,12 +3,14 @@
 mod block;
 mod kernels;
 
+use super::fp8::Fp8Args;
 use super::input::{self, Source, run_passes};
 use super::ui::{FormArg, NumericsArg, TypeArg, Usage, emit, numerics, say};
 use anyhow::Context;
 use clap::Args as ClapArgs;
 use clap::builder::PossibleValuesParser;
 use eva::engine::{LoadOptions, module};
+use eva::model::config::Config;
 use eva::prelude::{DType, Module};
 use eva_ir::text;
 use eva_passes::cache::{CacheBytes, entries};
@@ -53,6 +55,8 @@ pub struct Args {
     /// How far rewriting may move results
     #[arg(long, value_enum, default_value_t = NumericsArg::Reassociates)]
     numerics: NumericsArg,
+    #[command(flatten)]
+    fp8: Fp8Args,
     /// Type of a model's activations and caches [default: f32]
     #[arg(long, value_enum)]
     dtype: Option<TypeArg>,
@@ -66,12 +70,13 @@ pub fn run(args: &Args, verbose: bool) -> anyhow::Result<bool> {
         PASSES[..last.map_or(0, |i| i + 1)].iter().map(|name| name.to_string()).collect();
     let wanted = kernels::wanted(args.target, args.emit)?;
     let form = args.form.unwrap_or(FormArg::Auto);
-    let options =
-        Options { form: form.into(), numerics: numerics(form, args.numerics)?, ..Options::default() };
+    let (numerics, fp8) = (numerics(form, args.numerics)?, args.fp8.options(None));
+    let mut options = Options { form: form.into(), numerics, fp8, ..Options::default() };
 
     if input::is_model(&args.input) {
         let dtype = args.dtype.map_or(DType::F32, DType::from);
-        let module = of_model(&args.input, args.block.as_deref(), dtype)?;
+        let (config, module) = of_model(&args.input, args.block.as_deref(), dtype)?;
+        options.fp8 = args.fp8.options(Some(&config));
         let text = match wanted {
             Some((target, emit)) => kernels::text(&kernels::plan(&module, target, &options)?, emit)?,
             None => printed(&run_passes(module, &passes, &options)?, verbose),
@@ -114,13 +119,15 @@ fn printed(module: &Module, verbose: bool) -> String {
     text::print(module)
 }
 
-/// A model's module, or that of one of its blocks.
-pub(super) fn of_model(path: &Path, wanted: Option<&str>, dtype: DType) -> anyhow::Result<Module> {
+/// A model's configuration, and its module or that of one of its blocks.
+pub(super) fn of_model(path: &Path, wanted: Option<&str>, dtype: DType) -> anyhow::Result<(Config, Module)> {
     let (config, checkpoint) = input::model(path)?;
     let options = |mtp| LoadOptions { dtype, mtp, ..LoadOptions::default() };
     let Some(wanted) = wanted else {
-        return Ok(module(&config, checkpoint.as_ref(), &options(false))?);
+        let module = module(&config, checkpoint.as_ref(), &options(false))?;
+        return Ok((config, module));
     };
     let whole = module(&config, checkpoint.as_ref(), &options(true))?;
-    block::find(&config, &whole, wanted, dtype)
+    let module = block::find(&config, &whole, wanted, dtype)?;
+    Ok((config, module))
 }

@@ -1,5 +1,6 @@
 //! `eva viz`: what compiling does, as a page.
 
+use super::fp8::Fp8Args;
 use super::input::{Source, is_model, model};
 use super::ui::{FormArg, NumericsArg, TypeArg, Usage, emit, numerics, say};
 use anyhow::{Context, bail};
@@ -47,6 +48,8 @@ pub struct Args {
     /// How far rewriting may move results
     #[arg(long, value_enum, default_value_t = NumericsArg::Reassociates)]
     numerics: NumericsArg,
+    #[command(flatten)]
+    fp8: Fp8Args,
     /// Type of a model's activations and caches [default: f32]
     #[arg(long, value_enum)]
     dtype: Option<TypeArg>,
@@ -67,13 +70,14 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         Machine::Cpu => Target::cpu(),
         Machine::Cuda => Target::cuda(),
     };
-    let numerics = numerics(args.form, args.numerics)?;
-    let passes = Options { form: args.form.into(), numerics, ..Options::default() };
+    let (numerics, fp8) = (numerics(args.form, args.numerics)?, args.fp8.options(None));
+    let passes = Options { form: args.form.into(), numerics, fp8, ..Options::default() };
     let mut options = ViewOptions { passes, sizes: args.set.iter().cloned().collect(), text: None };
     let title = args.input.display().to_string();
     let view = if is_model(&args.input) {
         let dtype = args.dtype.map_or(DType::F32, DType::from);
         let (config, checkpoint) = model(&args.input)?;
+        options.passes.fp8 = args.fp8.options(Some(&config));
         let load = LoadOptions { dtype, ..LoadOptions::default() };
         let module = module(&config, checkpoint.as_ref(), &load)?;
         checked(&module, args)?;

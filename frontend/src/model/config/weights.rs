@@ -140,7 +140,9 @@ impl Config {
 
 /// Whether a name is that of a linear layer that quantised checkpoints quantise.
 pub fn is_projection(name: &str) -> bool {
-    let Some((_, layer)) = name.rsplit_once(".self_attn.").or_else(|| name.rsplit_once(".mlp.")) else { return false };
+    let Some((_, layer)) = name.rsplit_once(".self_attn.").or_else(|| name.rsplit_once(".mlp.")) else {
+        return false;
+    };
     layer.strip_suffix(".weight").is_some_and(|layer| {
         let last = layer.rsplit('.').next().unwrap_or(layer);
         last.ends_with("_proj") || last == "kv_a_proj_with_mqa"
