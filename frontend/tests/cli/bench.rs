@@ -18,8 +18,9 @@ fn every_case_is_right_on_the_cpu() {
         assert_eq!((&row["ok"], &row["device"]), (&true.into(), &"cpu".into()), "{row}");
         assert!(row["us"].as_f64().unwrap() > 0.0, "{row}");
         let (error, limit) = (row["err"].as_f64().unwrap(), row["limit"].as_f64().unwrap());
-        // Where something is computed, it is rounded: an error of zero would mean that nothing was compared.
-        let copies = ["copy", "dispatch", "compile"].map(Value::from).contains(&row["op"]);
+        // Where something is computed, it is rounded: an error of zero would mean that nothing was compared. Codes are
+        // compared bit by bit.
+        let copies = ["copy", "dispatch", "compile", "quantize"].map(Value::from).contains(&row["op"]);
         assert!(error <= limit && (error > 0.0) != copies, "{row}");
     }
     for bench in ["gemm", "grouped", "mla_decode", "mla_prefill", "rows", "forms", "layer"] {
