@@ -15,9 +15,11 @@ use std::rc::Rc;
 
 mod pages;
 mod scaled;
+mod schedule;
 
 pub use pages::Pages;
 pub use scaled::{SCALES, ScalesView};
+pub use schedule::{FewRows, KeyParts, Schedule, TensorSchedule};
 
 /// How an op becomes code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -332,99 +334,6 @@ impl<'k> View<'k> {
     /// The tensor in memory, for an op that must have it there.
     pub fn memory(&self) -> Result<&BufView, LowerError> {
         self.buffer.as_ref().ok_or_else(|| LowerError::new("an operand of a product is not in memory"))
-    }
-}
-
-/// Tile sizes for one target: the only place where they are written.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Schedule {
-    /// Products: rows and columns of the result, and terms of the sum, of one tile.
-    pub product: [usize; 3],
-    /// Attention: query rows and keys of one tile.
-    pub attention: [usize; 2],
-    /// The same where bulk copies can bring all operands to tensor cores ([`BufView::is_bulk`]), if there are such.
-    pub tensor: Option<TensorSchedule>,
-    /// The longest row that is held as one tile; longer ones go block by block.
-    pub row: usize,
-    /// The columns of one tile where any number does.
-    pub block: usize,
-    /// The most columns of one tile of rows that are read several times: programs do some columns of all rows before
-    /// the next, so that what is read again is still in the cache.
-    pub again: usize,
-    /// Items looked at together when tokens are sorted by expert.
-    pub sort: usize,
-    /// How many tokens' items of an expert one program puts into their places, one token after another; all if not given.
-    pub places: Option<usize>,
-}
-
-/// Tile sizes for tensor cores; see [`Schedule`].
-#[derive(Clone, Debug, PartialEq)]
-pub struct TensorSchedule {
-    /// Products: rows and columns of the result, and terms of the sum, of one tile.
-    pub product: [usize; 3],
-    /// The same for 8-bit operands.
-    pub codes: [usize; 3],
-    /// Attention whose values are at most `narrow` wide: query rows and keys of one tile.
-    pub attention: [usize; 2],
-    /// Attention with wider values.
-    pub wide_attention: [usize; 2],
-    /// The most columns of a value of which two warpgroups can have a row each.
-    pub narrow: usize,
-    /// How many programs run at once.
-    pub programs: usize,
-    /// How many programs divide the rows of an expert among them, for each block of columns.
-    pub lines: i64,
-    /// Kernels for products with few rows, the fewest first; they are chosen at launch.
-    pub few: Vec<FewRows>,
-    /// How the keys of few queries are divided, the fewest queries first; chosen at launch.
-    pub parts: Vec<KeyParts>,
-}
-
-/// How attention of few queries is cut: the keys are divided too, so that there are programs for all of the machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyParts {
-    /// The most queries (of all heads) that it is for.
-    pub most: i64,
-    /// Parts of the keys.
-    pub parts: usize,
-}
-
-/// How a product of few rows (tokens) with many columns (weights) is cut.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FewRows {
-    /// The most rows that it is for.
-    pub most: i64,
-    /// Rows and columns of a tile, and terms of the sum.
-    pub product: [usize; 3],
-    /// The same for 8-bit operands, and what `swapped` is for them; none if the kernel for all numbers of rows does better.
-    pub codes: Option<([usize; 3], bool)>,
-    /// Whether columns of the result are the rows of tiles, so that no tile is mostly empty and many programs share the
-    /// weights.
-    pub swapped: bool,
-    /// Whether dense products are cut so.
-    pub dense: bool,
-    /// Whether products of experts are: then `most` is a mean over the experts.
-    pub experts: bool,
-}
-
-impl TensorSchedule {
-    /// Query rows and keys of a tile of attention whose values are `width` wide; `None` if tensor cores cannot do it: wide
-    /// values are divided between two warpgroups, each of which has whole panels of 64.
-    pub fn attention_of(&self, width: usize) -> Option<[usize; 2]> {
-        let divided = width <= 2 * self.narrow && width.is_multiple_of(2 * 64);
-        if width <= self.narrow { Some(self.attention) } else { divided.then_some(self.wide_attention) }
-    }
-}
-
-impl Schedule {
-    /// The tile sizes of a product of these operands.
-    pub fn product_of(&self, operands: &[&BufView]) -> [usize; 3] {
-        self.tensor_of(operands).map_or(self.product, |tensor| tensor.product)
-    }
-
-    /// The tile sizes for tensor cores, if they are there and the operands are fit for them.
-    pub fn tensor_of(&self, operands: &[&BufView]) -> Option<&TensorSchedule> {
-        self.tensor.as_ref().filter(|_| operands.iter().all(|view| view.is_bulk()))
     }
 }
 

@@ -47,7 +47,7 @@ impl<'c> Emitter<'_, 'c> {
                     let wide = b.build_int_z_extend_or_bit_cast(word, ir.ctx.i32_type(), "")?;
                     for shift in (0..bits).step_by(8) {
                         let code = b.build_and(ir.shr(wide, u64::from(shift))?, ir.i32(0xff), "")?;
-                        floats.push(self.from_exponent(code)?);
+                        floats.push(self.unpack_exponent(code)?);
                     }
                 }
                 DType::F8E4M3 | DType::F8E5M2 => {
@@ -122,7 +122,7 @@ impl<'c> Emitter<'_, 'c> {
     }
 
     /// The power of two that a code of `e8m0` stands for.
-    fn from_exponent(&self, code: I<'c>) -> Done<F<'c>> {
+    fn unpack_exponent(&self, code: I<'c>) -> Done<F<'c>> {
         let (b, ir) = (&self.ir.b, &self.ir);
         let is = |n: u32| b.build_int_compare(IntPredicate::EQ, code, ir.i32(n), "");
         let bits = b.build_select(is(0)?, ir.i32(LEAST_POWER), int(ir.shl(code, 23)?.into())?, "")?;

@@ -190,7 +190,7 @@ impl Writer<'_> {
     fn is_eight(&self, tuple: Value, index: usize) -> bool {
         let Def::Call(callee, _) = &self.f.values[tuple].def else { return false };
         let state = self.results[*callee].iter().find(|(_, result)| *result == Some(index));
-        state.is_some_and(|(param, _)| self.chosen[*callee].contains(&param))
+        state.is_some_and(|(param, _)| self.chosen[*callee].contains(param))
     }
 
     fn call(&mut self, value: Value, callee: Func, args: &[Value]) -> Result<(), Diag> {

@@ -84,7 +84,7 @@ fn of_weights(f: &Function, value: Value) -> bool {
 }
 
 /// The spec and the two operands of a product, and whether it is of experts.
-pub fn product<'f>(f: &'f Function, value: Value) -> Option<(&'f Spec, &'f [Value], bool)> {
+pub fn product(f: &Function, value: Value) -> Option<(&Spec, &[Value], bool)> {
     match &f.values[value].def {
         Def::Op(Op::Einsum(Einsum { spec }), args) if args.len() == 2 && spec.out.len() < spec.axes() => {
             Some((spec, args, false))

@@ -39,7 +39,7 @@ fn a_layout_has_a_name() {
         let new = lay_out(&naive, &cache).unwrap();
         layout(&new, new.func("attention").unwrap())
     };
-    let written = CacheOptions { layout: Layout::AsWritten, page: None };
+    let written = CacheOptions { layout: Layout::AsWritten, ..CacheOptions::default() };
     assert_eq!(of(CacheOptions::default()), Some("latent"));
     assert_eq!(of(written), Some("expanded"));
     assert_eq!(of(CacheOptions { page: Some(7), ..CacheOptions::default() }), Some("paged latent"));

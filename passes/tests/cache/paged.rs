@@ -15,7 +15,8 @@ const MLA: &str = include_str!("../../../tests/cases/run/mla.eva");
 const NAIVE: &str = include_str!("../../../tests/cases/run/naive.eva");
 
 fn in_pages(module: &Module, layout: Layout, page: usize) -> Module {
-    let new = lay_out(module, &CacheOptions { layout, page: Some(page) }).unwrap_or_else(|e| panic!("{e}"));
+    let new = lay_out(module, &CacheOptions { layout, page: Some(page), ..CacheOptions::default() })
+        .unwrap_or_else(|e| panic!("{e}"));
     verify::verify(&new).unwrap_or_else(|e| panic!("{e}\n{new}"));
     let printed = text::print(&new);
     assert_eq!(text::print(&parse(&printed)), printed);

@@ -105,7 +105,7 @@ fn gathered_codes() {
     let rows = k.buf(ints("rows", &[sym("t")]));
     let y = k.buf(write("y", &[n(3), sym("t"), n(8)]));
     let (expert, at, zero) = (k.program(n(3), 1), k.program(sym("t"), 5) * 5i64, k.int(0));
-    let row = k.load(rows, &[at], [Some(0), None], [5, 1], &[]) + k.iota(1, 8) * 0i64;
+    let row = k.load(rows, &[at], [Some(0), None], [5, 1], &[]) + k.iota(1, 8) * zero;
     let col = zero + 2i64;
     let got = k.gather(x, &[expert, zero, col], 1, row);
     k.store(y, &[expert, at, zero], [Some(1), Some(2)], &[], got);

@@ -7,7 +7,7 @@
 
 use super::super::walk::{operands, result};
 use super::info::Info;
-use super::uses::{Found, collect, is_plain, load_of, loads_used, reads, users};
+use super::uses::{Found, collect, is_plain, is_zero, load_of, loads_used, reads, sum_with_constant, users};
 use crate::target::Hopper;
 use eva_ir::dim::Dim;
 use eva_ir::kernel::block::MapData;
@@ -281,9 +281,7 @@ impl Products {
                 && fill.place.limits == place.limits
                 && fill.rows >= rows
                 && (0..place.at.len()).all(alike);
-            if !same {
-                return None;
-            }
+            same.then_some(())?;
             let (fill_base, fill_from) = sum_with_constant(info, fill.place.at[col]);
             let first = usize::try_from(from - fill_from).ok()?;
             let inside = first.is_multiple_of(STEP) && first + terms <= fill.cols;
@@ -498,25 +496,5 @@ impl Products {
         last == c.next
             && last != c.arg
             && self.spans.get(&body.as_ptr()).is_some_and(|spans| spans.len() == 1)
-    }
-}
-
-/// Whether a tile is nothing but zeros.
-fn is_zero(info: &Info<'_>, reg: Reg) -> bool {
-    matches!(info.inst(reg), Some(Inst::Const { value: Const::F(0.0), .. }))
-}
-
-/// An index as the sum of a register, if there is one, and a constant.
-fn sum_with_constant(info: &Info<'_>, reg: Reg) -> (Option<Reg>, i64) {
-    if let Some(n) = info.constant(reg) {
-        return (None, n);
-    }
-    match info.inst(reg) {
-        Some(Inst::Zip { f: Fn2::Add, x, y, .. }) => match (info.constant(*x), info.constant(*y)) {
-            (_, Some(n)) => (Some(*x), n),
-            (Some(n), _) => (Some(*y), n),
-            _ => (Some(reg), 0),
-        },
-        _ => (Some(reg), 0),
     }
 }

@@ -102,3 +102,23 @@ pub(super) fn is_plain(info: &Info<'_>, reg: Reg, depth: usize) -> bool {
         _ => false,
     }
 }
+
+/// Whether a tile is nothing but zeros.
+pub(super) fn is_zero(info: &Info<'_>, reg: Reg) -> bool {
+    matches!(info.inst(reg), Some(Inst::Const { value: Const::F(0.0), .. }))
+}
+
+/// An index as the sum of a register, if there is one, and a constant.
+pub(super) fn sum_with_constant(info: &Info<'_>, reg: Reg) -> (Option<Reg>, i64) {
+    if let Some(n) = info.constant(reg) {
+        return (None, n);
+    }
+    match info.inst(reg) {
+        Some(Inst::Zip { f: Fn2::Add, x, y, .. }) => match (info.constant(*x), info.constant(*y)) {
+            (_, Some(n)) => (Some(*x), n),
+            (Some(n), _) => (Some(*y), n),
+            _ => (Some(reg), 0),
+        },
+        _ => (Some(reg), 0),
+    }
+}
