@@ -7,7 +7,6 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::thread;
 
 use eva_runtime::checkpoint::{CheckpointDType, CheckpointError, TensorDecl, Writer, Written};
 use half::{bf16, f16};
@@ -15,7 +14,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use thiserror::Error;
 
-use crate::model::config::{CONFIG_FILE, Config, ConfigError, Role, WeightSpec};
+use crate::convert::{codes_of_band, in_pieces};
+use crate::model::config::{CONFIG_FILE, Config, ConfigError, Role, ScaleFormat, Storage, WeightSpec};
+use eva_ir::scales::Encoding;
 
 /// Elements made at a time by one thread, from their own stream of random numbers. Part of what a seed means.
 const CHUNK: usize = 1 << 18;
@@ -37,8 +38,6 @@ pub struct InitOptions {
 pub enum InitError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("config.json: quantization_config: fresh weights are not quantised; remove the key")]
-    Quantised,
     #[error("fresh weights cannot be {found}; choose F32, BF16 or F16")]
     DType { found: CheckpointDType },
     #[error("{}: already there; choose another directory, or remove it first", .path.display())]
@@ -50,7 +49,8 @@ pub enum InitError {
 }
 
 /// Writes a model into `out`, which is created: the text of its `config.json` as given, and weights drawn from a
-/// normal distribution with standard deviation `initializer_range`; gains of norms vary around 1.
+/// normal distribution with standard deviation `initializer_range`; gains of norms vary around 1. Those that
+/// `quantization_config` covers are then converted, as [`mod@crate::convert`] converts F32.
 ///
 /// `progress` is called after every tensor with the bytes written so far and the bytes of all tensors. Nothing that
 /// is already there is replaced.
@@ -62,9 +62,6 @@ pub fn init(
 ) -> Result<Written, InitError> {
     let text = config;
     let config = Config::from_json(text)?;
-    if config.quantization.is_some() {
-        return Err(InitError::Quantised);
-    }
     let dtype = options.dtype.unwrap_or(config.dtype);
     if !matches!(dtype, CheckpointDType::F32 | CheckpointDType::Bf16 | CheckpointDType::F16) {
         return Err(InitError::DType { found: dtype });
@@ -89,7 +86,21 @@ pub fn init(
             _ => (0.0, config.initializer_range as f32),
         };
         let elements = specs[i].shape.iter().product();
-        fill(&normal, elements, tensors[i].dtype, |x| mean + deviation * x, sink)?;
+        let shape = |x| mean + deviation * x;
+        match specs[i].storage {
+            Storage::Float => fill(&normal, elements, tensors[i].dtype, shape, sink)?,
+            Storage::Codes(_) => {
+                for (codes, _) in blocks(&config, &specs[i], shape, options.seed)? {
+                    sink.write_all(&codes)?;
+                }
+            }
+            // The weight comes before its scales in the list.
+            Storage::Scale => {
+                for (_, scales) in blocks(&config, &specs[i - 1], shape, options.seed)? {
+                    sink.write_all(&encode(&scales, CheckpointDType::F32))?;
+                }
+            }
+        }
         done += bytes(&tensors[i]);
         progress(done, total);
         Ok(())
@@ -101,7 +112,12 @@ pub fn init(
 }
 
 fn declare(spec: &WeightSpec, dtype: CheckpointDType) -> TensorDecl {
-    let dtype = if spec.role == Role::RouterBias { CheckpointDType::F32 } else { dtype };
+    let dtype = match spec.storage {
+        Storage::Codes(codes) => codes,
+        Storage::Scale => CheckpointDType::F32,
+        Storage::Float if spec.role == Role::RouterBias => CheckpointDType::F32,
+        Storage::Float => dtype,
+    };
     TensorDecl { name: spec.name.clone(), dtype, shape: spec.shape.clone() }
 }
 
@@ -113,31 +129,45 @@ fn fill(
     shape: impl Fn(f32) -> f32 + Sync,
     sink: &mut dyn Write,
 ) -> io::Result<()> {
-    let threads = thread::available_parallelism().map_or(1, |n| n.get().min(16));
-    let chunk = |i: usize| {
-        let mut numbers = vec![0.0; CHUNK.min(elements - i * CHUNK)];
-        normal.fill(i as u64, &mut numbers);
-        numbers.iter_mut().for_each(|x| *x = shape(*x));
-        encode(&numbers, dtype)
+    let made = |i| Ok(encode(&chunk(normal, elements, &shape, i), dtype));
+    in_pieces(elements.div_ceil(CHUNK), made, |bytes| sink.write_all(&bytes))
+}
+
+/// Some of a tensor's numbers.
+fn chunk(normal: &Normal, elements: usize, shape: impl Fn(f32) -> f32, i: usize) -> Vec<f32> {
+    let mut numbers = vec![0.0; CHUNK.min(elements - i * CHUNK)];
+    normal.fill(i as u64, &mut numbers);
+    numbers.iter_mut().for_each(|x| *x = shape(*x));
+    numbers
+}
+
+/// The codes and scales of a weight, a band of blocks at a time.
+fn blocks(
+    config: &Config,
+    spec: &WeightSpec,
+    shape: impl Fn(f32) -> f32 + Sync,
+    seed: u64,
+) -> io::Result<Vec<(Vec<u8>, Vec<f32>)>> {
+    let normal = Normal::of(&spec.name, seed);
+    let (elements, columns) = (spec.shape.iter().product(), spec.shape[1]);
+    let mut all = Vec::with_capacity(elements);
+    in_pieces(
+        elements.div_ceil(CHUNK),
+        |i| Ok(chunk(&normal, elements, &shape, i)),
+        |numbers| {
+            all.extend(numbers);
+            Ok(())
+        },
+    )?;
+    let encoding = match config.quantization.as_ref().map(|quantization| quantization.scale_fmt) {
+        Some(ScaleFormat::PowerOfTwo) => Encoding::Pow2,
+        _ => Encoding::F32,
     };
-    let chunks = elements.div_ceil(CHUNK);
-    let mut next = 0;
-    while next < chunks {
-        let now = next..chunks.min(next + threads);
-        if now.len() == 1 {
-            sink.write_all(&chunk(next))?;
-        } else {
-            thread::scope(|scope| {
-                let running: Vec<_> = now.clone().map(|i| scope.spawn(move || chunk(i))).collect();
-                running.into_iter().try_for_each(|thread| {
-                    let bytes = thread.join().map_err(|_| io::Error::other("a thread failed"))?;
-                    sink.write_all(&bytes)
-                })
-            })?;
-        }
-        next = now.end;
-    }
-    Ok(())
+    let [height, width] = config.scale_block();
+    let band = |band| codes_of_band(band, columns, width, encoding);
+    all.chunks(columns * height)
+        .map(|numbers| band(numbers).map_err(|_| io::Error::other("`initializer_range` is too large")))
+        .collect()
 }
 
 /// Numbers as they lie in a file.

@@ -6,6 +6,7 @@
 
 pub mod bench;
 pub mod compare;
+pub mod convert;
 pub mod dsl;
 pub mod engine;
 pub mod explain;

@@ -121,10 +121,6 @@ fn what_cannot_be_made_is_refused() {
         "config.json: 1 problem\n  hidden_size: is 0; expected a whole number from 1 to 2147483647"
     );
     assert_eq!(
-        message(&text("v3-tiny-fp8"), plain),
-        "config.json: quantization_config: fresh weights are not quantised; remove the key"
-    );
-    assert_eq!(
         message(&text("v3-tiny"), InitOptions { dtype: Some(CheckpointDType::I8), ..plain }),
         "fresh weights cannot be I8; choose F32, BF16 or F16"
     );

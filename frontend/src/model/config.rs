@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use eva_runtime::checkpoint::CheckpointDType;
 
 pub use check::{CheckError, CheckProblem};
-pub use weights::{Role, Storage, WeightSpec};
+pub use weights::{Role, Storage, WeightSpec, is_projection};
 
 /// Name of the file in a model's directory.
 pub const CONFIG_FILE: &str = "config.json";

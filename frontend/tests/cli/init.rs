@@ -59,8 +59,6 @@ fn what_cannot_be_made() {
     let bad = with_config(&config("v3-tiny", &[("n_group", json!(5))]));
     let other = base.path().join("other").display().to_string();
     all.add("a wrong configuration", &without(&bad, &refusal(1, &["init", "--config", path(&bad), &other])));
-    let fp8 = fixture("v3-tiny-fp8");
-    all.add("quantized weights", &refusal(1, &["init", "--config", fp8.to_str().unwrap(), &other]));
     for size in ["5XB", "0", "99999999999GB", "GB"] {
         let message = refusal(2, &["init", "--config", v2, &other, "--max-shard-size", size]);
         all.add(&format!("a size of {size}"), &message);

@@ -7,6 +7,7 @@ mod bad_weights;
 mod bench;
 #[cfg(feature = "cuda")]
 mod compile;
+mod convert;
 mod doctor;
 mod explain;
 mod generate;

@@ -80,7 +80,7 @@ pub fn run(args: &Args, bars: &Bars) -> anyhow::Result<bool> {
 }
 
 /// A number of bytes, with a unit or without.
-fn size(text: &str) -> Result<u64, String> {
+pub(super) fn size(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
         "" | "b" => Some(1),

@@ -7,6 +7,7 @@ mod bench;
 mod check;
 mod compare;
 mod compile;
+mod convert;
 mod doctor;
 mod explain;
 mod fp8;
@@ -69,6 +70,8 @@ enum Command {
     Viz(viz::Args),
     /// Make a model with random weights
     Init(init::Args),
+    /// Convert a model's weights to 8-bit floats, or back
+    Convert(convert::Args),
     /// Measure how fast compiled code is
     Bench(bench::Args),
     /// Show what this machine has, and test that compiling works
@@ -89,6 +92,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::run(args),
         Command::Viz(args) => viz::run(args),
         Command::Init(args) => init::run(args, &bars),
+        Command::Convert(args) => convert::run(args, &bars),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),
     };
