@@ -1,6 +1,6 @@
 //! Configurations that describe no model; messages are compared whole.
 
-use super::support::{Sections, config, eva, fixture, path, refusal, with_config, without};
+use super::support::{Sections, config, eva, path, refusal, with_config, without};
 use serde_json::{Value, json};
 
 #[test]

@@ -132,9 +132,12 @@ impl OpDef for Quantize {
     fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
         let x = &args[0];
         let blocks = cx.out[0].scales.as_ref().map(|scales| scales.blocks.to_vec()).unwrap_or_default();
-        // A row's block is little for a program, and scales of neighbouring rows may be neighbours.
+        // A row's block is little for a program, and scales of neighbouring rows may be neighbours. What is computed on
+        // the way may be known row by row only.
         let lines = match blocks[..] {
-            [.., Block::Each, Block::Of(n)] if n as usize <= cx.schedule.block => cx.schedule.block / n as usize,
+            [.., Block::Each, Block::Of(n)] if x.buffer.is_some() && n as usize <= cx.schedule.block => {
+                cx.schedule.block / n as usize
+            }
             _ => 1,
         };
         Blocks { cx, x, op: self, blocks, lines }.write()
