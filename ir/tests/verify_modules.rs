@@ -18,7 +18,6 @@ use eva_ir::scales::{Block, Scales};
 use eva_ir::text::{parse, print};
 use eva_ir::types::{DType, TensorType, Type};
 use eva_ir::verify::{limits, state_results, verified, verify, verify_function};
-use smallvec::smallvec;
 use std::sync::Arc;
 
 fn f32(shape: &[&str]) -> TensorType {

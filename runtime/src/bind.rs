@@ -167,8 +167,8 @@ pub(crate) struct Addresses<'a> {
 /// A constant: its function, the function's body, and the base.
 pub(crate) type ConstantAt = (usize, usize, usize);
 
-/// What [`walk`] does with a launch: the kernel's number, the addresses of its buffers, and the rest.
-pub(crate) type OnLaunch<'a> = dyn FnMut(usize, &[*mut u8], &Launch) -> Result<(), Error> + 'a;
+/// What [`walk`] does with a launch: the kernel's number, the addresses of its buffers, the rest, and what it is called.
+pub(crate) type OnLaunch<'a> = dyn FnMut(usize, &[*mut u8], &Launch, &str) -> Result<(), Error> + 'a;
 
 /// Goes through the steps of a run in their order, and hands each launch to `launch`. `constant` has the address of
 /// each constant, by function, body and base.
@@ -192,12 +192,12 @@ pub(crate) fn walk(
     let mut bufs = Vec::new();
     for (step, _) in f.steps.iter().zip(runs).filter(|(_, runs)| **runs) {
         match step {
-            Step::Launch { kernel, bases, .. } => {
+            Step::Launch { kernel, bases, name, .. } => {
                 bufs.clear();
                 bufs.extend(bases.iter().map(|&base| addresses[base]));
-                launch(kernel.index(), &bufs, &bound.launches[&kernel.index()])?;
+                launch(kernel.index(), &bufs, &bound.launches[&kernel.index()], name)?;
             }
-            Step::Call { func, args, results, .. } => {
+            Step::Call { func, args, results, name } => {
                 let params: Vec<*mut u8> = args.iter().map(|&base| addresses[base]).collect();
                 let null = std::ptr::null_mut();
                 let results: Vec<*mut u8> =
@@ -205,7 +205,13 @@ pub(crate) fn walk(
                 // The callee's part of the arena follows this function's.
                 let arena = at.arena.wrapping_add(layout.bytes);
                 let at = Addresses { params: &params, results: &results, arena };
-                walk(plan, bound, *func, at, constant, launch)?;
+                walk(plan, bound, *func, at, constant, launch).map_err(|error| match error {
+                    Error::NotFinite(mut found) => {
+                        found.calls.insert(0, name.clone());
+                        Error::NotFinite(found)
+                    }
+                    error => error,
+                })?;
             }
         }
     }

@@ -97,6 +97,9 @@ pub enum Error {
         /// What is needed.
         tokens: usize,
     },
+    /// A NaN or an infinity, found because [`crate::Session::check_finite`] asked for it.
+    #[error("{0}")]
+    NotFinite(Box<crate::finite::NotFinite>),
     /// Sizes whose tensors do not fit in memory.
     #[error("the activations of this call need more memory than a machine can have: {0}")]
     TooLarge(String),

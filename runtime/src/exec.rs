@@ -1,11 +1,12 @@
 //! [`Executable`]: a compiled module; and how a plan runs.
 
-use crate::bind::{Addresses, Bound, ConstantAt, walk};
+use crate::bind::{self, Addresses, Bound, ConstantAt, walk};
 use crate::cpu;
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::device::Device;
 use crate::error::Error;
+use crate::finite;
 use crate::memory::Memory;
 use crate::pool::Pool;
 use crate::prepare::Store;
@@ -219,17 +220,31 @@ impl Executable {
     /// # Safety
     /// The addresses are of buffers of the types and sizes that the plan and `bound` say; results and states are not
     /// read or written by anyone else; the arena has `bound.arena` bytes and is aligned to
-    /// [`eva_passes::plan::ALIGNMENT`].
-    pub(crate) unsafe fn run(&self, code: &cpu::Code, bound: &Bound, at: Addresses) -> Result<(), Error> {
+    /// [`eva_passes::plan::ALIGNMENT`]. With `finite`, what each kernel writes is checked.
+    pub(crate) unsafe fn run(
+        &self,
+        code: &cpu::Code,
+        bound: &Bound,
+        at: Addresses,
+        finite: bool,
+    ) -> Result<(), Error> {
         let at = OnThread(at);
         let mut done = Ok(());
         code.pool.enter(|| {
             let at = &at;
             let constant = |at| self.constant(at);
-            let mut launch = |kernel, bufs: &[*mut u8], launch: &_| {
+            let mut launch = |kernel: usize, bufs: &[*mut u8], launch: &bind::Launch, name: &str| {
                 // SAFETY: the caller's; `bind` has checked every buffer, and the programs of a kernel write apart.
                 unsafe { code.launch(kernel, bufs, launch) };
-                Ok(())
+                if !finite {
+                    return Ok(());
+                }
+                let kernel = &self.plan.kernels[Entity::new(kernel)];
+                finite::check(kernel, &launch.syms, name, &mut |buf, from, bytes| {
+                    let at = bufs[buf].wrapping_offset(from as isize);
+                    // SAFETY: the elements that the kernel's buffer has, as `bind` has checked; nothing writes now.
+                    Ok(unsafe { std::slice::from_raw_parts(at, bytes) }.to_vec())
+                })
             };
             done = walk(&self.plan, bound, bound.func, at.0, &constant, &mut launch);
         });

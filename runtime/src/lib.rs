@@ -12,6 +12,7 @@ pub mod cuda;
 pub mod device;
 pub mod error;
 pub mod exec;
+pub mod finite;
 mod memory;
 pub mod pages;
 pub mod pool;

@@ -31,6 +31,8 @@ pub struct Session {
     pub(crate) beside: usize,
     /// The results of the last call, until they are taken; none for states.
     results: Vec<Option<Outcome>>,
+    /// Whether calls look for what is not a finite number.
+    finite: bool,
 }
 
 /// What a session has on its device.
@@ -73,7 +75,14 @@ impl Session {
             #[cfg(feature = "cuda")]
             Code::Cuda(_) => Place::Cuda(Box::new(cuda::Calls::new())),
         };
-        Ok(Self { exe, func, weights: found, fixed, bound: None, place, beside: 0, results: Vec::new() })
+        let (bound, results) = (None, Vec::new());
+        Ok(Self { exe, func, weights: found, fixed, bound, place, beside: 0, results, finite: false })
+    }
+
+    /// Whether calls look at what each kernel has written, and stop at the first NaN or infinity with an error that names the
+    /// op ([`Error::NotFinite`]). They do not if not told; it takes time, on a GPU much of it.
+    pub fn check_finite(&mut self, yes: bool) {
+        self.finite = yes;
     }
 
     /// The executable.
@@ -253,7 +262,7 @@ impl Session {
                 let at = Addresses { params: &params, results: &addresses, arena: arena.as_ptr() };
                 // SAFETY: every buffer was checked against its type above and in `bind`; inputs are only read, states
                 // are borrowed mutably by this call, results and the arena are this session's own.
-                unsafe { exe.run(code, bound, at) }?;
+                unsafe { exe.run(code, bound, at, self.finite) }?;
                 self.results = results.into_iter().map(|result| result.map(Outcome::Here)).collect();
             }
             #[cfg(feature = "cuda")]
@@ -268,7 +277,8 @@ impl Session {
                     arena: bound.arena,
                     ..cuda::Need::default()
                 };
-                let call = cuda::Call { exe: &exe, code, bound, sizes, args, results, have };
+                let finite = self.finite;
+                let call = cuda::Call { exe: &exe, code, bound, sizes, args, results, have, finite };
                 // SAFETY: as above.
                 unsafe { calls.start(&call) }?;
                 self.results = shapes

@@ -157,3 +157,35 @@ fn equal_kernels_are_one() {
     let kernels = exe.plan().kernels.iter().filter(|(_, kernel)| kernel.name.ends_with(".one")).count();
     assert_eq!(kernels, 1, "five bodies have `%one`");
 }
+
+/// The op that makes the first NaN is named, with the calls that led there; without being asked, nobody looks.
+#[test]
+fn the_first_that_is_no_number_is_named() {
+    let text = "dim s
+dim m = 5
+fn @inner(%x: f32[s, m]) -> f32[s, m] {
+  %root = sqrt %x : f32[s, m]
+  %rows = softmax %root : f32[s, m]
+  %twice = scale %rows {by = 2.0} : f32[s, m]
+  return %twice
+}
+fn @f(%x: f32[s, m]) -> f32[s, m] {
+  %less = offset %x {by = -1.0} : f32[s, m]
+  %once = call @inner %x : f32[s, m]
+  %other = call @inner %less : f32[s, m]
+  %y = add %once, %other : f32[s, m]
+  return %y
+}";
+    let mut session = session(text, &Weights::new());
+    let mut x = vec![2.0; 15];
+    x[7] = 0.5;
+    let x = Tensor::from_f32(&[3, 5], &x);
+    session.run(&[("x", &x)], None, &[]).unwrap();
+    session.check_finite(true);
+    let Err(Error::NotFinite(found)) = session.run(&[("x", &x)], None, &[]) else { panic!("nobody noticed") };
+    assert_eq!(found.calls, ["other"]);
+    assert!(found.op.starts_with("@inner."), "{found}");
+    assert_eq!((found.index[0], found.elements), (1, 15));
+    let fine = Tensor::from_f32(&[3, 5], &[2.0; 15]);
+    session.run(&[("x", &fine)], None, &[]).unwrap();
+}

@@ -8,6 +8,7 @@ use super::memory::Buffer;
 use crate::bind::{self, Addresses, Bound, walk};
 use crate::error::Error;
 use crate::exec::Executable;
+use crate::finite;
 use crate::session::Arg;
 use eva_ir::dim::Sym;
 
@@ -45,6 +46,8 @@ pub(crate) struct Call<'a> {
     pub results: Vec<Option<usize>>,
     /// What is there already, for messages.
     pub have: Need,
+    /// Whether to look at what each kernel has written.
+    pub finite: bool,
 }
 
 /// What is added to an allocation that grows, so that it need not grow on every call: an eighth of it.
@@ -125,10 +128,15 @@ impl Calls {
         }
 
         let addresses = params.iter().chain(&results).chain([&arena]).map(|address| address.addr()).collect();
+        if call.finite {
+            let at = Addresses { params: &params, results: &results, arena };
+            // SAFETY: the caller's.
+            return unsafe { self.start_checked(call, at) };
+        }
         let key = Key { sizes: call.sizes.to_vec(), addresses };
         if self.last.as_ref().is_none_or(|(have, _)| *have != key) {
             let mut launches = Vec::new();
-            let mut prepare = |number: usize, bufs: &[*mut u8], with: &bind::Launch| {
+            let mut prepare = |number: usize, bufs: &[*mut u8], with: &bind::Launch, _: &str| {
                 let kernel = &call.exe.plan().kernels[eva_ir::entity::Entity::new(number)];
                 launches.extend(call.code.prepare(number, kernel, bufs, &with.syms, with.programs)?);
                 Ok(())
@@ -159,6 +167,32 @@ impl Calls {
             }
         }
         Ok(())
+    }
+
+    /// Runs a call kernel by kernel, and looks at what each has written.
+    ///
+    /// # Safety
+    /// That of [`Calls::start`], of the addresses too.
+    unsafe fn start_checked(&mut self, call: &Call, at: Addresses) -> Result<(), Error> {
+        let (gpu, kernels) = (call.code.gpu(), call.code.kernels());
+        gpu.bind()?;
+        let constant = |at| call.exe.constant(at);
+        let mut run = |number: usize, bufs: &[*mut u8], with: &bind::Launch, name: &str| {
+            let kernel = &call.exe.plan().kernels[eva_ir::entity::Entity::new(number)];
+            for launch in call.code.prepare(number, kernel, bufs, &with.syms, with.programs)? {
+                // SAFETY: the caller's.
+                unsafe { launch.start(gpu, &kernels[launch.kernel]) }?;
+                gpu.synchronize().map_err(|e| of_kernel(e, &kernels[launch.kernel].name))?;
+            }
+            finite::check(kernel, &with.syms, name, &mut |buf, from, bytes| {
+                let mut host = vec![0; bytes];
+                let at = bufs[buf].wrapping_offset(from as isize).addr() as u64;
+                // SAFETY: elements of a buffer of the kernel, as `bind` has checked.
+                unsafe { gpu.read_at(at, &mut host) }?;
+                Ok(host)
+            })
+        };
+        walk(call.exe.plan(), call.bound, call.bound.func, at, &constant, &mut run)
     }
 
     /// The launches of the last call.

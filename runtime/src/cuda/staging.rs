@@ -150,6 +150,17 @@ fn copy(to: &mut [u8], from: &[u8]) {
     to.par_chunks_mut(piece).zip(from.par_chunks(piece)).for_each(|(to, from)| to.copy_from_slice(from));
 }
 
+impl Gpu {
+    /// Copies what is at `address` to `out`, once everything that was started before is done.
+    ///
+    /// # Safety
+    /// As many bytes from there on are this GPU's memory, and initialized.
+    pub(super) unsafe fn read_at(&self, address: u64, out: &mut [u8]) -> Result<(), CudaError> {
+        self.bind()?;
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner).download(self.stream, address, out)
+    }
+}
+
 impl Buffer {
     /// Copies `bytes` to the bytes from `offset` on. They may change again when this returns; the GPU has them, in
     /// the order of the stream.
