@@ -11,6 +11,8 @@ const M_BLOCK: usize = 96;
 const A_PANEL: usize = M_BLOCK * 1024;
 /// Lines of `b` handled together when contiguous along k: with one tile of `a`, they stay in the L1 cache.
 const N_BLOCK_ALONG_K: usize = 8;
+/// Bytes along k that are asked for before they are read.
+const AHEAD: usize = 16 << 10;
 /// Columns of `b` handled together when contiguous along j and packed.
 const N_BLOCK_ALONG_J: usize = 256;
 /// Columns of one packed strip: 4 of the widest vectors.
@@ -113,18 +115,16 @@ impl Product<'_> {
         let aligned = self.b.scales.steps.is_aligned(self.kernels.lanes, rows.k + rows.depth);
         let packed =
             self.b.step != 1 || !aligned || self.b.elem != Elem::F32 && rows.m > 2 * self.kernels.rows;
+        let steps = rows.depth.div_ceil(K_BLOCK_ALONG_K);
+        let ahead = AHEAD / (N_BLOCK_ALONG_K * K_BLOCK_ALONG_K * self.b.elem.size());
         for j in (0..self.n).step_by(N_BLOCK_ALONG_K) {
             let n = N_BLOCK_ALONG_K.min(self.n - j);
-            for k in (0..rows.depth).step_by(K_BLOCK_ALONG_K) {
+            for (step, k) in (0..rows.depth).step_by(K_BLOCK_ALONG_K).enumerate() {
                 let depth = K_BLOCK_ALONG_K.min(rows.depth - k);
                 let part = self.b.from(j, rows.k + k);
-                let next = if k + depth < rows.depth {
-                    part.beyond(0, depth)
-                } else if j + n < self.n {
-                    self.b.beyond(j + n, rows.k)
-                } else {
-                    part
-                };
+                // Behind the last line goes on what follows in memory: the caller's next product, if anything.
+                let (lines, steps) = ((step + ahead) / steps, (step + ahead) % steps);
+                let next = self.b.beyond(j + lines * N_BLOCK_ALONG_K, rows.k + steps * K_BLOCK_ALONG_K);
                 // SAFETY: the caller's contract.
                 unsafe {
                     let b = if packed { self.pack_b(part, n, depth, depth) } else { part };

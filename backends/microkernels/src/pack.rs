@@ -71,11 +71,13 @@ pub(crate) struct Source {
 
 impl Source {
     /// The same matrix from element `(r, s)` on.
+    #[inline(always)]
     pub fn from(self, r: usize, s: usize) -> Source {
         Source { scales: self.scales.from(r, s), ..self.beyond(r, s) }
     }
 
     /// [`Self::from`], for elements that are not multiplied: they keep these scales.
+    #[inline(always)]
     pub fn beyond(self, r: usize, s: usize) -> Source {
         let elements = r as isize * self.row + s as isize * self.step;
         Source { at: self.at.wrapping_offset(elements * self.elem.size() as isize), ..self }

@@ -137,16 +137,19 @@ impl Scaling {
     }
 
     /// The scales of the transposed matrix.
+    #[inline(always)]
     pub fn turned(self) -> Scaling {
         Scaling { rows: self.steps, steps: self.rows, ..self }
     }
 
     /// Those of the matrix from element `(r, s)` on.
+    #[inline(always)]
     pub fn from(self, r: usize, s: usize) -> Scaling {
         let ((rows, by_rows), (steps, by_steps)) = (self.rows.from(r), self.steps.from(s));
         Scaling { rows, steps, ..self }.shifted(by_rows + by_steps)
     }
 
+    #[inline(always)]
     fn shifted(self, by: isize) -> Scaling {
         let size = if self.elem == ScaleElem::F32 { 4 } else { 1 };
         Scaling { at: self.at.wrapping_offset(by * size), ..self }

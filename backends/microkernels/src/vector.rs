@@ -163,7 +163,8 @@ unsafe fn k_rows<V: Vector, E: Element, const M: usize>(t: &Block, i: usize) {
     let mut j = 0;
     // SAFETY: the caller's contract; columns `j..j + N` are in the block.
     unsafe {
-        if M == 1 {
+        // Of eight columns, what expanding needs does not fit the registers beside scales and sums.
+        if M == 1 && !E::SCALED {
             while j + 8 <= t.n {
                 k_tile::<V, E, M, 8>(t, i, j);
                 j += 8;
@@ -335,7 +336,7 @@ unsafe fn j_tile<V: Vector, E: Element, const M: usize, const N: usize>(
             for i in 0..M {
                 av[i] = V::splat(*a.offset(i as isize * a_row).add(k));
             }
-            if E::SCALED && N % GROUP == 0 {
+            if E::SCALED && N.is_multiple_of(GROUP) {
                 for j in (0..N).step_by(GROUP) {
                     let bv = E::load4::<V>(b.add(j * V::LANES * E::SIZE));
                     for g in 0..GROUP {
@@ -382,6 +383,8 @@ unsafe fn j_tile<V: Vector, E: Element, const M: usize, const N: usize>(
 struct Scaled<V, const N: usize> {
     now: [V; N],
     offsets: [isize; N],
+    /// Whether all have the same scale, as neighbours mostly do.
+    same: bool,
     run: Run,
     /// How far the present scales are from the first, along the axis.
     at: isize,
@@ -391,9 +394,10 @@ impl<V: Vector, const N: usize> Scaled<V, N> {
     /// For rows `first`, `first + step`, … of `scales`, before their first step.
     #[inline(always)]
     unsafe fn new<E: Element>(scales: &Scaling, first: usize, step: usize) -> Self {
-        let offsets = if E::SCALED { scales.rows.offsets(first, step) } else { [0; N] };
+        let offsets: [isize; N] = if E::SCALED { scales.rows.offsets(first, step) } else { [0; N] };
+        let same = offsets.iter().all(|&offset| offset == offsets[0]);
         // SAFETY: the processor has the vector's features.
-        Scaled { now: [unsafe { V::splat(1.0) }; N], offsets, run: scales.steps, at: 0 }
+        Scaled { now: [unsafe { V::splat(1.0) }; N], offsets, same, run: scales.steps, at: 0 }
     }
 
     /// Takes the scales of step `k`, where they change; the end of the steps that share them.
@@ -402,9 +406,14 @@ impl<V: Vector, const N: usize> Scaled<V, N> {
         if !E::SCALED {
             return t.k;
         }
-        for j in 0..N {
-            // SAFETY: the block has elements with these scales.
-            self.now[j] = unsafe { V::splat(t.scales.read(self.offsets[j] + self.at)) };
+        // SAFETY: the block has elements with these scales.
+        unsafe {
+            self.now = [V::splat(t.scales.read(self.offsets[0] + self.at)); N];
+            if !self.same {
+                for j in 1..N {
+                    self.now[j] = V::splat(t.scales.read(self.offsets[j] + self.at));
+                }
+            }
         }
         let left = self.run.left();
         self.run = self.run.from(left).0;
