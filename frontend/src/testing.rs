@@ -44,7 +44,7 @@ use std::fmt::Write;
 ///   %x: f32[n, 7],
 ///   %y: f32[7, n],
 /// ) -> f32[n, n] {
-///   %z = einsum "nm,mk->nk" %x, %y : f32[n, n]
+///   %z = einsum "na,ab->nb" %x, %y : f32[n, n]
 ///   return %z
 /// }
 ///

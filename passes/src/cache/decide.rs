@@ -188,6 +188,10 @@ impl Deciding<'_> {
                 stays("the function has alternatives already");
                 continue;
             }
+            if self.f.tensor(state).is_some_and(|ty| ty.scales.is_some()) {
+                stays("it is 8-bit floats already");
+                continue;
+            }
             let Def::Op(Op::CacheWrite(_), args) = &self.f.values[write].def else {
                 stays("it is in pages already");
                 continue;
