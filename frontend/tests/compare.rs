@@ -63,6 +63,13 @@ fn fp8_weights_read_as_numbers_agree_with_transformers() {
     check_fp8("dequant.", "dequant");
 }
 
+/// The latents are quantized, too: heads of 72 rows cut the blocks of `kv_b_proj`.
+#[test]
+fn fp8_products_agree_with_torch() {
+    check_fp8("w8a8.", "w8a8");
+    check_fp8("w8a8_ue8m0.", "w8a8-ue8m0");
+}
+
 #[test]
 fn fp8_products_around_absorbed_attention_agree_with_torch() {
     check_fp8("w8a8_absorb.", "w8a8-absorb");

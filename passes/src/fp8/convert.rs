@@ -1,6 +1,7 @@
 //! Giving products operands of 8 bits.
 
 use super::contraction::{Conversion, Fate, fate};
+use super::whole::{Made, Part};
 use super::{Casting, Options};
 use crate::rebuild::{Rebuild, functions};
 use eva_ir::diag::Diag;
@@ -18,7 +19,13 @@ use std::collections::HashMap;
 pub fn convert(module: &Module, options: &Options, chosen: bool) -> Result<Module, Diag> {
     let Some(recipe) = &options.recipe else { return Ok(module.clone()) };
     functions(module, |f| {
-        let mut pass = Convert { module, r: Rebuild::new(f), quantized: HashMap::new(), changed: false };
+        let mut pass = Convert {
+            module,
+            r: Rebuild::new(f),
+            quantized: HashMap::new(),
+            whole: Made::new(),
+            changed: false,
+        };
         for value in f.values.keys() {
             let fate = fate(module, f, value, recipe, chosen, options.multiple());
             let done = match (fate, recipe.activations) {
@@ -45,7 +52,8 @@ pub fn refusal(
     activations: Casting,
     weights: Casting,
 ) -> Option<String> {
-    let mut pass = Convert { module, r: Rebuild::new(f), quantized: HashMap::new(), changed: false };
+    let mut pass =
+        Convert { module, r: Rebuild::new(f), quantized: HashMap::new(), whole: Made::new(), changed: false };
     for before in f.values.keys().take_while(|before| *before != value) {
         pass.r.copy(before);
     }
@@ -57,6 +65,7 @@ struct Convert<'f> {
     r: Rebuild<'f>,
     /// What is quantized how: an operand of several products is quantized once.
     quantized: HashMap<(Value, Quantize), Value>,
+    whole: Made,
     changed: bool,
 }
 
@@ -72,6 +81,19 @@ impl Convert<'_> {
         let Def::Op(op, old) = &f.values[value].def else { return Err(TypeError::new("it is no op")) };
         let mut args: Vec<Value> = old.iter().map(|&arg| self.r.get(arg)).collect();
         let weight = conversion.weight;
+        if let Some(param) = conversion.stored
+            && let Err(error) = self.stored(f, old[weight], param)
+        {
+            let part = Part::of(f, value, weight, param).ok_or(error)?;
+            let side = 1 - weight;
+            let ty = f.tensor(old[side]).ok_or_else(|| TypeError::new("an operand is several tensors"))?;
+            let scales = activations.scales(ty, conversion.summed[side], &[]);
+            let op = Quantize::new(ty, activations.to, &scales, activations.least);
+            let x = self.quantize(args[side], op, old[side])?;
+            part.replace(&mut self.r, &mut self.whole, value, x)?;
+            self.changed = true;
+            return Ok(());
+        }
         for side in 0..2 {
             let ty = f.tensor(old[side]).ok_or_else(|| TypeError::new("an operand is several tensors"))?;
             args[side] = match (side == weight, conversion.stored) {

@@ -12,6 +12,7 @@ mod contraction;
 mod convert;
 mod file;
 mod recipe;
+mod whole;
 
 use contraction::{Fate, fate};
 pub use convert::convert;
