@@ -53,6 +53,29 @@ fn other_recipes_of_a_block() {
     }
 }
 
+/// Heads of 9 + 13 rows cut the blocks of a weight: one product with all rows, of which both parts are taken.
+#[test]
+fn parts_that_cut_blocks_are_taken_of_the_whole_product() {
+    let module = parse(
+        "dim b dim t dim h = 7 dim n = 9 dim v = 13 dim c = 33
+        fn @expand(%ckv: bf16[b, t, c], weight %kv_b_proj.weight: f8e4m3[h*n+h*v/128, c/128])
+            -> bf16[b, t, h, n], bf16[b, t, h, v] {
+          %w = dequantize %kv_b_proj.weight {to = bf16} : bf16[h*n+h*v, c]
+          %heads = reshape %w {shape = [h, n+v, c]} : bf16[h, n+v, c]
+          %w_uk = slice %heads {axis = 1, range = 0..n} : bf16[h, n, c]
+          %w_uv = slice %heads {axis = 1, range = n..n+v} : bf16[h, v, c]
+          %k = einsum \"btc,hnc->bthn\" %ckv, %w_uk : bf16[b, t, h, n]
+          %value = einsum \"btc,hvc->bthv\" %ckv, %w_uv : bf16[b, t, h, v]
+          return %k, %value
+        }",
+    );
+    insta::assert_snapshot!(text::print(&converted(&module, &options("w8a8"))));
+    // Denied or not, nothing falls back.
+    let mut deny = options("w8a8");
+    deny.fp8.deny_fallback = true;
+    optimize(&module, &deny).unwrap_or_else(|e| panic!("{e}"));
+}
+
 /// What is quantized once is shared, and what is stored in 8 bits stays as it is.
 #[test]
 fn casts_are_shared() {
