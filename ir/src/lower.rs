@@ -359,6 +359,10 @@ pub struct Cx<'k> {
     /// Says how many rows the op has, among how many experts, and whether it has experts at all: it is then lowered for
     /// few rows too.
     pub by_rows: &'k dyn Fn(&Dim, i64, bool),
+    /// Whether this is the kernel for the last columns, which fill no tile.
+    pub rest: bool,
+    /// Says that the last columns had better be another kernel's; whether they will be.
+    pub by_columns: &'k dyn Fn() -> bool,
     /// Into how many parts the op divides what it sums over, if it does: it emits, for each part, what it would
     /// for the whole, and what joins them, with the part as a first axis of each.
     pub parts: Option<usize>,

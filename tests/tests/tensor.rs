@@ -87,6 +87,27 @@ fn @f(%x: f8e4m3[{x}], weight %w: f8e4m3[{w}]) -> f32[s, n] {{
     check(&types, &[], &[&[("s", 2)], &[("s", 600)]]);
 }
 
+/// The last 40 columns are a kernel of their own where there are many rows.
+#[test]
+fn products_of_codes_with_a_rest() {
+    let text = "dim s dim m = 144 dim n = 1064
+fn @f(%x: f8e4m3[s, m/128], weight %w: f8e4m3[n/128, m/128]) -> bf16[s, n] {
+  %y = einsum \"sm,nm->sn\" %x, %w : f32[s, n]
+  %z = cast %y {to = bf16} : bf16[s, n]
+  return %z
+}";
+    check(text, &[], &[&[("s", 540)], &[("s", 130)]]);
+    let plan = eva_passes::compile(
+        &eva_ir::text::parse(text).unwrap(),
+        &Target::cuda(),
+        &eva_passes::Options::default(),
+    );
+    let plan = plan.unwrap_or_else(|e| panic!("{e}"));
+    let rest: Vec<_> = plan.kernels.iter().filter(|(_, kernel)| kernel.name.ends_with(".rest")).collect();
+    assert_eq!(rest.len(), 1);
+    assert_eq!(rest[0].1.grid[1].extent.as_const(), Some(40));
+}
+
 /// Rows of several axes; heads that meet weights of their own.
 #[test]
 fn products_of_codes_with_more_axes() {

@@ -145,6 +145,8 @@ impl<'a> Case<'a> {
                 few: None,
                 parts: None,
                 by_parts: &|_| {},
+                rest: false,
+                by_columns: &|| false,
                 by_rows: &|_, _, _| {},
                 merge_out: &|_| false,
             };

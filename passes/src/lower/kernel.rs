@@ -148,6 +148,8 @@ impl<'k> Env<'k> {
             by_rows: &|_, _, _| {},
             parts: None,
             by_parts: &|_| {},
+            rest: false,
+            by_columns: &|| false,
             merge_out: &|_| false,
         }
     }

@@ -22,6 +22,8 @@ enum Variant<'a> {
     Plain,
     /// One for few rows.
     Few(&'a FewRows),
+    /// One for the last columns.
+    Rest,
     /// One that divides what is summed into parts, which another kernel joins.
     Parts(usize),
 }
@@ -33,6 +35,8 @@ struct Said {
     rows: Option<(Dim, i64, bool)>,
     /// How many queries.
     queries: Option<Dim>,
+    /// Whether the last columns are to be another kernel's.
+    rest: bool,
 }
 
 /// A kernel and the bases of its buffers.
@@ -85,7 +89,11 @@ impl FnLower<'_> {
             extent = Some(queries);
         }
         let when = extent.filter(|_| above.is_some()).and_then(|extent| between(extent, above, i64::MAX));
-        self.launch(whole, bases, when);
+        self.launch(whole, bases, when.clone());
+        if said.rest {
+            let (rest, bases) = self.written(root, chain, &homes, Variant::Rest, &RefCell::default())?;
+            self.launch(rest, bases, when);
+        }
         self.homes.insert(last, homes);
         Ok(())
     }
@@ -161,6 +169,7 @@ impl FnLower<'_> {
             Variant::Whole | Variant::Plain => {}
             Variant::Few(few) => name += &format!(".{}", few.most),
             Variant::Parts(parts) => name += &format!(".in{parts}"),
+            Variant::Rest => name += ".rest",
         }
         let k = Build::new(&name);
         let plain = Schedule { tensor: None, ..self.target.schedule.clone() };
@@ -212,6 +221,11 @@ impl FnLower<'_> {
                 parts: if let Variant::Parts(parts) = variant { Some(parts) } else { None },
                 by_parts: &|queries| said.borrow_mut().queries = Some(queries.clone()),
                 merge_out: &merge_out,
+                rest: matches!(variant, Variant::Rest),
+                by_columns: &|| {
+                    said.borrow_mut().rest = true;
+                    matches!(variant, Variant::Whole | Variant::Rest)
+                },
             };
             write(&cx, &env)?;
         }

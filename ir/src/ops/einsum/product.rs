@@ -202,6 +202,18 @@ fn codes<'k>(cx: &Cx<'k>, plan: &Plan, [row, col, term]: [Axis; 3]) -> Option<Re
         // Half as wide there are still no more programs than run at once.
         tile[1] /= 2;
     }
+    // The last columns by themselves are less than a tile more.
+    let rest = all.map_or(0, |all| if all >= 4 * tile[1] { all % tile[1] } else { 0 });
+    let split = cx.few.is_none() && (1..=tile[1] / 2).contains(&rest) && (cx.by_columns)();
+    let (first, all) = match all {
+        Some(all) if split && cx.rest => {
+            tile[2] *= 2;
+            (all - rest, Some(rest))
+        }
+        Some(all) if split => (0, Some(all - rest)),
+        all => (0, all),
+    };
+    let columns = all.map_or_else(|| extent(col).clone(), |all| Dim::from(all as i64));
     let rows = cx.size(extent(row)).map_or(tile[0], |n| n.clamp(1, tile[0]));
     let cut = codes::cut([&left, &right], [rows, tile[1], tile[2]], all)?;
     if cx.size(extent(row)).is_none() {
@@ -210,7 +222,7 @@ fn codes<'k>(cx: &Cx<'k>, plan: &Plan, [row, col, term]: [Axis; 3]) -> Option<Re
 
     let coord = |&axis: &Axis| match axis {
         _ if axis == row => Coord::Rows(cx.program_tile(extent(axis), cut.rows)),
-        _ if axis == col => Coord::Cols(cx.program_tile(extent(axis), cut.cols)),
+        _ if axis == col => Coord::Cols(cx.program_tile(&columns, cut.cols) + first as i64),
         _ => Coord::At(cx.program(extent(axis))),
     };
     let at: Vec<Coord<'k>> = plan.specs[2].iter().map(coord).collect();

@@ -10,8 +10,8 @@ use crate::kernel::build::{Build, Tile};
 pub type Codes<'c, 'k> = dyn Fn(usize, [usize; 2], Tile<'k>) -> Tile<'k> + 'c;
 
 /// Reads the scales of rows (by number of the first, and how many there are) in a block of terms (by its number).
-/// Those of the left side are a column, those of the right side a row; one number does for all. None if scales do not
-/// differ along the terms: whoever asks for the sums applies them.
+/// Those of the left side are a column, those of the right side a row; one number does for all. None, of both sides, if scales
+/// do not differ along the terms: whoever asks for the sums applies them.
 pub type Scales<'c, 'k> = dyn Fn(usize, usize, Tile<'k>) -> Option<Tile<'k>> + 'c;
 
 /// An operand.
@@ -38,7 +38,7 @@ pub struct Cut {
     pub block: usize,
     /// Blocks of a trip.
     pub ahead: usize,
-    /// Whether the scales of all blocks of a trip are read before its first product.
+    /// Whether the scales of all blocks of a trip are read a trip before.
     pub early: bool,
 }
 
@@ -76,7 +76,7 @@ impl Cut {
         let terms = if right.is_none() && block < MOST_PART { terms.min(MOST_PART) } else { terms };
         let (part, ahead) = (cols.min(unit), (terms / block).max(1));
         let tall = if rows > MOST_ROWS { common(rows, MOST_ROWS) } else { rows };
-        Self { rows, tall, cols, part, block, ahead, early: right.is_some() || part * ahead <= 2 * MOST_PART }
+        Self { rows, tall, cols, part, block, ahead, early: right.is_some() || part * ahead <= MOST_PART }
     }
 }
 
@@ -101,37 +101,53 @@ const MOST_PART: usize = 128;
 pub fn sums<'k>(k: &'k Build, cut: Cut, terms: Tile<'k>, sides: [&Side<'_, 'k>; 2]) -> Vec<Tile<'k>> {
     let Cut { tall, part, block, ahead, early, .. } = cut;
     let [left, right] = sides;
-    let zero = k.full([tall, part], 0.0);
     let (rows, cols) = cut.firsts();
+    let parts = rows.len() * cols.len();
     let trips = terms.div_ceil((block * ahead) as i64);
-    k.fold_all(trips, &vec![zero; rows.len() * cols.len()], |trip, sums| {
-        let mut sums = sums.to_vec();
-        let scales = |i: usize| -> Vec<Option<Tile<'k>>> {
-            let number = trip * ahead as i64 + i as i64;
-            let own: Vec<_> = rows.iter().map(|&first| (left.scales)(first, tall, number)).collect();
-            let others: Vec<_> = cols.iter().map(|&first| (right.scales)(first, part, number)).collect();
-            let both = |x: &Option<Tile<'k>>, y: &Option<Tile<'k>>| match (*x, *y) {
-                (Some(x), Some(y)) => Some(x * y),
-                (x, y) => x.or(y),
-            };
-            own.iter().flat_map(|x| others.iter().map(move |y| both(x, y))).collect()
+    let last = terms.div_ceil(block as i64) - 1i64;
+    // The scales of the blocks of a trip: those of each block's rows, then of its columns.
+    let scales = |trip: Tile<'k>, blocks: std::ops::Range<usize>| -> Vec<Tile<'k>> {
+        let of = |i: usize| {
+            let number = (trip * ahead as i64 + i as i64).min(last);
+            let own = rows.iter().filter_map(|&first| (left.scales)(first, tall, number)).collect::<Vec<_>>();
+            let others = cols.iter().filter_map(|&first| (right.scales)(first, part, number));
+            own.into_iter().chain(others).collect::<Vec<_>>()
         };
-        // Asked for before the first product, they are there when it is done.
-        let mut known: Vec<_> = if early { (0..ahead).map(scales).collect() } else { Vec::new() };
+        blocks.flat_map(of).collect()
+    };
+    let zero = k.full([tall, part], 0.0);
+    let mut init = vec![zero; parts];
+    if early {
+        init.extend(scales(k.int(0), 0..ahead));
+    }
+    let sums = k.fold_all(trips, &init, |trip, carried| {
+        let (sums, now) = carried.split_at(parts);
+        let mut sums = sums.to_vec();
+        // Asked for a trip before they are needed, they are there in time.
+        let next = if early { scales(trip + 1i64, 0..ahead) } else { Vec::new() };
         for i in 0..ahead {
-            known.extend((!early).then(|| scales(i)));
+            let own;
+            let known = if early {
+                &now[i * now.len() / ahead..(i + 1) * now.len() / ahead]
+            } else {
+                own = scales(trip, i..i + 1);
+                &own[..]
+            };
+            let (of_rows, of_cols) = known.split_at(rows.len().min(known.len()));
             let term = trip * (block * ahead) as i64 + (i * block) as i64;
-            let mut places = sums.iter_mut().zip(&known[i]);
-            for &row in &rows {
+            for (r, &row) in rows.iter().enumerate() {
                 let a = (left.codes)(row, [tall, block], term);
-                for &col in &cols {
+                for (c, &col) in cols.iter().enumerate() {
                     let b = (right.codes)(col, [part, block], term);
                     let product = k.full([tall, part], 0.0).add_dot(a, b);
-                    let (sum, scale) = places.next().expect("there is a sum for each part");
+                    let scale = of_rows.get(r).zip(of_cols.get(c)).map(|(&x, &y)| x * y);
+                    let sum = &mut sums[r * cols.len() + c];
                     *sum = *sum + scale.map_or(product, |scale| product * scale);
                 }
             }
         }
+        sums.extend(next);
         sums
-    })
+    });
+    sums[..parts].to_vec()
 }
