@@ -69,6 +69,12 @@ fn fp8_products_agree_with_torch() {
     check_fp8("w8a8.", "w8a8");
 }
 
+/// Scales of activations are powers of two.
+#[test]
+fn fp8_products_with_powers_of_two_agree_with_torch() {
+    check_fp8("w8a8_ue8m0.", "w8a8-ue8m0");
+}
+
 #[test]
 fn fp8_products_around_absorbed_attention_agree_with_torch() {
     check_fp8("w8a8_absorb.", "w8a8-absorb");

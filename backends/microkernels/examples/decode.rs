@@ -21,9 +21,18 @@ const ROUNDS: usize = 41;
 /// Weights are read in turn from this much memory, more than caches hold.
 const MEMORY: usize = 192 << 20;
 
+/// The left operand.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    numbers: &'a [f32],
+    bytes: &'a [u8],
+    codes: bool,
+}
+
 /// One row times a weight, cut into calls as compiled code would: `n` by 64, `k` by `terms`.
-fn row(kernel: DotFn, a: &[f32], b: &[u8], size: usize, scales: &[f32], c: &mut [f32], terms: usize) {
-    let (n, k) = (c.len(), a.len());
+/// The row is `f32`, or codes with a scale for 128.
+fn row(kernel: DotFn, a: Row, b: &[u8], size: usize, scales: &[f32], c: &mut [f32], terms: usize) {
+    let (n, k) = (c.len(), a.numbers.len());
     assert!(b.len() >= n * k * size && scales.len() >= n.div_ceil(128) * k.div_ceil(128));
     for j in (0..n).step_by(64) {
         for from in (0..k).step_by(terms) {
@@ -37,11 +46,12 @@ fn row(kernel: DotFn, a: &[f32], b: &[u8], size: usize, scales: &[f32], c: &mut 
                 k_block: 128,
                 k_stride: 1,
             };
+            let of_a = Scales { row_place: 0, row_block: 1, row_stride: 0, ..of_b };
             let args = DotArgs {
                 m: 1,
                 n: 64.min(n - j) as i64,
                 k: terms.min(k - from) as i64,
-                a: a[from..].as_ptr().cast(),
+                a: if a.codes { a.bytes[from..].as_ptr() } else { a.numbers[from..].as_ptr().cast() },
                 a_row: k as i64,
                 a_k: 1,
                 b: b[(j * k + from) * size..].as_ptr(),
@@ -50,7 +60,7 @@ fn row(kernel: DotFn, a: &[f32], b: &[u8], size: usize, scales: &[f32], c: &mut 
                 c: c[j..].as_mut_ptr(),
                 c_row: n as i64,
                 accumulate: (from > 0).into(),
-                a_scales: std::ptr::null(),
+                a_scales: if a.codes { &raw const of_a } else { std::ptr::null() },
                 b_scales: if size == 1 { &raw const of_b } else { std::ptr::null() },
             };
             // SAFETY: the extents and strides are those of the slices, whose lengths are checked above.
@@ -94,11 +104,15 @@ fn main() {
         let a = vec![0.5f32; k];
         let scales = vec![0.125f32; n.div_ceil(128) * k.div_ceil(128)];
         let mut c = vec![0f32; n];
-        let types = [None, Some(Elem::F32), Some(Elem::Bf16), Some(Elem::F8E4M3), Some(Elem::F8E5M2)];
+        let bytes = vec![0x31u8; k];
+        let f8 = Some(Elem::F8E4M3);
+        // The last row is of 8 bits itself.
+        let types = [None, Some(Elem::F32), Some(Elem::Bf16), f8, Some(Elem::F8E5M2), f8];
+        let last = types.len() - 1;
         let mut times = types.map(|_| Vec::new());
         let mut at = 0;
         for _ in 0..ROUNDS {
-            for (ty, times) in types.iter().zip(&mut times) {
+            for (number, (ty, times)) in types.iter().zip(&mut times).enumerate() {
                 let size = ty.map_or(2, Elem::size);
                 let bytes = n * k * size;
                 at = if at + bytes > MEMORY { 0 } else { at };
@@ -110,9 +124,11 @@ fn main() {
                         black_box(read(b));
                     }
                     Some(ty) => {
-                        let kernel =
-                            dot_with(level, Elem::F32, *ty).expect("the level is one of this machine's");
-                        row(kernel, &a, b, size, &scales, &mut c, terms);
+                        let codes = number == last;
+                        let of_a = if codes { *ty } else { Elem::F32 };
+                        let kernel = dot_with(level, of_a, *ty).expect("the level is one of this machine's");
+                        let a = Row { numbers: &a, bytes: &bytes, codes };
+                        row(kernel, a, b, size, &scales, &mut c, terms);
                     }
                 }
                 times.push(start.elapsed().as_secs_f64());
@@ -121,10 +137,10 @@ fn main() {
         let medians = times.map(|mut times| median(&mut times));
         let rate =
             |ty: &Option<Elem>, seconds: f64| (n * k * ty.map_or(2, Elem::size)) as f64 / seconds / 1e9;
-        for (ty, seconds) in types.iter().zip(medians) {
+        for (number, (ty, seconds)) in types.iter().zip(medians).enumerate() {
             println!(
                 "{name:>12} {:>12} {:>8.1} {:>8.1} {:>8.2} {:>8.2}",
-                ty.map_or("read".into(), |ty| format!("{ty:?}")),
+                ty.map_or("read".into(), |ty| format!("{ty:?}{}", if number == last { " x 2" } else { "" })),
                 rate(ty, seconds),
                 seconds * 1e6,
                 seconds / medians[2],

@@ -9,6 +9,8 @@
 //! [`DotArgs`] says it all: `c[i,j] = (accumulate ? c[i,j] : 0) + Σ_k a[i,k]·b[j,k]`. Operands are f32, bf16, f16 or
 //! 8-bit floats in memory, in any pairing and with any strides; they are expanded to f32, exactly, and all arithmetic is
 //! f32. Elements of 8 bits may have [`Scales`]: an element is then its code times its scale, rounded to f32.
+//! Where both operands have scales that are constant over the same blocks of k, and sums run along k, the products of codes
+//! are summed over each block, and that sum is multiplied with the scale of the row and then with that of the column.
 //! The strides choose one of two ways to sum:
 //!
 //! - **along k**, when both operands are contiguous along k (x·Wᵀ with weights stored `[out, in]`): each

@@ -40,7 +40,7 @@ pub struct Scales {
 pub(crate) struct Run {
     /// Less than `block`.
     place: usize,
-    block: usize,
+    pub block: usize,
     pub stride: isize,
 }
 
@@ -53,6 +53,12 @@ impl Run {
             return (Run::ONE, 0);
         }
         Run { place: 0, block: extent(block).max(1), stride: stride as isize }.from(extent(place))
+    }
+
+    /// The blocks over which both are constant; none if they are other ones.
+    pub fn common(a: Run, b: Run) -> Option<Run> {
+        let same = (a.place, a.block) == (b.place, b.block);
+        if a.stride == 0 { Some(b) } else { (same || b.stride == 0).then_some(a) }
     }
 
     /// The run `x` further, and how far its first scale is from this one's.

@@ -179,7 +179,7 @@ impl Calls {
         let constant = |at| call.exe.constant(at);
         let mut run = |number: usize, bufs: &[*mut u8], with: &bind::Launch, name: &str| {
             let kernel = &call.exe.plan().kernels[eva_ir::entity::Entity::new(number)];
-            for launch in call.code.prepare(number, kernel, bufs, &with.syms, with.programs)? {
+            if let Some(launch) = call.code.prepare(number, kernel, bufs, &with.syms, with.programs)? {
                 // SAFETY: the caller's.
                 unsafe { launch.start(gpu, &kernels[launch.kernel]) }?;
                 gpu.synchronize().map_err(|e| of_kernel(e, &kernels[launch.kernel].name))?;
