@@ -104,7 +104,7 @@ fn main() {
         let a = vec![0.5f32; k];
         let scales = vec![0.125f32; n.div_ceil(128) * k.div_ceil(128)];
         let mut c = vec![0f32; n];
-        let bytes = vec![0x31u8; k];
+        let ones = vec![0x31u8; k];
         let f8 = Some(Elem::F8E4M3);
         // The last row is of 8 bits itself.
         let types = [None, Some(Elem::F32), Some(Elem::Bf16), f8, Some(Elem::F8E5M2), f8];
@@ -127,7 +127,7 @@ fn main() {
                         let codes = number == last;
                         let of_a = if codes { *ty } else { Elem::F32 };
                         let kernel = dot_with(level, of_a, *ty).expect("the level is one of this machine's");
-                        let a = Row { numbers: &a, bytes: &bytes, codes };
+                        let a = Row { numbers: &a, bytes: &ones, codes };
                         row(kernel, a, b, size, &scales, &mut c, terms);
                     }
                 }

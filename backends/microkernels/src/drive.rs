@@ -1,7 +1,8 @@
 //! Cuts a product into cache-sized blocks, makes f32 panels where they pay or are needed, and calls the kernels.
 
+use crate::late::Late;
 use crate::pack::{Panels, Source, pack};
-use crate::scales::{Run, Scaling};
+use crate::scales::Scaling;
 use crate::vector::{Ahead, Block, BlockFn, Kernels};
 use crate::{DotArgs, Elem, K_BLOCK_ALONG_J, K_BLOCK_ALONG_K};
 
@@ -37,62 +38,6 @@ struct Product<'a> {
     panels: Panels,
     /// Scales that sums are multiplied with, and not their terms.
     late: Option<Late>,
-}
-
-/// Scales of both operands where they are constant over the same blocks of k.
-///
-/// Products of codes are short numbers, of which sums lose next to nothing; so a block is summed before it is scaled, as
-/// tensor cores do it.
-#[derive(Clone, Copy)]
-struct Late {
-    a: Scaling,
-    b: Scaling,
-    /// The blocks along k.
-    steps: Run,
-}
-
-impl Late {
-    fn new(a: Scaling, b: Scaling) -> Option<Late> {
-        let steps = Run::common(a.steps, b.steps)?;
-        Some(Late { a, b, steps })
-    }
-
-    /// Adds the sums over a block of k, which begins at `k`, to `c`: those of `m` rows from `i` on and `n` columns from `j` on.
-    ///
-    /// # Safety
-    /// `sums` has the rows, [`N_BLOCK_ALONG_K`] apart, and so has `c`, `c_row` apart; all have their scales.
-    unsafe fn add(&self, sums: &[f32], [i, m]: [usize; 2], [j, n]: [usize; 2], k: usize, c: Sums) {
-        let (a, b) = (self.a.from(i, k), self.b.from(j, k));
-        let mut of_columns = [1.0; N_BLOCK_ALONG_K];
-        b.rows.parts(n, |from, to, at| {
-            // SAFETY: the caller's contract.
-            of_columns[from..to].fill(unsafe { b.read(at) });
-        });
-        a.rows.parts(m, |from, to, at| {
-            // SAFETY: likewise.
-            let of_row = unsafe { a.read(at) };
-            for r in from..to {
-                let (sums, c_row) = (&sums[r * N_BLOCK_ALONG_K..], c.at.wrapping_offset(r as isize * c.row));
-                for (x, (&sum, &of_column)) in sums.iter().zip(&of_columns).take(n).enumerate() {
-                    // SAFETY: likewise.
-                    unsafe {
-                        let to = c_row.add(x);
-                        let before = if c.add { *to } else { 0.0 };
-                        *to = before + sum * of_row * of_column;
-                    }
-                }
-            }
-        });
-    }
-}
-
-/// Where sums go: rows of neighbours.
-#[derive(Clone, Copy)]
-struct Sums {
-    at: *mut f32,
-    row: isize,
-    /// Whether they are added to what is there.
-    add: bool,
 }
 
 /// Rows of `a` as f32 contiguous along k, with their place in the product.
@@ -176,37 +121,21 @@ impl Product<'_> {
         let aligned = self.b.scales.steps.is_aligned(self.kernels.lanes, rows.k + rows.depth);
         let packed =
             self.b.step != 1 || !aligned || self.b.elem != Elem::F32 && rows.m > 2 * self.kernels.rows;
-        let late = self.late;
-        let unit = late.map_or(K_BLOCK_ALONG_K, |late| late.steps.block.min(K_BLOCK_ALONG_K));
-        let steps = rows.depth.div_ceil(unit);
-        let ahead = AHEAD / (N_BLOCK_ALONG_K * unit * self.b.elem.size()).max(1);
+        let steps = rows.depth.div_ceil(K_BLOCK_ALONG_K);
+        let ahead = AHEAD / (N_BLOCK_ALONG_K * K_BLOCK_ALONG_K * self.b.elem.size());
         for j in (0..self.n).step_by(N_BLOCK_ALONG_K) {
             let n = N_BLOCK_ALONG_K.min(self.n - j);
-            let (mut step, mut k) = (0, 0);
-            while k < rows.depth {
-                let left = late.map_or(K_BLOCK_ALONG_K, |late| late.steps.from(rows.k + k).0.left());
-                let depth = K_BLOCK_ALONG_K.min(left).min(rows.depth - k);
+            for (step, k) in (0..rows.depth).step_by(K_BLOCK_ALONG_K).enumerate() {
+                let depth = K_BLOCK_ALONG_K.min(rows.depth - k);
                 let part = self.b.from(j, rows.k + k);
                 // Behind the last line goes on what follows in memory: the caller's next product, if anything.
                 let (lines, steps) = ((step + ahead) / steps, (step + ahead) % steps);
-                let next = self.b.beyond(j + lines * N_BLOCK_ALONG_K, rows.k + steps * unit);
-                let place = Place { k, depth, j, n };
-                let c = self.sums(rows, place);
-                // SAFETY: the caller's contract; the sums of a block have room for its rows.
+                let next = self.b.beyond(j + lines * N_BLOCK_ALONG_K, rows.k + steps * K_BLOCK_ALONG_K);
+                // SAFETY: the caller's contract.
                 unsafe {
                     let b = if packed { self.pack_b(part, n, depth, depth) } else { part };
-                    match late {
-                        None => self.block(&self.kernels.along_k, rows, place, b, next, c),
-                        Some(late) => {
-                            let mut sums = [0.0; M_BLOCK * N_BLOCK_ALONG_K];
-                            let row = N_BLOCK_ALONG_K as isize;
-                            let block = Sums { at: sums.as_mut_ptr(), row, add: false };
-                            self.block(&self.kernels.along_k, rows, place, b, next, block);
-                            late.add(&sums, [rows.i, rows.m], [j, n], rows.k + k, c);
-                        }
-                    }
+                    self.block(&self.kernels.along_k, rows, Place { k, depth, j, n }, b, next);
                 }
-                (step, k) = (step + 1, k + depth);
             }
         }
     }
@@ -234,9 +163,7 @@ impl Product<'_> {
                         } else {
                             (self.pack_b(part, depth, n, STRIP), self.b.beyond(rows.k + k + depth, from))
                         };
-                        let place = Place { k, depth, j, n };
-                        let c = self.sums(rows, place);
-                        self.block(&self.kernels.along_j, rows, place, b, next, c);
+                        self.block(&self.kernels.along_j, rows, Place { k, depth, j, n }, b, next);
                     }
                 }
             }
@@ -255,29 +182,12 @@ impl Product<'_> {
         Source { elem: Elem::F32, at, row: row as isize, step: 1, scales: Scaling::one() }
     }
 
-    /// Where the sums of a place go.
-    fn sums(&self, rows: &Rows, place: Place) -> Sums {
-        Sums {
-            at: self.c.wrapping_offset(rows.i as isize * self.c_row).wrapping_add(place.j),
-            row: self.c_row,
-            add: self.accumulate || rows.k + place.k > 0,
-        }
-    }
-
     /// Runs the kernel for `b`, which lies at that place of the product, and asks for the lines of `next`.
     ///
     /// # Safety
-    /// The place is inside the product, `b` is valid for its extents, and `c` has room; `next` may be anywhere.
-    unsafe fn block(
-        &self,
-        kernels: &[BlockFn; 5],
-        rows: &Rows,
-        place: Place,
-        b: Source,
-        next: Source,
-        c: Sums,
-    ) {
-        let Place { k, depth, n, .. } = place;
+    /// The place is inside the product, and `b` is valid for its extents; `next` may be anywhere.
+    unsafe fn block(&self, kernels: &[BlockFn; 5], rows: &Rows, place: Place, b: Source, next: Source) {
+        let Place { k, depth, j, n } = place;
         let size = next.elem.size();
         let block = Block {
             m: rows.m,
@@ -288,9 +198,10 @@ impl Product<'_> {
             b: b.at,
             b_line: b.row,
             scales: b.scales,
-            c: c.at,
-            c_row: c.row,
-            add: c.add,
+            late: self.late.map(|late| late.from(rows.i, j, rows.k + k)),
+            c: self.c.wrapping_offset(rows.i as isize * self.c_row).wrapping_add(j),
+            c_row: self.c_row,
+            add: self.accumulate || rows.k + k > 0,
             ahead: Ahead { at: next.at, line: next.row.wrapping_mul(size as isize), size },
         };
         // SAFETY: the caller's contract.

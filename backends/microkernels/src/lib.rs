@@ -34,6 +34,7 @@
 mod codes;
 mod drive;
 mod features;
+mod late;
 mod level;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;

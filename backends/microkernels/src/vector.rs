@@ -9,6 +9,7 @@
     reason = "loops over indices below a constant unroll at the lowest optimisation level too"
 )]
 
+use crate::late::{Late, LateSums};
 pub(crate) use crate::level::{
     Bf16, BlockFn, Element, F8E4M3, F8E5M2, F16, F32, Kernels, Level, WidenFn, level,
 };
@@ -95,6 +96,8 @@ pub(crate) struct Block {
     pub b_line: isize,
     /// The scales of `b`, whose rows are its lines; they change along a line only at multiples of the lanes.
     pub scales: Scaling,
+    /// Scales of sums (along k only).
+    pub late: Option<Late>,
     pub c: *mut f32,
     pub c_row: isize,
     pub add: bool,
@@ -192,10 +195,14 @@ unsafe fn k_tile<V: Vector, E: Element, const M: usize, const N: usize>(t: &Bloc
         let ahead = t.ahead.at.wrapping_offset(j0 as isize * t.ahead.line);
         let mut acc = [[V::splat(0.0); N]; M];
         let mut scales = Scaled::<V, N>::new::<E>(&t.scales, j0, 1);
+        let mut late = t.late.map(|late| LateSums::<M, N>::new(late, i0, j0));
         let mut k = 0;
         while k < t.k {
             // As far as scales stay what they are.
-            let end = scales.along_line::<E>(t, k);
+            let end = match &late {
+                Some(late) => t.k.min(k.saturating_add(late.left)),
+                None => scales.along_line::<E>(t, k),
+            };
             while E::SCALED && k + GROUP * V::LANES <= end {
                 for j in 0..N {
                     if i0 == 0 {
@@ -248,22 +255,40 @@ unsafe fn k_tile<V: Vector, E: Element, const M: usize, const N: usize>(t: &Bloc
                 }
                 k = end;
             }
+            if let Some(late) = &mut late {
+                late.add(&acc);
+                acc = [[V::splat(0.0); N]; M];
+            }
         }
         for i in 0..M {
             let c = t.c.offset((i0 + i) as isize * t.c_row).add(j0);
-            for j in (0..N).step_by(4) {
-                let mut four = [V::splat(0.0); 4];
-                for l in 0..Ord::min(4, N) {
-                    four[l] = acc[i][j + l];
-                }
-                let sums = V::sum4(four);
-                for l in 0..Ord::min(4, N) {
-                    let c = c.add(j + l);
-                    *c = if t.add { *c + sums[l] } else { sums[l] };
-                }
+            let sums = late.as_ref().map_or_else(|| lane_sums(&acc[i]), |late| late.sums[i]);
+            for j in 0..N {
+                let c = c.add(j);
+                *c = if t.add { *c + sums[j] } else { sums[j] };
             }
         }
     }
+}
+
+/// The sum of each vector's lanes.
+#[inline(always)]
+pub(crate) unsafe fn lane_sums<V: Vector, const N: usize>(acc: &[V; N]) -> [f32; N] {
+    let mut all = [0.0; N];
+    // SAFETY: the processor has the vector's features.
+    unsafe {
+        for j in (0..N).step_by(4) {
+            let mut four = [V::splat(0.0); 4];
+            for l in 0..Ord::min(4, N) {
+                four[l] = acc[j + l];
+            }
+            let sums = V::sum4(four);
+            for l in 0..Ord::min(4, N) {
+                all[j + l] = sums[l];
+            }
+        }
+    }
+    all
 }
 
 /// The block's product where lines of `b` are contiguous along j: each `c[i,j]` is one chain along k.
