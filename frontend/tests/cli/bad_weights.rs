@@ -69,6 +69,65 @@ fn tensors_that_do_not_fit() {
     insta::assert_snapshot!(all.text());
 }
 
+/// What is said of a checkpoint of 8-bit weights whose list of tensors was changed, in two files.
+fn changed_fp8(edit: impl FnOnce(&mut Vec<TensorDecl>)) -> String {
+    let dir = with_config(&config("v3-tiny-fp8", &[]));
+    let decl = |w: WeightSpec| TensorDecl { dtype: w.storage.dtypes()[0], name: w.name, shape: w.shape };
+    let mut tensors: Vec<TensorDecl> =
+        Config::load(dir.path()).unwrap().weights().into_iter().map(decl).collect();
+    edit(&mut tensors);
+    let bytes = |i: usize| tensors[i].dtype.bytes_of(&tensors[i].shape).unwrap() as usize;
+    let writer = Writer::new().max_shard_bytes(700_000);
+    writer.write_dir(dir.path(), &tensors, |i, out| out.write_all(&vec![0; bytes(i)])).unwrap();
+    message(&dir)
+}
+
+#[test]
+fn weights_of_8_bits_that_do_not_fit() {
+    let mut all = Sections::default();
+    let weight = "model.layers.1.self_attn.kv_b_proj.weight";
+    let scales = "model.layers.1.self_attn.kv_b_proj.weight_scale_inv";
+    all.add("scales are missing", &changed_fp8(|tensors| tensors.retain(|t| t.name != scales)));
+    all.add("scales of another shape", &changed_fp8(|tensors| find(tensors, scales).shape = vec![2, 1]));
+    all.add(
+        "scales of another type",
+        &changed_fp8(|tensors| find(tensors, scales).dtype = CheckpointDType::Bf16),
+    );
+    all.add("a weight of another shape", &changed_fp8(|tensors| find(tensors, weight).shape[0] += 1));
+    all.add(
+        "a weight that was not converted",
+        &changed_fp8(|tensors| find(tensors, weight).dtype = CheckpointDType::Bf16),
+    );
+    all.add(
+        "another kind of code",
+        &changed_fp8(|tensors| find(tensors, weight).dtype = CheckpointDType::F8E5M2),
+    );
+    all.add(
+        "an expert without scales",
+        &changed_fp8(|tensors| {
+            tensors.retain(|t| t.name != "model.layers.2.mlp.experts.5.up_proj.weight_scale_inv")
+        }),
+    );
+    all.add(
+        "scales of what has none",
+        &changed_fp8(|tensors| {
+            let (name, shape) = ("model.layers.1.mlp.gate.weight_scale_inv".into(), vec![1, 2]);
+            tensors.push(TensorDecl { name, dtype: CheckpointDType::F32, shape });
+        }),
+    );
+    // Codes where the configuration has none of them.
+    let dir = with_config(&config("v3-tiny-fp8", &[("quantization_config", Value::Null)]));
+    for entry in fs::read_dir(fixture("v3-tiny-fp8")).unwrap().map(|entry| entry.unwrap()) {
+        if entry.file_name().to_str().unwrap().starts_with("model") {
+            fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+        }
+    }
+    let text = message(&dir);
+    assert!(text.ends_with("8-bit floats with scales, but config.json has no `quantization_config`\n"), "{text}");
+    all.add("no `quantization_config`", &text[..text.find("\n  and").unwrap()]);
+    insta::assert_snapshot!(all.text());
+}
+
 /// What is said of one file with this header and so many bytes of data.
 fn file(header: &str, data: usize) -> String {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();

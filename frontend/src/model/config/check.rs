@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use eva_runtime::checkpoint::{Checkpoint, CheckpointDType};
+use eva_runtime::checkpoint::{Checkpoint, CheckpointDType, TensorRef};
 
 use super::{Config, WeightSpec};
 
@@ -84,6 +84,8 @@ pub struct CheckError {
     pub problems: Vec<CheckProblem>,
     /// What may be behind all of them.
     pub hint: Option<&'static str>,
+    /// Where the checkpoint has several files: that of each tensor with a problem.
+    pub files: BTreeMap<String, String>,
 }
 
 impl std::error::Error for CheckError {}
@@ -95,6 +97,9 @@ impl fmt::Display for CheckError {
         write!(f, "{}: the tensors do not fit config.json, {n} problem{s}", self.path.display())?;
         for problem in self.problems.iter().take(SHOWN) {
             write!(f, "\n  {problem}")?;
+            if let Some(file) = self.files.get(problem.name()) {
+                write!(f, ", in {file}")?;
+            }
         }
         if n > SHOWN {
             write!(f, "\n  and {} more", n - SHOWN)?;
@@ -153,7 +158,29 @@ impl Config {
         if problems.is_empty() {
             return Ok(());
         }
-        Err(CheckError { path: checkpoint.path().into(), problems, hint: hint(checkpoint) })
+        let several = checkpoint.files().nth(1).is_some();
+        let file = |problem: &CheckProblem| {
+            let tensor = checkpoint.get(problem.name()).filter(|_| several)?;
+            Some((problem.name().to_string(), tensor.file.file_name()?.to_string_lossy().into_owned()))
+        };
+        let files = problems.iter().filter_map(file).collect();
+        Err(CheckError {
+            path: checkpoint.path().into(),
+            problems,
+            hint: hint(checkpoint, self.quantization.is_some()),
+            files,
+        })
+    }
+}
+
+impl CheckProblem {
+    /// The tensor that it is about.
+    pub fn name(&self) -> &str {
+        let (Self::Missing { name, .. }
+        | Self::Extra { name, .. }
+        | Self::Shape { name, .. }
+        | Self::DType { name, .. }) = self;
+        name
     }
 }
 
@@ -164,10 +191,16 @@ fn surplus(problem: &CheckProblem) -> Option<&str> {
     }
 }
 
-fn hint(checkpoint: &Checkpoint) -> Option<&'static str> {
+fn hint(checkpoint: &Checkpoint, quantized: bool) -> Option<&'static str> {
     if checkpoint.get("embed.weight").is_some() && checkpoint.get("head.weight").is_some() {
         return Some(
             "these are the names of DeepSeek's own inference code; convert the checkpoint to Hugging Face names",
+        );
+    }
+    let codes = |tensor: &TensorRef| tensor.name.ends_with("_scale_inv");
+    if !quantized && checkpoint.iter().any(|tensor| codes(&tensor)) {
+        return Some(
+            "the weights are 8-bit floats with scales, but config.json has no `quantization_config`",
         );
     }
     let fused = checkpoint.names().any(|n| n.ends_with(".mlp.experts.gate_up_proj"));
