@@ -58,6 +58,9 @@ pub struct LoadOptions {
     /// For a GPU: the folder of an artifact with the kernels, which are then not compiled. It must have been made of this
     /// model with the same type and form.
     pub artifact: Option<PathBuf>,
+    /// Whether every kernel's results are looked at, and the first NaN or infinity is an error that names its op; see
+    /// [`Session::check_finite`].
+    pub check_finite: bool,
     /// Threads; `EVA_THREADS` or the machine's processors if not given.
     pub threads: Option<usize>,
     /// The functions to prepare: `main` for generation, `forward` for the logits of every token.
@@ -85,6 +88,7 @@ impl Default for LoadOptions {
             kv_budget: None,
             device: Device::Cpu,
             artifact: None,
+            check_finite: false,
             threads: None,
             entries: vec!["main".into()],
             taps: false,
@@ -152,6 +156,7 @@ pub struct Model {
     pub compile_time: Duration,
     /// How many compilations were made: one serves every length.
     pub compilations: usize,
+    check_finite: bool,
 }
 
 impl Model {
@@ -187,7 +192,8 @@ impl Model {
             executable.prepare(&entries, &mut weights)?;
             progress.end();
         }
-        Ok(Self { config, executable, weights, compile_time, compilations: 1 })
+        let check_finite = options.check_finite;
+        Ok(Self { config, executable, weights, compile_time, compilations: 1, check_finite })
     }
 
     /// The machine code.
@@ -197,7 +203,9 @@ impl Model {
 
     /// A function of the model, ready to be called. It must be among [`LoadOptions::entries`].
     pub fn session(&self, entry: &str) -> Result<Session, EngineError> {
-        Ok(Session::new(self.executable.clone(), entry, &self.weights)?)
+        let mut session = Session::new(self.executable.clone(), entry, &self.weights)?;
+        session.check_finite(self.check_finite);
+        Ok(session)
     }
 
     /// Bytes of weights in memory, those included that were computed of others when the model was loaded.

@@ -189,6 +189,7 @@ pub fn explain(module: &Module, name: &str, options: &Options, question: &Questi
     let invalid = |diag: Diag| Error::Invalid(diag.into());
     eva_ir::verify::verify(module).map_err(Error::Invalid)?;
     let (laid_out, reports) = cache::lay_out_and_report(module, &options.cache).map_err(invalid)?;
+    let laid_out = eva_passes::fp8::convert(&laid_out, &options.fp8, false).map_err(invalid)?;
     let unknown = || invalid(Diag::new("eva::unknown", format!("there is no function @{name}")));
     let func = laid_out.func(name).ok_or_else(unknown)?;
     let f = &laid_out.funcs[func];
@@ -293,7 +294,7 @@ pub fn explain(module: &Module, name: &str, options: &Options, question: &Questi
 }
 
 /// A line as people say it: `file:line`.
-fn line_of(loc: Loc, question: &Question) -> String {
+pub(crate) fn line_of(loc: Loc, question: &Question) -> String {
     match (loc, &question.text) {
         (Loc::Rust(at), _) => format!("{}:{}", at.file(), at.line()),
         (Loc::Text { start, .. }, Some((name, text))) => {

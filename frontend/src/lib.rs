@@ -12,6 +12,7 @@ pub mod engine;
 pub mod explain;
 pub mod init;
 pub mod model;
+pub mod precision;
 pub mod prelude;
 pub mod report;
 pub mod testing;

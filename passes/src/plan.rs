@@ -263,7 +263,11 @@ impl Plan {
     /// What one token takes in the states of `func`; the name of one whose bytes are not known before it runs
     /// otherwise.
     pub fn cache_bytes(&self, func: Func) -> Result<CacheBytes, String> {
-        let states = self.funcs[func].params.iter().filter(|param| param.kind == ParamKind::State);
+        let params = &self.funcs[func].params;
+        let is_scales = |i: usize| params.iter().any(|param| param.scales == Some(i));
+        let states = params.iter().enumerate().filter(|(_, param)| param.kind == ParamKind::State);
+        // Scales count with what they are of.
+        let states = states.filter(|(i, _)| !is_scales(*i)).map(|(_, param)| param);
         let value = |sym: &Sym| self.dims.iter().find(|(name, _)| name == sym).and_then(|(_, value)| *value);
         CacheBytes::new(states.map(|param| (param.name.as_str(), &param.ty)), &|dim| dim.eval(&value))
     }

@@ -111,7 +111,7 @@ fn nothing_falls_back_in_silence() {
     let Err(Error::Invalid(diags)) = optimize(&module, &options) else { panic!("it compiled") };
     assert_eq!(diags.0.len(), 1, "{diags}");
     assert_eq!(diags.0[0].code, "eva::fp8_fallback");
-    let message = "the `einsum` `k` of @block is not computed in 8 bits: axis `m` has one scale on the left but a scale per 128 on the right";
+    let message = "the `einsum` `k` (with `k_proj.weight`) of @block is not computed in 8 bits: axis `m` has one scale on the left but a scale per 128 on the right";
     assert_eq!(diags.0[0].message, message);
     assert!(!diags.0[0].labels.is_empty(), "it shows the line");
 }
@@ -130,7 +130,7 @@ fn sums_of_odd_lengths_are_refused_where_targets_have_no_products() {
     optimize(&parse(text), &options).unwrap();
     options.fp8.multiple = 16;
     let Err(Error::Invalid(diags)) = optimize(&parse(text), &options) else { panic!("it compiled") };
-    let message = "the `einsum` `y` of @f is not computed in 8 bits: the target multiplies 8-bit floats where sums are \
+    let message = "the `einsum` `y` (with `w`) of @f is not computed in 8 bits: the target multiplies 8-bit floats where sums are \
                    multiples of 16, and `m` is 7169";
     assert_eq!(diags.0[0].message, message);
     assert_eq!(diags.0[0].labels.len(), 1);

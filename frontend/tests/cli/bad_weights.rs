@@ -123,7 +123,10 @@ fn weights_of_8_bits_that_do_not_fit() {
         }
     }
     let text = message(&dir);
-    assert!(text.ends_with("8-bit floats with scales, but config.json has no `quantization_config`\n"), "{text}");
+    assert!(
+        text.ends_with("8-bit floats with scales, but config.json has no `quantization_config`\n"),
+        "{text}"
+    );
     all.add("no `quantization_config`", &text[..text.find("\n  and").unwrap()]);
     insta::assert_snapshot!(all.text());
 }

@@ -28,7 +28,9 @@ pub struct Conversion {
     pub summed: [usize; 2],
     /// Axes of the weight whose indices are tensors of their own: those of experts.
     pub each: Vec<usize>,
-    /// The weight parameter, and what is done to it from there on, if it is stored in 8 bits.
+    /// The weight parameter.
+    pub param: Value,
+    /// That parameter, if it is stored in 8 bits.
     pub stored: Option<Value>,
 }
 
@@ -60,6 +62,13 @@ fn weight_of(f: &Function, value: Value) -> Option<Of> {
             _ => return None,
         }
     }
+}
+
+/// The name of the weight that a product multiplies with.
+pub fn weight_name(f: &Function, value: Value) -> Option<String> {
+    let (_, args, _) = product(f, value)?;
+    let of = args.iter().find_map(|&arg| weight_of(f, arg))?;
+    Some(f.values[of.param].name.clone())
 }
 
 /// Whether `name` is that of the weight that makes keys and values of latents.
@@ -175,5 +184,11 @@ fn conversion(
         _ => {}
     }
     let each = if grouped { vec![0] } else { Vec::new() };
-    Fate::Convert(Conversion { weight, summed: [left, right], each, stored: of.eight.then_some(of.param) })
+    Fate::Convert(Conversion {
+        weight,
+        summed: [left, right],
+        each,
+        param: of.param,
+        stored: of.eight.then_some(of.param),
+    })
 }

@@ -103,7 +103,7 @@ impl Convert<'_> {
                     self.quantize(
                         args[side],
                         Quantize::new(ty, weights.to, &scales, weights.least),
-                        old[side],
+                        conversion.param,
                     )?
                 }
                 (false, _) => {

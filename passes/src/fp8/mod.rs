@@ -46,6 +46,8 @@ pub struct Product {
     pub value: Value,
     /// Its name.
     pub name: String,
+    /// The weight that it multiplies with, if it is one.
+    pub weight: Option<String>,
     /// Its line.
     pub loc: Option<Loc>,
     /// What it is computed in.
@@ -78,7 +80,8 @@ pub fn products(module: &Module, f: &Function, options: &Options) -> Vec<Product
             }
         };
         let data = &f.values[value];
-        Some(Product { value, name: data.name.clone(), loc: data.loc, outcome })
+        let weight = contraction::weight_name(f, value);
+        Some(Product { value, name: data.name.clone(), weight, loc: data.loc, outcome })
     };
     f.values.keys().filter_map(product).collect()
 }
@@ -89,11 +92,12 @@ pub fn report(module: &Module, options: &Options) -> Result<(), Diags> {
     for (_, f) in module.funcs.iter() {
         // What prepares weights computes nothing in 8 bits.
         for (body, _) in f.bodies().filter(|_| f.prepares.is_none()) {
-            for Product { value, name, loc, outcome } in products(module, body, options) {
+            for Product { value, name, weight, loc, outcome } in products(module, body, options) {
                 let Outcome::Fallback(why) = outcome else { continue };
                 let Def::Op(op, _) = &body.values[value].def else { continue };
+                let of = weight.map_or(String::new(), |weight| format!(" (with `{weight}`)"));
                 let message = format!(
-                    "the `{}` `{name}` of @{} is not computed in 8 bits: {why}",
+                    "the `{}` `{name}`{of} of @{} is not computed in 8 bits: {why}",
                     op.kind().name(),
                     f.name
                 );

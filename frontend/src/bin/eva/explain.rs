@@ -3,12 +3,14 @@
 use super::fp8::Fp8Args;
 use super::input::{Source, is_model};
 use super::print::of_model;
-use super::ui::{FormArg, NumericsArg, TypeArg, Usage, emit, numerics};
+use super::ui::{CacheTypeArg, FormArg, NumericsArg, TypeArg, Usage, emit, numerics};
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use eva::explain::{Question, explain, explainable, text};
+use eva::precision;
 use eva::prelude::{DType, Module};
 use eva_passes::cost::{Machine, Metric};
+use eva_passes::target::Target;
 use eva_passes::{CacheOptions, Hoist, Options};
 use std::path::PathBuf;
 
@@ -54,6 +56,9 @@ pub struct Args {
     numerics: NumericsArg,
     #[command(flatten)]
     fp8: Fp8Args,
+    /// Elements of caches
+    #[arg(long, value_enum, default_value_t = CacheTypeArg::Auto)]
+    kv_cache_dtype: CacheTypeArg,
     /// Rows of a page, where caches are kept in pages
     #[arg(long, value_name = "ROWS")]
     page_size: Option<usize>,
@@ -63,6 +68,9 @@ pub struct Args {
     /// Type of a model's activations and caches [default: f32]
     #[arg(long, value_enum)]
     dtype: Option<TypeArg>,
+    /// Print what each product is computed in, and why, in place of the form of attention
+    #[arg(long, conflicts_with = "why_not")]
+    precision: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -97,7 +105,11 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         fp8: args.fp8.options(None),
         form: args.form.into(),
         numerics: numerics(args.form, args.numerics)?,
-        cache: CacheOptions { page: args.page_size, ..CacheOptions::default() },
+        cache: CacheOptions {
+            page: args.page_size,
+            elements: args.kv_cache_dtype.into(),
+            ..CacheOptions::default()
+        },
         hoist: if args.no_hoist { Hoist::Never } else { Hoist::AtLoad },
         machine: Some(machine.clone()),
         ..Options::default()
@@ -128,10 +140,23 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     };
     question.text = source.as_ref().map(|source| (source.name.clone(), source.text.clone()));
     let name = function(&module, args, source.is_some())?;
-    let answer = explain(&module, &name, &options, &question).map_err(|error| match &source {
+    let blame = |error| match &source {
         Some(source) => source.blame(error),
-        None => error.into(),
-    })?;
+        None => anyhow::Error::from(error),
+    };
+    if matches!(args.target.as_str(), "h100" | "cuda") {
+        options.fp8.multiple = Target::cuda().sums_of_eight_bits();
+    }
+    if args.precision {
+        let answer = precision::precision(&module, &name, &options, &question).map_err(blame)?;
+        emit(&if args.json {
+            serde_json::to_string_pretty(&answer)? + "\n"
+        } else {
+            precision::text(&answer)
+        })?;
+        return Ok(true);
+    }
+    let answer = explain(&module, &name, &options, &question).map_err(blame)?;
     emit(&if args.json { serde_json::to_string_pretty(&answer)? + "\n" } else { text(&answer) })?;
     Ok(true)
 }

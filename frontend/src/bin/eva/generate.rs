@@ -4,14 +4,15 @@ mod many;
 
 use super::fp8::Fp8Args;
 use super::ui::{
-    Bars, CacheArg, FormArg, NO_CUDA, NumericsArg, TypeArg, Usage, bytes, count, device, emit, name_of,
-    numerics, say,
+    Bars, CacheArg, CacheTypeArg, FormArg, NO_CUDA, NumericsArg, TypeArg, Usage, bytes, count, device, emit,
+    name_of, numerics, say,
 };
 use anyhow::bail;
 use clap::{ArgGroup, Args as ClapArgs, ValueEnum};
 use eva::engine::{LoadOptions, Model, check_prompt};
 use eva::model::config::Config;
 use eva::tokenizer::Tokenizer;
+use eva_passes::CacheOptions;
 use eva_passes::fp8::Recipe;
 use eva_runtime::sample::{Sampler, Sampling};
 use eva_runtime::{Device, Executable};
@@ -74,6 +75,12 @@ pub struct Args {
     /// What caches keep of a token
     #[arg(long, value_enum, default_value_t = CacheArg::Auto)]
     cache: CacheArg,
+    /// Elements of caches
+    #[arg(long, value_enum, default_value_t = CacheTypeArg::Auto)]
+    kv_cache_dtype: CacheTypeArg,
+    /// Look at what every kernel writes, and stop at the first NaN or infinity, naming its op (slow)
+    #[arg(long)]
+    check_finite: bool,
     /// Keep caches in pages of this many tokens; several prompts then go together, and share the pages of what they
     /// begin with
     #[arg(long, value_name = "N", value_parser = count)]
@@ -136,7 +143,8 @@ fn load_options(args: &Args) -> anyhow::Result<LoadOptions> {
         numerics: numerics(form, moved)?,
         fp8: args.fp8.recipe().or_else(|| Recipe::named(&made.fp8?)),
         deny_fp8_fallback: args.fp8.deny_fallback(),
-        cache: args.cache.options(args.page_size),
+        cache: CacheOptions { elements: args.kv_cache_dtype.into(), ..args.cache.options(args.page_size) },
+        check_finite: args.check_finite,
         expanded_cache: args.cache == CacheArg::Expanded,
         kv_budget: args.kv_budget.map(|bytes| bytes as u64),
         device,

@@ -198,6 +198,27 @@ impl CacheArg {
     }
 }
 
+/// The elements of caches.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CacheTypeArg {
+    /// The type of activations
+    Auto,
+    /// 8-bit floats with a scale for 128, but for what has rotary positions
+    Fp8,
+    /// 8-bit floats throughout
+    Fp8Rope,
+}
+
+impl From<CacheTypeArg> for eva_passes::cache::Elements {
+    fn from(arg: CacheTypeArg) -> Self {
+        match arg {
+            CacheTypeArg::Auto => Self::AsWritten,
+            CacheTypeArg::Fp8 => Self::Eight { rotary: false },
+            CacheTypeArg::Fp8Rope => Self::Eight { rotary: true },
+        }
+    }
+}
+
 /// The forms of attention.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum FormArg {
