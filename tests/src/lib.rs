@@ -1,6 +1,6 @@
 //! What the tests share: random inputs, closeness, and the chain of evaluator, interpreters and machine code.
 
-mod scaled;
+pub mod scaled;
 
 use eva_ir::dim::Sym;
 use eva_ir::eval::{Array, Sizes, eval_values};

@@ -1,8 +1,11 @@
 //! 8-bit floats with scales, along the whole chain.
 
 use eva_ir::text::parse;
-use eva_tests::check_chain;
+use eva_runtime::{CompileOptions, Executable};
+use eva_tests::scaled::apart;
+use eva_tests::{arguments, as_written, check_chain, run_machine, sizes};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 #[track_caller]
 fn check(text: &str, name: &str, sizes: &[(&str, i64)]) {
@@ -160,4 +163,40 @@ fn caches_of_eight_bit_floats() {
     let module = parse(text).unwrap_or_else(|e| panic!("{e}"));
     let ints = HashMap::from([("start", vec![4, 0])]);
     check_chain(&module, module.func("f").unwrap(), &[("b", 2), ("s", 3), ("t", 7)], &ints, 1);
+}
+
+/// The products of absorbed attention with 8-bit weights, heads cutting blocks, give the bits that they give with the numbers
+/// that those stand for: scales are powers of two, or any.
+#[test]
+fn absorbed_weights_have_the_bits_of_their_numbers() {
+    let text = "dim s dim h = 3 dim n = 20 dim v = 17 dim c = 150
+        fn @f(%q: f32[s, h, n], %o: f32[s, h, c], weight %w: TYPE) -> f32[s, h, c], f32[s, h, v] {
+            %d = CAST %w {to = f32} : f32[h*n + h*v, c]
+            %e = reshape %d {shape = [h, n + v, c]} : f32[h, n + v, c]
+            %k = slice %e {axis = 1, range = 0..n} : f32[h, n, c]
+            %u = slice %e {axis = 1, range = n..n + v} : f32[h, v, c]
+            %y = einsum \"shn,hnc->shc\" %q, %k : f32[s, h, c]
+            %z = einsum \"shc,hvc->shv\" %o, %u : f32[s, h, v]
+            return %y, %z
+        }";
+    for scales in ["", "; pow2"] {
+        for s in [1, 4, 33] {
+            let of = |ty: &str, cast: &str| {
+                let module =
+                    parse(&text.replace("TYPE", ty).replace("CAST", cast)).unwrap_or_else(|e| panic!("{e}"));
+                let options = CompileOptions { passes: as_written(), ..CompileOptions::default() };
+                (Arc::new(Executable::compile(&module, &options).unwrap()), module)
+            };
+            let (eight, module) = of(&format!("f8e4m3[h*n + h*v/128, c/128{scales}]"), "dequantize");
+            let f = &module.funcs[module.func("f").unwrap()];
+            let sizes = sizes(&module, &[("s", s)]);
+            let args = arguments(f, &sizes, 7, &HashMap::new());
+            let have = run_machine(eight, f, &sizes, &apart(f, &sizes, &args));
+            let (wide, module) = of("f32[h*n + h*v, c]", "cast");
+            // Numbers as memory holds them: code times scale, rounded to `f32`.
+            let numbers: Vec<_> = args.iter().map(|x| x.map(|x| f64::from(x as f32))).collect();
+            let want = run_machine(wide, &module.funcs[module.func("f").unwrap()], &sizes, &numbers);
+            assert_eq!(have, want, "{scales} {s}");
+        }
+    }
 }
