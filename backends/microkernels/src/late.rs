@@ -51,16 +51,17 @@ impl<const M: usize, const N: usize> LateSums<M, N> {
         // SAFETY: the tile's elements have these scales, and the processor the vector's features.
         unsafe {
             let mut of_columns = [0.0; N];
-            for j in 0..N {
-                of_columns[j] = self.late.b.read(self.offsets.1[j]);
-                self.offsets.1[j] += self.late.b.steps.stride;
+            for (scale, at) in of_columns.iter_mut().zip(&mut self.offsets.1) {
+                *scale = self.late.b.read(*at);
+                *at += self.late.b.steps.stride;
             }
-            for i in 0..M {
-                let of_row = self.late.a.read(self.offsets.0[i]);
-                self.offsets.0[i] += self.late.a.steps.stride;
-                let block = lane_sums(&acc[i]);
-                for j in 0..N {
-                    self.sums[i][j] += block[j] * of_row * of_columns[j];
+            let rows = self.sums.iter_mut().zip(acc).zip(&mut self.offsets.0);
+            for ((sums, acc), at) in rows {
+                let of_row = self.late.a.read(*at);
+                *at += self.late.a.steps.stride;
+                let block = lane_sums(acc);
+                for (sum, (x, of_column)) in sums.iter_mut().zip(block.iter().zip(&of_columns)) {
+                    *sum += x * of_row * of_column;
                 }
             }
         }
