@@ -192,7 +192,13 @@ impl Cost {
                 Work { flops: op.flops(args, out, size), bytes: none(), launches: 0.0 }
             }
             Lowering::Kernel => {
-                let stored = args.iter().copied().chain(out.parts()).filter(|ty| !self.is_unstored(ty));
+                // Of a state only the new rows are touched: read, and written to their places.
+                let moved = if op.updates_state() {
+                    vec![args[1]; 2]
+                } else {
+                    [args, &out.parts().iter().collect::<Vec<_>>()].concat()
+                };
+                let stored = moved.into_iter().filter(|ty| !self.is_unstored(ty));
                 let bytes = stored.fold(none(), |sum, ty| sum + size(ty) * N::from(ty.dtype.bytes() as f64));
                 Work { flops: op.flops(args, out, size), bytes, launches: 1.0 }
             }
