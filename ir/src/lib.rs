@@ -32,3 +32,4 @@ pub mod testing;
 pub mod text;
 pub mod types;
 pub mod verify;
+pub mod vjp;

@@ -5,6 +5,7 @@ use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
+use crate::vjp::{NoGradient, Shares, Vjp};
 
 /// Everything the compiler asks of an op. One file of [`crate::ops`] answers for one op.
 pub trait OpDef: Declared {
@@ -65,33 +66,12 @@ pub trait OpDef: Declared {
         out.parts().iter().map(size).fold(N::from(0.0), |sum, n| sum + n)
     }
 
-    /// The gradient rule: each operand's share of the gradient, in ordinary ops; `None` for an operand without one.
-    ///
-    /// The slot that differentiation fills; an op that leaves it empty says so by name.
-    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<Vec<Option<crate::graph::Value>>, NoGradient> {
+    /// The gradient rule: each operand's share of the gradient, in ordinary ops; `None` for an operand that has none by its
+    /// nature (indices, positions).
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
         let _ = cx;
-        Err(NoGradient { op: Self::NAME })
+        Err(NoGradient::Op { op: Self::NAME })
     }
-}
-
-/// What an op's gradient rule sees: its operands, its result, and its result's gradient.
-pub struct Vjp<'a> {
-    /// The function being extended.
-    pub function: &'a mut crate::graph::Function,
-    /// The op's operands.
-    pub args: &'a [crate::graph::Value],
-    /// The op's result.
-    pub out: crate::graph::Value,
-    /// The gradient of the result.
-    pub grad: crate::graph::Value,
-}
-
-/// A gradient was asked of an op that has no rule for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{op}` has no gradient rule")]
-pub struct NoGradient {
-    /// The op's name in the IR text.
-    pub op: &'static str,
 }
 
 /// The part of an op's definition that the `op!` macro writes.
@@ -225,7 +205,7 @@ macro_rules! ops {
                 match self { $(Op::$Op(op) => op.flops(args, out, size)),* }
             }
             /// See [`OpDef::vjp`].
-            pub fn vjp(&self, cx: &mut Vjp<'_>) -> Result<Vec<Option<Value>>, NoGradient> {
+            pub fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
                 match self { $(Op::$Op(op) => op.vjp(cx)),* }
             }
         }

@@ -7,6 +7,8 @@ use crate::op::{OpDef, TypeError, op};
 use crate::scales::Block;
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
+use super::{put_rows::PutRows, take_rows::TakeRows};
 
 op! {
     /// `cache[b, t, …]` with rows `start[b] .. start[b] + s` of its axis 1 replaced by `new[b, s, …]`; rows that would
@@ -48,6 +50,20 @@ impl OpDef for CacheWrite {
             index[1] = row as usize;
             new.at(&index)
         })]
+    }
+
+    /// To the new rows, the gradient of the rows that they became; to the cache, that of the others.
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let [cache, new, start] = cx.args();
+        let g = cx.grad();
+        let rows = cx.op(TakeRows { new: cx.ty(new).shape[1].clone() }, &[g, start])?;
+        let of_cache = if cx.wants(0) {
+            let written = cx.op(PutRows { tokens: cx.ty(cache).shape[1].clone() }, &[rows, start])?;
+            Some(cx.sub(g, written)?)
+        } else {
+            None
+        };
+        Ok(vec![of_cache, Some(rows), None])
     }
 
     fn lowering(&self) -> Lowering {

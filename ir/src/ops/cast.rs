@@ -7,6 +7,7 @@ use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{DType, TensorType, Type};
+use crate::vjp::{Shares, Vjp};
 
 op! {
     /// The same numbers with another element type: rounded to nearest, ties to even; to integers, towards zero.
@@ -40,6 +41,12 @@ impl OpDef for Cast {
             DType::F64 | DType::F32 => vec![args[0].clone()],
             to => vec![args[0].map(|x| round(x, to))],
         }
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let [x] = cx.args();
+        let (g, dtype) = (cx.grad(), cx.ty(x).dtype);
+        Ok(vec![Some(cx.cast(g, dtype)?)])
     }
 
     fn lowering(&self) -> Lowering {

@@ -6,6 +6,7 @@ use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
 
 op! {
     /// Softmax along the last axis over the keys that a token may see; 0 for the others.
@@ -38,6 +39,12 @@ impl OpDef for CausalSoftmax {
             weights
         };
         vec![Array::new(&scores.shape, scores.rows().enumerate().flat_map(row).collect())]
+    }
+
+    /// `dx = y·(g - Σ y·g)`, row by row; keys that are not seen have `y = 0`.
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let (g, y) = (cx.grad(), cx.out());
+        Ok(vec![Some(softmax::gradient(cx, y, g)?), None])
     }
 
     fn lowering(&self) -> Lowering {

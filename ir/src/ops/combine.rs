@@ -7,6 +7,10 @@ use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
+use super::{dispatch::Dispatch, embedding::Embedding, invert::Invert, sum::Sum};
+use crate::dim::Dim;
+use crate::types::DType;
 
 op! {
     /// Row `t` is `Σ_j weight[t, j] · rows[position[t, j]]`, with the positions of `sort_by_expert`.
@@ -39,6 +43,29 @@ impl OpDef for Combine {
             };
             (0..k).map(term).sum()
         })]
+    }
+
+    /// To a row, its token's gradient times its weight; to a weight, the product of its row and its token's gradient.
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let [rows, position, weight] = cx.args();
+        let (g, k) = (cx.grad(), cx.ty(position).shape[1].clone());
+        let items = cx.ty(position).elements();
+        let flat = cx.reshape(position, &[items.clone()])?;
+        let order = cx.op(Invert {}, &[flat])?;
+        let g = cx.op(Dispatch { k }, &[g, order])?;
+
+        let each = cx.reshape(weight, &[items, Dim::from(1)])?;
+        let each = cx.op(Embedding {}, &[each, order])?;
+        let each = cx.cast(each, cx.ty(rows).dtype)?;
+        let of_rows = cx.mul(g, each)?;
+
+        let [wide_rows, wide] = [cx.cast(rows, DType::F32)?, cx.cast(g, DType::F32)?];
+        let products = cx.mul(wide_rows, wide)?;
+        let products = cx.op(Sum { axis: 1 }, &[products])?;
+        let of_weight = cx.op(Embedding {}, &[products, position])?;
+        let shape = cx.ty(weight).shape;
+        let of_weight = cx.reshape(of_weight, &shape.iter().cloned().collect::<Vec<_>>())?;
+        Ok(vec![Some(of_rows), None, Some(of_weight)])
     }
 
     fn lowering(&self) -> Lowering {

@@ -8,6 +8,9 @@ use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
+use super::slice::Slice;
+use crate::attr::Range;
 
 op! {
     /// The operands one after another along `axis`.
@@ -46,6 +49,17 @@ impl OpDef for Concat {
             }
             args[part].at(&index)
         })]
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let (g, mut start, mut shares) = (cx.grad(), Dim::from(0), Vec::new());
+        for x in cx.all_args() {
+            let end = &start + &cx.ty(x).shape[self.axis as usize];
+            let range = Range { start, end: end.clone() };
+            shares.push(Some(cx.op(Slice { axis: self.axis, range }, &[g])?));
+            start = end;
+        }
+        Ok(shares)
     }
 
     fn lowering(&self) -> Lowering {

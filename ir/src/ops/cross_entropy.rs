@@ -7,6 +7,8 @@ use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{DType, TensorType, Type};
+use crate::vjp::{Shares, Vjp};
+use super::{cross_entropy_grad::CrossEntropyGrad, label_count::LabelCount};
 
 op! {
     /// The mean of `-log softmax(logits)[label]` over the rows of `logits[n, w]` whose label is in `0 .. w`;
@@ -35,6 +37,15 @@ impl OpDef for CrossEntropy {
         };
         let losses: Vec<f64> = labels.data.iter().enumerate().filter_map(loss).collect();
         vec![Array::new(&[], vec![losses.iter().sum::<f64>() / losses.len().max(1) as f64])]
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let [logits, labels] = cx.args();
+        let (g, [n, classes]) = (cx.grad(), [0, 1].map(|i| cx.ty(logits).shape[i].clone()));
+        let count = cx.op(LabelCount { classes }, &[labels])?;
+        let each = cx.div(g, count)?;
+        let each = cx.broadcast(each, &TensorType::new(DType::F32, [n]))?;
+        Ok(vec![Some(cx.op(CrossEntropyGrad {}, &[logits, labels, each])?), None])
     }
 
     fn lowering(&self) -> Lowering {

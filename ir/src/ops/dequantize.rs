@@ -5,6 +5,7 @@ use crate::lower::{BufView, Lowering};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{DType, TensorType, Type};
+use crate::vjp::{Shares, Vjp};
 
 op! {
     /// The numbers that 8-bit floats and their scales stand for: `code · scale`.
@@ -30,6 +31,11 @@ impl OpDef for Dequantize {
 
     fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
         vec![args[0].clone()]
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let g = cx.grad();
+        Ok(vec![Some(cx.cast(g, DType::F32)?)])
     }
 
     fn lowering(&self) -> Lowering {

@@ -8,6 +8,12 @@ use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
+use super::{combine::Combine, get::Get, invert::Invert};
+use crate::graph::{Def, Value};
+use crate::ops::Op;
+use crate::types::DType;
+use crate::vjp::NoGradient;
 
 op! {
     /// Row `g` is `x[order[g] / k]`: the rows of `x[t, m]` in the order of `sort_by_expert`.
@@ -15,6 +21,20 @@ op! {
         /// How many experts each token has.
         k: Dim,
     }
+}
+
+/// The place `i32[t, k]` of each item that `order[t·k]` sorts: what `sort_by_expert` gave with it, if it is that.
+fn positions(cx: &mut Vjp<'_>, order: Value, tokens: &Dim, k: &Dim) -> Result<Value, NoGradient> {
+    let of_sort = match cx.def(order) {
+        Def::Op(Op::Get(Get { index: 0 }), args) => Some(args[0]),
+        _ => None,
+    };
+    let of_sort = of_sort.filter(|&sorted| matches!(cx.def(sorted), Def::Op(Op::SortByExpert(_), _)));
+    let position = match of_sort {
+        Some(sorted) => cx.op(Get { index: 1 }, &[sorted])?,
+        None => cx.op(Invert {}, &[order])?,
+    };
+    cx.reshape(position, &[tokens.clone(), k.clone()])
 }
 
 impl OpDef for Dispatch {
@@ -35,6 +55,15 @@ impl OpDef for Dispatch {
         vec![Array::from_fn(&[order.data.len(), x.shape[1]], |index| {
             rows::row_of(x, (order.data[index[0]] / k).floor()).map_or(0.0, |row| row[index[1]])
         })]
+    }
+
+    /// Each token's rows, added up.
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let [x, order] = cx.args();
+        let (g, tokens) = (cx.grad(), cx.ty(x).shape[0].clone());
+        let position = positions(cx, order, &tokens, &self.k)?;
+        let ones = cx.full(1.0, &TensorType::new(DType::F32, [tokens, self.k.clone()]))?;
+        Ok(vec![Some(cx.op(Combine {}, &[g, position, ones])?), None])
     }
 
     fn lowering(&self) -> Lowering {

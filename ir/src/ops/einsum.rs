@@ -7,6 +7,7 @@ use crate::lower::{Cx, LowerError, Lowering, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{DType, Shape, TensorType, Type};
+use crate::vjp::{Shares, Vjp};
 
 pub(super) mod codes;
 mod product;
@@ -147,6 +148,40 @@ impl OpDef for Einsum {
             };
             (0..terms).map(term).sum()
         })]
+    }
+
+    /// Each operand's share is the product of the gradient with all other operands.
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let (args, g) = (cx.all_args(), cx.grad());
+        let mut shares = Vec::new();
+        for (i, &arg) in args.iter().enumerate() {
+            if !cx.wants(i) {
+                shares.push(None);
+                continue;
+            }
+            let dtype = cx.ty(g).dtype;
+            let mut inputs: Vec<&[Axis]> = vec![&self.spec.out];
+            let mut operands = vec![g];
+            for (j, &other) in args.iter().enumerate().filter(|&(j, _)| j != i) {
+                inputs.push(&self.spec.inputs[j]);
+                let other = cx.plain(other)?;
+                operands.push(cx.cast(other, dtype)?);
+            }
+            // Along an axis that was summed of this operand alone, the share is the same everywhere.
+            let mine = &self.spec.inputs[i];
+            let lost: Vec<Axis> =
+                mine.iter().copied().filter(|axis| !inputs.iter().any(|axes| axes.contains(axis))).collect();
+            if !lost.is_empty() {
+                let ty = cx.ty(arg);
+                let extent = |axis: &Axis| mine.iter().position(|a| a == axis).map(|at| ty.shape[at].clone());
+                let ones = TensorType::new(dtype, lost.iter().filter_map(extent));
+                operands.push(cx.full(1.0, &ones)?);
+                inputs.push(&lost);
+            }
+            let spec = Spec::new(&inputs, mine, |axis| self.spec.letter(axis));
+            shares.push(Some(cx.op(Einsum { spec }, &operands)?));
+        }
+        Ok(shares)
     }
 
     fn lowering(&self) -> Lowering {

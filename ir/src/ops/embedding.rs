@@ -7,6 +7,9 @@ use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
+use super::{get::Get, segment_sum::SegmentSum, sort_by_expert::SortByExpert};
+use crate::dim::Dim;
 
 op! {
     /// The row of `table[w, m]` that each of `ids` names; zeros for an id that is not in `0 .. w`.
@@ -29,6 +32,20 @@ impl OpDef for Embedding {
             let (&column, index) = index.split_last().expect("the table has columns");
             rows::row_of(table, ids.at(index)).map_or(0.0, |row| row[column])
         })]
+    }
+
+    /// The rows that came from one row of the table, added up: sorted by their ids, so that nothing is added in an order
+    /// that chance decides.
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let [table, ids] = cx.args();
+        let ([w, m], items) = ([0, 1].map(|i| cx.ty(table).shape[i].clone()), cx.ty(ids).elements());
+        let g = cx.grad();
+        let rows = cx.reshape(g, &[items.clone(), m])?;
+        let ids = cx.reshape(ids, &[items, Dim::from(1)])?;
+        // Ids that name no row come before the first or after the last.
+        let sorted = cx.op(SortByExpert { experts: w }, &[ids])?;
+        let [order, offsets] = [0, 2].map(|index| cx.op(Get { index }, &[sorted]));
+        Ok(vec![Some(cx.op(SegmentSum {}, &[rows, order?, offsets?])?), None])
     }
 
     fn lowering(&self) -> Lowering {

@@ -6,6 +6,8 @@ use crate::lower::{Cx, LowerError, Lowering, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
+use super::sum::Sum;
 
 op! {
     /// The mean along `axis`, which stays with extent 1.
@@ -22,6 +24,16 @@ impl OpDef for Mean {
 
     fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
         vec![reduce::eval(args[0], self.axis as usize, |xs| xs.iter().sum::<f64>() / xs.len() as f64)]
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let [x] = cx.args();
+        let (g, ty) = (cx.grad(), cx.ty(x));
+        // How many there are may not be known before it runs.
+        let ones = cx.full(1.0, &ty.with_shape([ty.shape[self.axis as usize].clone()]))?;
+        let count = cx.op(Sum { axis: 0 }, &[ones])?;
+        let g = cx.div(g, count)?;
+        Ok(vec![Some(cx.broadcast(g, &ty)?)])
     }
 
     fn lowering(&self) -> Lowering {

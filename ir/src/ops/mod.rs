@@ -5,12 +5,12 @@
 
 use crate::attr::Attr;
 use crate::eval::{Array, Sizes};
-use crate::graph::Value;
 use crate::kernel::build::Tile;
 use crate::lower::{BufView, Cx, LowerError, Lowering, Request, View};
-use crate::op::{Declared, NoGradient, OpDef, TypeError, Vjp, ops};
+use crate::op::{Declared, OpDef, TypeError, ops};
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
 
 mod check;
 mod pointwise;
@@ -35,6 +35,7 @@ ops! {
     mul::Mul,
     div::Div,
     maximum::Maximum,
+    step::Step,
     // 8-bit floats.
     quantize::Quantize,
     dequantize::Dequantize,
@@ -45,6 +46,8 @@ ops! {
     concat::Concat,
     embedding::Embedding,
     take_row::TakeRow,
+    take_rows::TakeRows,
+    put_rows::PutRows,
     cache_write::CacheWrite,
     page_write::PageWrite,
     page_read::PageRead,
@@ -54,6 +57,7 @@ ops! {
     rope_freqs::RopeFreqs,
     rope_table::RopeTable,
     rope::Rope,
+    rope_transpose::RopeTranspose,
     // Sums and products.
     einsum::Einsum,
     grouped::Grouped,
@@ -65,6 +69,8 @@ ops! {
     causal_softmax::CausalSoftmax,
     attend::Attend,
     cross_entropy::CrossEntropy,
+    cross_entropy_grad::CrossEntropyGrad,
+    label_count::LabelCount,
     // Experts.
     route_noaux_tc::RouteNoauxTc,
     route_greedy::RouteGreedy,
@@ -72,6 +78,10 @@ ops! {
     sort_by_expert::SortByExpert,
     dispatch::Dispatch,
     combine::Combine,
+    route_grad::RouteGrad,
+    count_by_expert::CountByExpert,
+    invert::Invert,
+    segment_sum::SegmentSum,
 }
 
 impl Op {

@@ -7,6 +7,7 @@ use crate::kernel::build::Tile;
 use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
 
 op! {
     /// Plus a constant: `x + by`.
@@ -25,6 +26,10 @@ impl OpDef for Offset {
     fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
         let by = self.by.get();
         vec![args[0].map(|x| x + by)]
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        Ok(vec![Some(cx.grad())])
     }
 
     fn lowering(&self) -> Lowering {

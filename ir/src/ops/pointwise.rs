@@ -72,14 +72,19 @@ pub fn zip(a: &Array, b: &Array, f: impl Fn(f64, f64) -> f64) -> Array {
     Array::from_fn(&shape, |index| f(pick(a, index), pick(b, index)))
 }
 
-/// An op that is a function of each float.
+/// An op that is a function of each float. `vjp` is what the operand's gradient is, of the operand and the result's.
 macro_rules! unary {
-    ($(#[$meta:meta])* $name:literal => $Op:ident; eval |$x:ident| $eval:expr; tile |$t:ident| $tile:expr) => {
+    (
+        $(#[$meta:meta])*
+        $name:literal => $Op:ident; eval |$x:ident| $eval:expr; tile |$t:ident| $tile:expr;
+        vjp |$cx:ident, $v:ident, $g:ident| $share:expr
+    ) => {
         use $crate::eval::{Array, Sizes};
         use $crate::kernel::build::Tile;
         use $crate::lower::{Cx, LowerError, Lowering, Request, View};
         use $crate::op::{OpDef, TypeError, op};
         use $crate::types::{TensorType, Type};
+        use $crate::vjp::{Shares, Vjp};
 
         op! {
             $(#[$meta])*
@@ -101,22 +106,31 @@ macro_rules! unary {
                 let $t = args[0].at(at)?;
                 Ok($tile)
             }
+            fn vjp(&self, $cx: &mut Vjp<'_>) -> Shares {
+                let [$v] = $cx.args();
+                let $g = $cx.grad();
+                let share = $share?;
+                Ok(vec![Some(share)])
+            }
         }
     };
 }
 pub(super) use unary;
 
-/// An op that is a function of two elements, with broadcasting.
+/// An op that is a function of two elements, with broadcasting. `vjp` is what the operands' gradients are, as if nothing
+/// were broadcast.
 macro_rules! binary {
     (
         $(#[$meta:meta])*
-        $name:literal => $Op:ident; infer $infer:ident; eval |$x:ident, $y:ident| $eval:expr; tile |$s:ident, $t:ident| $tile:expr
+        $name:literal => $Op:ident; infer $infer:ident; eval |$x:ident, $y:ident| $eval:expr; tile |$s:ident, $t:ident| $tile:expr;
+        vjp |$cx:ident, $a:ident, $b:ident, $g:ident| $shares:expr
     ) => {
         use $crate::eval::{Array, Sizes};
         use $crate::kernel::build::Tile;
         use $crate::lower::{Cx, LowerError, Lowering, Request, View};
         use $crate::op::{OpDef, TypeError, op};
         use $crate::types::{TensorType, Type};
+        use $crate::vjp::{Shares, Vjp};
 
         op! {
             $(#[$meta])*
@@ -137,6 +151,13 @@ macro_rules! binary {
                 let $s = args[0].at(&at.broadcast(cx, &args[0].ty.shape))?;
                 let $t = args[1].at(&at.broadcast(cx, &args[1].ty.shape))?;
                 Ok($tile)
+            }
+            fn vjp(&self, $cx: &mut Vjp<'_>) -> Shares {
+                let [$a, $b] = $cx.args();
+                let $g = $cx.grad();
+                let [da, db] = $shares;
+                let [a, b] = [$cx.ty($a), $cx.ty($b)];
+                Ok(vec![Some($cx.sum_to(da, &a)?), Some($cx.sum_to(db, &b)?)])
             }
         }
     };

@@ -11,6 +11,7 @@ use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::scales::{Block, Encoding, Scales};
 use crate::types::{DType, TensorType, Type};
+use crate::vjp::{Shares, Vjp};
 
 op! {
     /// `x` as 8-bit floats of type `to`, each block of neighbours with a scale `s = max(amax, least) / largest`.
@@ -118,6 +119,14 @@ impl OpDef for Quantize {
             let scale = scale(amax[&block(index)], self.to, self.encoding(), self.least.get() as f32);
             codes::decode(self.to, code(x.at(index) as f32, scale, self.to)) * f64::from(scale)
         })]
+    }
+
+    /// Straight through: rounding counts as the identity, and the scales as constants (DeepSeek-V3, arXiv:2412.19437,
+    /// section 3.3).
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let [x] = cx.args();
+        let (g, dtype) = (cx.grad(), cx.ty(x).dtype);
+        Ok(vec![Some(cx.cast(g, dtype)?)])
     }
 
     fn lowering(&self) -> Lowering {

@@ -7,6 +7,7 @@ use crate::lower::{BufView, Lowering};
 use crate::op::{OpDef, TypeError, op};
 use crate::scales;
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
 
 op! {
     /// The same elements in the same (row-major) order, with other extents.
@@ -32,6 +33,12 @@ impl OpDef for Reshape {
     fn eval(&self, sizes: &Sizes, args: &[&Array]) -> Vec<Array> {
         let shape: Vec<usize> = self.shape.0.iter().map(|d| sizes.of(d)).collect();
         vec![Array::new(&shape, args[0].data.clone())]
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let [x] = cx.args();
+        let (g, shape) = (cx.grad(), cx.ty(x).shape);
+        Ok(vec![Some(cx.reshape(g, &shape.iter().cloned().collect::<Vec<_>>())?)])
     }
 
     fn lowering(&self) -> Lowering {

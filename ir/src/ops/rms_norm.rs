@@ -5,6 +5,8 @@ use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
+use super::{mean::Mean, offset::Offset, rsqrt::Rsqrt};
 
 op! {
     /// Root-mean-square normalization over the last axis (Zhang and Sennrich 2019): `x / √(mean(x²) + eps) · gain`.
@@ -36,6 +38,27 @@ impl OpDef for RmsNorm {
             row.iter().zip(&gain.data).map(|(x, g)| x * r * g).collect::<Vec<_>>()
         };
         vec![Array::new(&x.shape, x.rows().flat_map(normalize).collect())]
+    }
+
+    /// With `r = 1/√(mean(x²) + eps)` and `u = g ⊙ gain`: `dx = r·(u - r²·x·mean(u·x))`, `dgain = Σ g·r·x` over the rows.
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let [x, gain] = cx.args();
+        let (g, axis, gain_ty) = (cx.grad(), cx.ty(x).rank() as i64 - 1, cx.ty(gain));
+        let square = cx.mul(x, x)?;
+        let mean = cx.op(Mean { axis }, &[square])?;
+        let mean = cx.op(Offset { by: self.eps }, &[mean])?;
+        let r = cx.op(Rsqrt {}, &[mean])?;
+        let normed = cx.mul(x, r)?;
+
+        let u = cx.mul(g, gain)?;
+        let along = cx.mul(u, normed)?;
+        let along = cx.op(Mean { axis }, &[along])?;
+        let along = cx.mul(normed, along)?;
+        let across = cx.sub(u, along)?;
+        let of_x = cx.mul(r, across)?;
+
+        let of_gain = cx.mul(g, normed)?;
+        Ok(vec![Some(of_x), Some(cx.sum_to(of_gain, &gain_ty)?)])
     }
 
     fn lowering(&self) -> Lowering {

@@ -9,6 +9,8 @@ use crate::kernel::build::Tile;
 use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
+use super::rope_transpose::RopeTranspose;
 
 op! {
     /// Rotary position embedding (Su et al. 2021): every pair of columns turned by its token's angle.
@@ -49,6 +51,13 @@ impl OpDef for Rope {
         })]
     }
 
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let [_, table] = cx.args();
+        let (g, pairs) = (cx.grad(), self.pairs.clone());
+        let of_table = cx.without(1, "rope", "table")?;
+        Ok(vec![Some(cx.op(RopeTranspose { pairs }, &[g, table])?), of_table])
+    }
+
     fn lowering(&self) -> Lowering {
         Lowering::View
     }
@@ -58,38 +67,55 @@ impl OpDef for Rope {
     }
 
     fn tile<'k>(&self, cx: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {
-        let [x, table] = args else { unreachable!("operands were counted") };
-        let pairs = Pairs::named(&self.pairs).map_err(|e| LowerError::new(e.message))?;
-        let (axis, width) = (x.ty.rank() - 1, &x.ty.shape[x.ty.rank() - 1]);
-        let column = at.coords[axis];
-        let turn = |row: i64| {
-            table.at(&at.with_coords(vec![at.coords[0], at.coords[1], Coord::At(cx.k.int(row)), column]))
-        };
-        let whole = matches!(column, Coord::Cols(first) if first.as_int() == Some(0));
-        let (here, partner) = if whole && cx.size(width) == Some(at.cols) {
-            let here = x.at(at)?;
-            let order = match pairs {
-                Pairs::Interleaved => ColumnOrder::SwapPairs,
-                Pairs::Halves => ColumnOrder::SwapHalves,
-            };
-            (here, here.columns(order))
-        } else {
-            // A part of the columns: their partners are elsewhere, before or behind.
-            let index = rows::indices(cx, column, at);
-            let (first, by) = match pairs {
-                Pairs::Interleaved => ((index % 2).equals(cx.k.int(0)), cx.k.int(1)),
-                Pairs::Halves => {
-                    let half = cx.extent(width) / 2;
-                    (index.lt(half), half)
-                }
-            };
-            let shifted = |by: Tile<'k>| {
-                let mut coords = at.coords.clone();
-                coords[axis] = column.shift(by);
-                x.at(&at.with_coords(coords))
-            };
-            (x.at(at)?, first.select(shifted(by)?, shifted(cx.k.int(0) - by)?))
-        };
-        Ok(here * turn(0)? + partner * turn(1)?)
+        turn(&self.pairs, false, cx, args, at)
     }
+}
+
+/// The tile of a rotation, or of its transposition.
+pub(super) fn turn<'k>(
+    pairs: &Word,
+    transposed: bool,
+    cx: &Cx<'k>,
+    args: &[View<'k>],
+    at: &Request<'k>,
+) -> Result<Tile<'k>, LowerError> {
+    let [x, table] = args else { unreachable!("operands were counted") };
+    let pairs = Pairs::named(pairs).map_err(|e| LowerError::new(e.message))?;
+    let (axis, width) = (x.ty.rank() - 1, &x.ty.shape[x.ty.rank() - 1]);
+    let column = at.coords[axis];
+    let turn = |row: i64, at: &Request<'k>| {
+        let coords = vec![at.coords[0], at.coords[1], Coord::At(cx.k.int(row)), at.coords[axis]];
+        table.at(&at.with_coords(coords))
+    };
+    // What partners are exchanged of: the numbers, or in the transposition what their sines make of them.
+    let swapped = |at: &Request<'k>| -> Result<Tile<'k>, LowerError> {
+        let x = x.at(at)?;
+        Ok(if transposed { x * turn(1, at)? } else { x })
+    };
+    let whole = matches!(column, Coord::Cols(first) if first.as_int() == Some(0));
+    let partner = if whole && cx.size(width) == Some(at.cols) {
+        let order = match pairs {
+            Pairs::Interleaved => ColumnOrder::SwapPairs,
+            Pairs::Halves => ColumnOrder::SwapHalves,
+        };
+        swapped(at)?.columns(order)
+    } else {
+        // A part of the columns: their partners are elsewhere, before or behind.
+        let index = rows::indices(cx, column, at);
+        let (first, by) = match pairs {
+            Pairs::Interleaved => ((index % 2).equals(cx.k.int(0)), cx.k.int(1)),
+            Pairs::Halves => {
+                let half = cx.extent(width) / 2;
+                (index.lt(half), half)
+            }
+        };
+        let shifted = |by: Tile<'k>| {
+            let mut coords = at.coords.clone();
+            coords[axis] = column.shift(by);
+            swapped(&at.with_coords(coords))
+        };
+        first.select(shifted(by)?, shifted(cx.k.int(0) - by)?)
+    };
+    let partner = if transposed { partner } else { partner * turn(1, at)? };
+    Ok(x.at(at)? * turn(0, at)? + partner)
 }

@@ -9,6 +9,7 @@ use crate::kernel::Elem;
 use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{DType, TensorType, Type};
+use crate::vjp::{Shares, Vjp};
 
 op! {
     /// For each token, a row of `factor · cos(a)` and a row of `factor · sign · sin(a)`, where `a = position · frequency`.
@@ -42,6 +43,11 @@ impl OpDef for RopeTable {
             let angle = f64::from(positions.at(&[b, s]) as f32 * freqs.at(&[0, column]) as f32);
             if row == 0 { factor * angle.cos() } else { factor * freqs.at(&[1, column]) * angle.sin() }
         })]
+    }
+
+    /// Positions and frequencies are not learned.
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        Ok(vec![None, cx.without(1, "rope_table", "freqs")?])
     }
 
     fn lowering(&self) -> Lowering {

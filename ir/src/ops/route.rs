@@ -1,6 +1,8 @@
 //! What the routers share.
 
 use super::check;
+use super::route_grad::RouteGrad;
+use crate::attr::Real;
 use crate::dim::Dim;
 use crate::eval::Array;
 use crate::kernel::Elem;
@@ -8,6 +10,7 @@ use crate::kernel::build::Tile;
 use crate::lower::{Cx, LowerError, Request, View};
 use crate::op::TypeError;
 use crate::types::{DType, TensorType, Type};
+use crate::vjp::{Shares, Vjp};
 
 /// Experts in groups of neighbours, of which a token may choose from a few.
 #[derive(Clone, Copy)]
@@ -129,6 +132,16 @@ fn largest<'k>(x: Tile<'k>) -> (Tile<'k>, Tile<'k>) {
     // A row of NaN has no largest: its last element must do.
     let first = x.equals(max).select(index, k.float((n - 1) as f64)).min_along(1);
     (max, index.equals(first))
+}
+
+/// The gradient rule of a router: that of the logits, by the gradient of the weights; none for a bias.
+pub fn gradient(cx: &mut Vjp<'_>, score: &str, normalize: bool, scale: Real) -> Shares {
+    let logits = cx.all_args()[0];
+    let (chosen, g) = (cx.part(0)?, cx.part_grad(1)?);
+    let op = RouteGrad { score: score.into(), normalize, scale };
+    let of_logits = cx.op(op, &[logits, chosen, g])?;
+    let others = cx.all_args().len() - 1;
+    Ok([Some(of_logits)].into_iter().chain(std::iter::repeat_n(None, others)).collect())
 }
 
 /// A token whose experts are being chosen.

@@ -8,6 +8,7 @@ use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
 
 op! {
     /// DeepSeek-V2-Lite's router: the `k` experts with the largest `softmax(logits[t, e])`, best first, and their
@@ -31,6 +32,11 @@ impl OpDef for RouteGreedy {
             let s = softmax::of_row(row);
             route::best(&s, k).into_iter().map(|e| (e, s[e] * self.scale.get())).collect()
         })
+    }
+
+    /// Through the weights; the choice has no gradient.
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        route::gradient(cx, "softmax", false, self.scale)
     }
 
     fn lowering(&self) -> Lowering {

@@ -8,6 +8,7 @@ use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
 
 op! {
     /// DeepSeek-V2's router: the `k` experts of each token, best first, and their weights.
@@ -43,6 +44,11 @@ impl OpDef for RouteGroupLimitedGreedy {
             let s = self.groups().mask(&softmax::of_row(row), 0.0);
             route::best(&s, k).into_iter().map(|e| (e, s[e] * self.scale.get())).collect()
         })
+    }
+
+    /// Through the weights; the choice has no gradient.
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        route::gradient(cx, "softmax", false, self.scale)
     }
 
     fn lowering(&self) -> Lowering {

@@ -8,6 +8,7 @@ use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
 
 op! {
     /// DeepSeek-V3's router: the `k` experts of each token, best first, and their weights.
@@ -53,6 +54,11 @@ impl OpDef for RouteNoauxTc {
             let sum = if self.normalize { chosen.iter().map(|&e| s[e]).sum::<f64>() + 1e-20 } else { 1.0 };
             chosen.iter().map(|&e| (e, s[e] / sum * self.scale.get())).collect()
         })
+    }
+
+    /// Through the weights; the choice has no gradient, and so the bias has none.
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        route::gradient(cx, "sigmoid", self.normalize, self.scale)
     }
 
     fn lowering(&self) -> Lowering {

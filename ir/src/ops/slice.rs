@@ -7,6 +7,10 @@ use crate::lower::{BufView, Lowering};
 use crate::op::{OpDef, TypeError, op};
 use crate::scales::{Block, may_be_whole};
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
+use super::concat::Concat;
+use crate::graph::Value;
+use crate::vjp::gradient_type;
 
 op! {
     /// The elements `range.start .. range.end` along `axis`.
@@ -55,6 +59,22 @@ impl OpDef for Slice {
             index[axis] += start;
             args[0].at(&index)
         })]
+    }
+
+    /// The gradient in its place among zeros.
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let [x] = cx.args();
+        let (g, ty, axis) = (cx.grad(), cx.ty(x), self.axis as usize);
+        let Range { start, end } = &self.range;
+        let mut parts = Vec::new();
+        for (first, end) in [(&Dim::from(0), start), (end, &ty.shape[axis])] {
+            let mut rest = gradient_type(&ty);
+            rest.shape[axis] = end - first;
+            let zeros = (rest.shape[axis] != Dim::from(0)).then(|| cx.full(0.0, &rest)).transpose()?;
+            parts.push(zeros);
+        }
+        let parts: Vec<Value> = [parts[0], Some(g), parts[1]].into_iter().flatten().collect();
+        Ok(vec![Some(if parts.len() == 1 { g } else { cx.op(Concat { axis: self.axis }, &parts)? })])
     }
 
     fn lowering(&self) -> Lowering {

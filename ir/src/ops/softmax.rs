@@ -6,6 +6,10 @@ use crate::kernel::build::Tile;
 use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
+use super::sum::Sum;
+use crate::graph::Value;
+use crate::vjp::NoGradient;
 
 op! {
     /// `exp(x)` divided by its sum along the last axis, computed so that nothing overflows.
@@ -66,6 +70,15 @@ pub(super) fn kernel<'k>(
     Ok(())
 }
 
+/// `y·(g - Σ y·g)`: what a softmax `y` makes of its gradient.
+pub(super) fn gradient(cx: &mut Vjp<'_>, y: Value, g: Value) -> Result<Value, NoGradient> {
+    let axis = cx.ty(y).rank() as i64 - 1;
+    let both = cx.mul(y, g)?;
+    let total = cx.op(Sum { axis }, &[both])?;
+    let rest = cx.sub(g, total)?;
+    cx.mul(y, rest)
+}
+
 impl OpDef for Softmax {
     fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
         super::pointwise::float("softmax", args[0])?;
@@ -81,6 +94,12 @@ impl OpDef for Softmax {
 
     fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
         vec![Array::new(&args[0].shape, args[0].rows().flat_map(of_row).collect())]
+    }
+
+    /// `dx = y·(g - Σ y·g)`, row by row.
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let (g, y) = (cx.grad(), cx.out());
+        Ok(vec![Some(gradient(cx, y, g)?)])
     }
 
     fn lowering(&self) -> Lowering {

@@ -6,6 +6,7 @@ use crate::lower::{Cx, LowerError, Lowering, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
 
 op! {
     /// The sum along `axis`, which stays with extent 1.
@@ -22,6 +23,12 @@ impl OpDef for Sum {
 
     fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
         vec![reduce::eval(args[0], self.axis as usize, |xs| xs.iter().sum())]
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let [x] = cx.args();
+        let (g, ty) = (cx.grad(), cx.ty(x));
+        Ok(vec![Some(cx.broadcast(g, &ty)?)])
     }
 
     fn lowering(&self) -> Lowering {

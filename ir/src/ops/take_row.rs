@@ -7,6 +7,8 @@ use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
+use crate::vjp::{Shares, Vjp};
+use super::put_rows::PutRows;
 
 op! {
     /// `x[i, at[i], …]` for each `i`: one token of each sequence; zeros where `at[i]` is not in `0 .. s`.
@@ -34,6 +36,16 @@ impl OpDef for TakeRow {
             }
             x.at(&[&[index[0], row as usize], &index[1..]].concat())
         })]
+    }
+
+    /// The gradient as the row of its sequence, among zeros.
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let [x, at] = cx.args();
+        let (g, ty) = (cx.grad(), cx.ty(x));
+        let mut one = ty.clone();
+        one.shape[1] = 1.into();
+        let g = cx.reshape(g, &one.shape.iter().cloned().collect::<Vec<_>>())?;
+        Ok(vec![Some(cx.op(PutRows { tokens: ty.shape[1].clone() }, &[g, at])?), None])
     }
 
     fn lowering(&self) -> Lowering {
