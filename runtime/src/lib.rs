@@ -5,6 +5,7 @@
 //! activations of a call lie in one arena whose size is known before it runs.
 
 mod bind;
+mod check;
 pub mod checkpoint;
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -17,8 +18,10 @@ mod memory;
 pub mod pages;
 pub mod pool;
 mod prepare;
+mod refresh;
 pub mod sample;
 pub mod session;
+pub mod shared;
 mod states;
 pub mod tensor;
 pub mod weights;
@@ -28,6 +31,7 @@ pub use error::Error;
 pub use exec::{CompileOptions, CompileTimes, Executable};
 pub use pages::Pages;
 pub use session::Session;
+pub use shared::{Part, Shared};
 pub use states::States;
 pub use tensor::Tensor;
 pub use weights::{Weight, Weights};

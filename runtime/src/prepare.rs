@@ -1,8 +1,9 @@
 //! Weights that are computed of other weights when a function is loaded ([`eva_passes::hoist`]).
 
+use crate::check::{check, with_numbers};
 use crate::error::Error;
 use crate::exec::Executable;
-use crate::session::{Session, check, with_numbers};
+use crate::session::Session;
 use crate::weights::{Weight, Weights};
 use eva_ir::dim::Sym;
 use eva_ir::graph::ParamKind;
@@ -95,8 +96,12 @@ impl Store {
                 Some(have) => have.weight.clone(),
                 None => {
                     let weight = made[prepared.result].clone();
-                    let from = prepared.from.iter().filter_map(|name| weights.get(name).map(Arc::downgrade));
-                    store.push(Made { key: prepared.key, from: from.collect(), weight: weight.clone() });
+                    let from = prepared.from.iter().filter_map(|name| weights.get(name));
+                    // What is computed of weights that change is right for this session alone.
+                    if from.clone().all(|weight| weight.part().is_none()) {
+                        let from = from.map(Arc::downgrade).collect();
+                        store.push(Made { key: prepared.key, from, weight: weight.clone() });
+                    }
                     weight
                 }
             };

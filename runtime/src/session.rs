@@ -1,17 +1,22 @@
 //! [`Session`]: one function of an executable with its weights, ready to be called.
 
 use crate::bind::{Addresses, Bound, bind, state_elements};
+use crate::check::{bytes, check, fixed, with_numbers};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::error::Error;
 use crate::exec::{Code, Executable};
 use crate::prepare::load;
+use crate::refresh::Companion;
+use crate::shared::{Part, apart, memories};
 use crate::states::{State, States};
 use crate::tensor::{Bytes, Tensor};
 use crate::weights::{Weight, Weights};
 use eva_ir::dim::{Dim, Sym};
 use eva_ir::graph::{Func, ParamKind};
-use eva_ir::types::{DType, TensorType};
+#[cfg(feature = "cuda")]
+use eva_ir::types::DType;
+use eva_ir::types::TensorType;
 use eva_passes::plan::{CAPACITY, FuncPlan};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +26,7 @@ pub struct Session {
     exe: Arc<Executable>,
     func: Func,
     /// One for each parameter; `None` for those given on every call.
-    weights: Vec<Option<Arc<Weight>>>,
+    pub(crate) weights: Vec<Option<Arc<Weight>>>,
     /// The extents that the module or a weight fixes.
     fixed: HashMap<Sym, i64>,
     /// The sizes of the last call, and what they decide.
@@ -33,6 +38,8 @@ pub struct Session {
     results: Vec<Option<Outcome>>,
     /// Whether calls look for what is not a finite number.
     finite: bool,
+    /// What computes again what was computed of weights ([`Session::refresh`]), once it was asked for.
+    pub(crate) companion: Option<Companion>,
 }
 
 /// What a session has on its device.
@@ -76,7 +83,18 @@ impl Session {
             Code::Cuda(_) => Place::Cuda(Box::new(cuda::Calls::new())),
         };
         let (bound, results) = (None, Vec::new());
-        Ok(Self { exe, func, weights: found, fixed, bound, place, beside: 0, results, finite: false })
+        Ok(Self {
+            exe,
+            func,
+            weights: found,
+            fixed,
+            bound,
+            place,
+            beside: 0,
+            results,
+            finite: false,
+            companion: None,
+        })
     }
 
     /// Whether calls look at what each kernel has written, and stop at the first NaN or infinity with an error that names the
@@ -208,6 +226,18 @@ impl Session {
         states: Option<&mut States>,
         sizes: &[(&str, usize)],
     ) -> Result<(), Error> {
+        self.start_into(inputs, states, sizes, &[])
+    }
+
+    /// Starts a call, as [`Session::start`] does, whose results of these names are written to shared memory, where they are
+    /// then instead of being taken. It must be no memory that the call reads, and each part another.
+    pub fn start_into(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        states: Option<&mut States>,
+        sizes: &[(&str, usize)],
+        into: &[(&str, &Part)],
+    ) -> Result<(), Error> {
         let exe = self.exe.clone();
         let f = exe.func_plan(self.func);
         let mut env: HashMap<Sym, i64> = self.fixed.clone();
@@ -227,17 +257,38 @@ impl Session {
             param.ty.bind(tensor.shape(), &mut env);
         }
         let args = self.arguments(f, inputs, states.as_deref(), &env)?;
+        let mut given: HashMap<&str, &Part> = into.iter().copied().collect();
+        let mut at: Vec<Option<*mut u8>> = Vec::with_capacity(f.results.len());
         let mut shapes = Vec::with_capacity(f.results.len());
         for result in &f.results {
             let extent =
                 |dim: &Dim| dim.eval(&|sym| env.get(sym).copied()).and_then(|n| usize::try_from(n).ok());
             let shape: Option<Vec<usize>> = result.ty.shape.iter().map(extent).collect();
             let unknown = || Error::Internal(format!("`{}` has no known shape", result.name));
-            shapes.push(match result.state {
-                Some(_) => None,
-                None => Some((result.ty.dtype, shape.ok_or_else(unknown)?)),
+            let part = given.remove(result.name.as_str()).filter(|_| result.state.is_none());
+            if let Some(part) = part {
+                check(&result.name, &result.ty, part.dtype(), part.shape(), &env)?;
+                if !part.memory().is_on(&exe) {
+                    return Err(Error::Internal(format!("`{}` is to be on another device", result.name)));
+                }
+            }
+            at.push(part.map(Part::address));
+            shapes.push(match (result.state, part) {
+                (None, None) => Some((result.ty.dtype, shape.ok_or_else(unknown)?)),
+                _ => None,
             });
         }
+        if let Some(name) = given.into_keys().min() {
+            return Err(Error::NoResult { name: name.into(), function: f.name.clone() });
+        }
+        let weights = f.params.iter().zip(&self.weights);
+        let weights = weights.filter_map(|(p, weight)| Some((p.name.as_str(), weight.as_ref()?.part()?)));
+        if !into.is_empty() {
+            apart(into, weights.clone())?;
+        }
+        let shared = memories(weights.chain(into.iter().copied()).map(|(_, part)| part));
+        // For as long as the call is being started, which on the CPU is until it is done.
+        let _guards: Vec<_> = shared.iter().map(|memory| memory.lock()).collect();
         let mut key: Vec<(Sym, i64)> = env.iter().map(|(sym, &n)| (sym.clone(), n)).collect();
         key.sort();
         if self.bound.as_ref().is_none_or(|(have, _)| *have != key) {
@@ -255,9 +306,11 @@ impl Session {
                 let results =
                     shapes.into_iter().map(|shape| shape.map(|(dtype, s)| Tensor::zeros(dtype, &s)));
                 let results: Vec<Option<Tensor>> = results.collect();
-                let address =
-                    |result: &Option<Tensor>| result.as_ref().map_or(std::ptr::null_mut(), Tensor::as_ptr);
-                let addresses: Vec<*mut u8> = results.iter().map(address).collect();
+                let address = |(result, at): (&Option<Tensor>, &Option<*mut u8>)| {
+                    let own = result.as_ref().map(Tensor::as_ptr);
+                    own.or(*at).unwrap_or(std::ptr::null_mut())
+                };
+                let addresses: Vec<*mut u8> = results.iter().zip(&at).map(address).collect();
                 let params: Vec<*mut u8> = args.iter().map(Arg::address).collect();
                 let at = Addresses { params: &params, results: &addresses, arena: arena.as_ptr() };
                 // SAFETY: every buffer was checked against its type above and in `bind`; inputs are only read, states
@@ -270,7 +323,11 @@ impl Session {
                 let size = |(dtype, shape): &(DType, Vec<usize>)| {
                     shape.iter().fold(dtype.bytes() as usize, |n, &extent| n.saturating_mul(extent))
                 };
-                let results = shapes.iter().map(|shape| shape.as_ref().map(size)).collect();
+                let place = |(shape, at): (&Option<_>, Option<*mut u8>)| match shape {
+                    Some(shape) => cuda::ResultAt::Own(size(shape)),
+                    None => cuda::ResultAt::Given(at.unwrap_or(std::ptr::null_mut())),
+                };
+                let results = shapes.iter().zip(at).map(place).collect();
                 let have = cuda::Need {
                     weights: bytes(&self.weights) + self.beside,
                     caches: states.as_ref().map_or(0, |states| states.bytes()),
@@ -439,54 +496,4 @@ impl Arg<'_> {
             Arg::Input(bytes) => bytes.as_ptr().cast_mut(),
         }
     }
-}
-
-/// Bytes of weights.
-fn bytes(weights: &[Option<Arc<Weight>>]) -> usize {
-    weights.iter().flatten().map(|weight| weight.bytes()).sum()
-}
-
-/// An error; one about memory with what else is there: weights, and bytes of caches.
-pub(crate) fn with_numbers(error: Error, weights: &[Option<Arc<Weight>>], caches: usize) -> Error {
-    match error {
-        #[cfg(feature = "cuda")]
-        Error::Cuda(e) => {
-            let have = cuda::Need { weights: bytes(weights), caches, ..cuda::Need::default() };
-            Error::Cuda(cuda::with_numbers(e, have))
-        }
-        error => {
-            let _ = (weights, caches);
-            error
-        }
-    }
-}
-
-/// The extents whose values the module fixes.
-fn fixed(exe: &Executable) -> HashMap<Sym, i64> {
-    exe.plan().dims.iter().filter_map(|(sym, n)| Some((sym.clone(), (*n)?))).collect()
-}
-
-/// Checks a tensor against a parameter's type.
-pub(crate) fn check(
-    name: &str,
-    ty: &TensorType,
-    dtype: DType,
-    shape: &[usize],
-    env: &HashMap<Sym, i64>,
-) -> Result<(), Error> {
-    let value = |dim: &Dim| dim.eval(&|sym| env.get(sym).copied());
-    let fits = ty.dtype == dtype
-        && ty.rank() == shape.len()
-        && ty.shape.iter().zip(shape).all(|(dim, &n)| value(dim) == Some(n as i64));
-    if fits {
-        return Ok(());
-    }
-    let extents = |dim: &Dim| value(dim).map_or(dim.to_string(), |n| n.to_string());
-    let want: Vec<String> = ty.shape.iter().map(extents).collect();
-    let have: Vec<String> = shape.iter().map(usize::to_string).collect();
-    Err(Error::Shape {
-        name: name.into(),
-        want: format!("{}[{}]", ty.dtype, want.join(", ")),
-        have: format!("{dtype}[{}]", have.join(", ")),
-    })
 }

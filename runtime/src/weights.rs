@@ -7,6 +7,7 @@ use crate::cuda;
 use crate::error::Error;
 use crate::exec::{Code, Executable};
 use crate::memory::Memory;
+use crate::shared::Part;
 use crate::tensor::Tensor;
 use eva_ir::types::DType;
 use std::collections::HashMap;
@@ -29,6 +30,7 @@ pub struct Weight {
 enum Data {
     Host(HostBytes),
     Mapped(Mapped),
+    Part(Part),
     #[cfg(feature = "cuda")]
     Gpu(cuda::Buffer),
 }
@@ -56,6 +58,20 @@ impl Weight {
         Self { dtype, shape, data: Data::Host(bytes) }
     }
 
+    /// A weight that may change between calls: part of memory that others write. What a session computes of it when it is
+    /// made is computed again by [`crate::Session::refresh`], and by nothing else.
+    pub fn of_part(part: &Part) -> Self {
+        Self { dtype: part.dtype(), shape: part.shape().to_vec(), data: Data::Part(part.clone()) }
+    }
+
+    /// The part of shared memory that it is, if it is one.
+    pub(crate) fn part(&self) -> Option<&Part> {
+        match &self.data {
+            Data::Part(part) => Some(part),
+            _ => None,
+        }
+    }
+
     /// A weight in a GPU's memory.
     #[cfg(feature = "cuda")]
     pub(crate) fn on_gpu(dtype: DType, shape: Vec<usize>, buffer: cuda::Buffer) -> Self {
@@ -76,16 +92,18 @@ impl Weight {
         match &self.data {
             Data::Host(bytes) => bytes.len(),
             Data::Mapped(mapped) => mapped.len(),
+            Data::Part(part) => part.bytes(),
             #[cfg(feature = "cuda")]
             Data::Gpu(buffer) => buffer.bytes(),
         }
     }
 
-    /// Its elements, if they are in the host's memory.
+    /// Its elements, if they are in the host's memory and stay as they are.
     pub fn host(&self) -> Option<&[u8]> {
         match &self.data {
             Data::Host(bytes) => Some(bytes),
             Data::Mapped(mapped) => Some(mapped),
+            Data::Part(_) => None,
             #[cfg(feature = "cuda")]
             Data::Gpu(_) => None,
         }
@@ -96,6 +114,7 @@ impl Weight {
         match &self.data {
             Data::Host(bytes) => bytes.as_ptr().cast_mut(),
             Data::Mapped(mapped) => mapped.as_ptr().cast_mut(),
+            Data::Part(part) => part.address(),
             #[cfg(feature = "cuda")]
             Data::Gpu(buffer) => cuda::address(buffer),
         }
@@ -104,6 +123,7 @@ impl Weight {
     /// Whether kernels of `exe` can read it.
     pub fn is_on(&self, exe: &Executable) -> bool {
         match (&exe.code, &self.data) {
+            (_, Data::Part(part)) => part.memory().is_on(exe),
             (Code::Cpu(_), Data::Host(_) | Data::Mapped(_)) => true,
             #[cfg(feature = "cuda")]
             (Code::Cuda(code), Data::Gpu(buffer)) => Arc::ptr_eq(code.gpu(), buffer.gpu()),
@@ -121,6 +141,7 @@ impl Weight {
                 Data::Host(bytes.clone())
             }
             (Code::Cpu(_), Data::Mapped(mapped)) => Data::Mapped(mapped.clone()),
+            (_, Data::Part(part)) => return Weight::from(part.read()?).copy_to(exe, name),
             #[cfg(feature = "cuda")]
             (Code::Cuda(code), Data::Host(_) | Data::Mapped(_)) => {
                 let bytes = self.host().unwrap_or_default();

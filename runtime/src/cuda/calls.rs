@@ -42,12 +42,20 @@ pub(crate) struct Call<'a> {
     /// The extents that `bound` is for.
     pub sizes: &'a [(Sym, i64)],
     pub args: Vec<Arg<'a>>,
-    /// The bytes of each result; none for states.
-    pub results: Vec<Option<usize>>,
+    /// Where each result goes.
+    pub results: Vec<ResultAt>,
     /// What is there already, for messages.
     pub have: Need,
     /// Whether to look at what each kernel has written.
     pub finite: bool,
+}
+
+/// Where a result goes.
+pub(crate) enum ResultAt {
+    /// To a buffer of the session's own, of so many bytes.
+    Own(usize),
+    /// There; null for the result that is a state.
+    Given(*mut u8),
 }
 
 /// What is added to an allocation that grows, so that it need not grow on every call: an eighth of it.
@@ -113,10 +121,10 @@ impl Calls {
             });
         }
         let mut results = Vec::with_capacity(call.results.len());
-        for (slot, bytes) in self.results.iter_mut().zip(&call.results) {
-            results.push(match bytes {
-                None => std::ptr::null_mut(),
-                Some(bytes) => reserve(slot, call, *bytes, &format!("a result of @{name}"))?,
+        for (slot, at) in self.results.iter_mut().zip(&call.results) {
+            results.push(match at {
+                ResultAt::Given(address) => *address,
+                ResultAt::Own(bytes) => reserve(slot, call, *bytes, &format!("a result of @{name}"))?,
             });
         }
         let what = format!("the activations of a call of @{name}");

@@ -19,7 +19,7 @@ mod module;
 mod staging;
 mod tensor_map;
 
-pub(crate) use calls::{Call, Calls, address, with_numbers};
+pub(crate) use calls::{Call, Calls, ResultAt, address, with_numbers};
 pub use code::{CacheFolder, CudaOptions};
 pub(crate) use code::{Code, CudaTimes};
 pub use device::{Event, Gpu, Properties, list};
