@@ -341,7 +341,7 @@ pub fn module(
 }
 
 /// The tensor of expert `i` among those that the parameter `name` stacks; `None` for other parameters.
-fn expert_name(name: &str, i: usize) -> Option<String> {
+pub(crate) fn expert_name(name: &str, i: usize) -> Option<String> {
     let (layer, weight) = name.split_once(".mlp.experts.")?;
     Some(format!("{layer}.mlp.experts.{i}.{weight}"))
 }

@@ -170,6 +170,15 @@ fn blocks(
         .collect()
 }
 
+/// Fills `out` with the numbers of the tensor `name`: normally distributed around 0 with this standard deviation.
+pub(crate) fn normal(name: &str, seed: u64, deviation: f32, out: &mut [f32]) {
+    let normal = Normal::of(name, seed);
+    for (i, chunk) in out.chunks_mut(CHUNK).enumerate() {
+        normal.fill(i as u64, chunk);
+        chunk.iter_mut().for_each(|x| *x *= deviation);
+    }
+}
+
 /// Numbers as they lie in a file.
 fn encode(numbers: &[f32], dtype: CheckpointDType) -> Vec<u8> {
     match dtype {

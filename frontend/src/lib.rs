@@ -17,6 +17,7 @@ pub mod prelude;
 pub mod report;
 pub mod testing;
 pub mod tokenizer;
+pub mod train;
 pub mod viz;
 
 pub use eva_ir as ir;

@@ -1,0 +1,4 @@
+//! Training, but for what a model computes: configurations, data, optimizers, checkpoints, the loop.
+
+mod config;
+mod data;
