@@ -84,6 +84,16 @@ impl Growing {
         name
     }
 
+    /// Adds a value as it is, but for its name, which is `data`'s or one like it.
+    pub fn push(&mut self, data: ValueData) -> Value {
+        let name = self.name(&data.name);
+        let value = self.function.values.push(ValueData { name, ..data });
+        if let Def::Op(op, args) = &self.function.values[value].def {
+            self.known.entry((op.clone(), args.clone())).or_insert(value);
+        }
+        value
+    }
+
     /// `op` of `args`, for the sake of `source`, whose line it gets.
     pub fn op(
         &mut self,

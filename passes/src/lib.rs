@@ -11,6 +11,7 @@ pub mod cache;
 pub mod cost;
 pub mod form;
 pub mod fp8;
+pub mod grad;
 pub mod hoist;
 pub mod interpret;
 pub mod lower;

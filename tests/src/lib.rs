@@ -1,5 +1,6 @@
 //! What the tests share: random inputs, closeness, and the chain of evaluator, interpreters and machine code.
 
+pub mod gradients;
 pub mod scaled;
 
 use eva_ir::dim::Sym;

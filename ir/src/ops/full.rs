@@ -38,8 +38,9 @@ impl OpDef for Full {
         vec![Array::from_fn(&shape, |_| round(self.value.get(), self.dtype))]
     }
 
+    /// Wherever it is used; where it must be in memory, and its extents are fixed, it is there from the beginning.
     fn lowering(&self) -> Lowering {
-        Lowering::Constant
+        Lowering::Pointwise
     }
 
     fn tile<'k>(&self, cx: &Cx<'k>, _: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {

@@ -160,6 +160,16 @@ impl Cost {
         }
     }
 
+    /// The bytes that a tensor takes in memory.
+    pub fn stored_bytes(&self, ty: &TensorType) -> f64 {
+        self.bytes(ty)
+    }
+
+    /// The seconds that memory takes to move as many bytes once.
+    pub fn seconds_to_move(&self, bytes: f64) -> f64 {
+        bytes / self.machine.bytes
+    }
+
     /// What every op costs, whatever it does: next to nothing, so that of equal ways the shorter is taken.
     pub fn of_op(&self) -> f64 {
         match self.metric {

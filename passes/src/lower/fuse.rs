@@ -102,6 +102,8 @@ impl Fusion {
                     match op.lowering() {
                         Lowering::Alias | Lowering::Constant => store.push(value),
                         _ if many && widens(f, op, args) => store.push(args[0]),
+                        // Cheaper made again than read.
+                        _ if many && matches!(op, Op::Full(_)) => {}
                         _ if many => store.push(value),
                         _ => {}
                     }

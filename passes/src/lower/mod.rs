@@ -151,7 +151,16 @@ impl<'a> FnLower<'a> {
             self.homes.insert(value, vec![part]);
             return Ok(());
         }
+        let is_fixed = |dim: &Dim| self.module.constant(dim).is_some();
         match op.lowering() {
+            Lowering::Pointwise
+                if matches!(op, Op::Full(_))
+                    && self.fusion.is_stored(value)
+                    && self.fusion.chain_ending_at(value).is_none()
+                    && self.tensor(value).shape.iter().all(is_fixed) =>
+            {
+                self.constant(value, op)
+            }
             Lowering::Constant => self.constant(value, op),
             Lowering::Alias => self.alias(value, op, args[0]),
             Lowering::Kernel => match self.fusion.chain_of(value) {

@@ -1,0 +1,211 @@
+//! Reverse-mode differentiation: to a function that gives a loss, another that gives its gradients, too.
+//!
+//! [`differentiate`] adds to a module with `@loss` the function `@loss.grad`. It takes what `@loss` takes and, as the input
+//! `%{result}.grad`, the gradient of the loss itself (1, or what losses are scaled by); it gives the results of `@loss`, then
+//! `%{weight}.grad` for each weight. Every op's share is the op's own rule ([`eva_ir::op::OpDef::vjp`]), in ordinary ops: what
+//! comes out is a module like any other, for all passes and backends.
+//!
+//! ```text
+//! @loss       ──►  @loss.grad                                the whole of it
+//! @layer      ──►  @layer.forward    parameters ↦ results, saved values
+//!                  @layer.backward   parameters and saved values that it needs, gradients of results
+//!                                    ↦ gradients of parameters
+//! ```
+//!
+//! A function that is called becomes two, which all its calls share. What is saved between them is a cut through the graph
+//! of what the backward pass needs: each value is saved, or computed again of others ([`split`]).
+//!
+//! Attention is recognized first ([`crate::attend`]), so that its gradient is an op too; forms of attention are
+//! chosen afterwards, on what differentiation made.
+
+mod active;
+mod reverse;
+mod split;
+
+use crate::cost::CostOptions;
+use crate::rebuild;
+use active::Active;
+use eva_ir::diag::Diag;
+use eva_ir::entity::Entity;
+use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value, ValueData};
+use eva_ir::ops::scale::Scale;
+use reverse::Joint;
+use std::collections::HashMap;
+
+/// What differentiation may be told.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The weights whose gradients are wanted; every weight of floats that the loss depends on, if none are named.
+    pub wrt: Option<Vec<String>>,
+    /// What saving a value for the backward pass is weighed with, and computing it again.
+    pub cost: CostOptions,
+    /// What a byte that is kept from the forward to the backward pass counts as, in seconds; more saves memory, and costs
+    /// time. 0 is for speed alone, infinity for the least memory.
+    pub seconds_per_byte: f64,
+}
+
+/// A called function that has been differentiated.
+struct Pair {
+    forward: Func,
+    backward: Func,
+    /// Whether the forward function gives a tuple where the function itself gives a tensor.
+    wrapped: bool,
+    /// The parameters that the backward function takes, then the numbers of the saved values among the forward function's
+    /// results, and the results whose gradients it takes.
+    needed: Vec<usize>,
+    saved: Vec<usize>,
+    seeds: Vec<usize>,
+    /// The parameters whose gradients it gives.
+    gradients: Vec<usize>,
+}
+
+/// The suffix of the name of what is the gradient of something.
+pub const GRADIENT: &str = ".grad";
+
+/// The module with `@{name}.grad`, and what that calls.
+///
+/// The loss is the function's first result, a number `f32[]`.
+pub fn differentiate(module: &Module, name: &str, options: &Options) -> Result<Module, Diag> {
+    let module = crate::attend::recognize(module)?;
+    let root = module.func(name);
+    let root = root.ok_or_else(|| Diag::new("eva::unknown", format!("there is no function @{name}")))?;
+    let f = &module.funcs[root];
+    check_loss(f)?;
+    let wrt = wanted(f, options)?;
+    let active = Active::new(&module, root, &wrt)?;
+
+    let mut new = module.clone();
+    let mut pairs: HashMap<Func, Pair> = HashMap::new();
+    for func in module.funcs.keys().take(root.index() + 1) {
+        let (params, seeds) = (active.params(func), active.seeds(func));
+        if !params.iter().any(|&p| p) || seeds.is_empty() {
+            continue;
+        }
+        let joint = reverse::reverse(&new, &module, func, &params, &seeds, &active, &pairs)?;
+        if func == root {
+            let function = whole(&module.funcs[root], joint, options)?;
+            new.add(function);
+        } else {
+            let pair = split::split(&mut new, &module.funcs[func], joint, options)?;
+            pairs.insert(func, pair);
+        }
+    }
+    let name = format!("{name}{GRADIENT}");
+    if new.func(&name).is_none() {
+        return Err(no_weights(f));
+    }
+    Ok(Module { verified: Default::default(), ..new })
+}
+
+/// Refuses a function that has no loss, or states.
+fn check_loss(f: &Function) -> Result<(), Diag> {
+    let loss = f.results.first().and_then(|&loss| f.tensor(loss));
+    if !loss.is_some_and(|ty| ty.rank() == 0 && ty.dtype.is_float()) {
+        let what = loss.map_or("nothing".into(), |ty| ty.to_string());
+        let diag =
+            Diag::new("eva::gradient", format!("the first result of @{} is {what}, not a loss", f.name));
+        return Err(diag.help("a loss is one number: `f32[]`"));
+    }
+    Ok(())
+}
+
+/// For each parameter, whether its gradient is wanted.
+fn wanted(f: &Function, options: &Options) -> Result<Vec<bool>, Diag> {
+    let params: Vec<(Value, ParamKind)> = f.params().collect();
+    let is_float = |value: Value| f.tensor(value).is_some_and(|ty| ty.dtype.is_float());
+    let Some(names) = &options.wrt else {
+        let is_weight = |&(value, kind): &(Value, ParamKind)| kind == ParamKind::Weight && is_float(value);
+        return Ok(params.iter().map(is_weight).collect());
+    };
+    for name in names {
+        let param = params.iter().find(|(value, _)| f.values[*value].name == *name);
+        let message = match param {
+            None => format!("@{} has no parameter `{name}`", f.name),
+            Some(&(value, _)) if !is_float(value) => {
+                format!("`{name}` of @{} is {}, which has no gradient", f.name, f.values[value].ty)
+            }
+            Some(_) => continue,
+        };
+        return Err(Diag::new("eva::gradient", message));
+    }
+    Ok(params.iter().map(|(value, _)| names.contains(&f.values[*value].name)).collect())
+}
+
+fn no_weights(f: &Function) -> Diag {
+    Diag::new("eva::gradient", format!("the loss of @{} depends on no weight of floats", f.name))
+        .help("gradients are of weights; weights stored in 8 bits have none")
+}
+
+/// The function with its gradients: of the joint graph, everything.
+fn whole(f: &Function, mut joint: Joint, options: &Options) -> Result<Function, Diag> {
+    if let Some(names) = &options.wrt {
+        let reached =
+            |name: &String| joint.gradients.iter().any(|(_, param, g)| g.is_some() && param == name);
+        if let Some(name) = names.iter().find(|name| !reached(name)) {
+            return Err(Diag::new(
+                "eva::gradient",
+                format!("the loss of @{} does not depend on `{name}`", f.name),
+            ));
+        }
+    }
+    let gradients: Vec<(String, Value)> =
+        joint.gradients.iter().filter_map(|(_, name, gradient)| Some((name.clone(), (*gradient)?))).collect();
+    if gradients.is_empty() {
+        return Err(no_weights(f));
+    }
+    let mut results = joint.results.clone();
+    for (name, gradient) in gradients {
+        let value = distinct(&mut joint, gradient, &results)?;
+        rename(&mut joint, value, &format!("{name}{GRADIENT}"));
+        results.push(value);
+    }
+    let mut order: Vec<Value> = joint.params.clone();
+    order.extend(&joint.seeds);
+    Ok(assemble(&joint.grown.function, &format!("{}{GRADIENT}", f.name), &order, &[], &results))
+}
+
+/// `value`, or a copy of it where it is a parameter or one of `results` already.
+fn distinct(joint: &mut Joint, value: Value, results: &[Value]) -> Result<Value, Diag> {
+    let data = &joint.grown.function.values[value];
+    if !results.contains(&value) && !matches!(data.def, Def::Param(_)) {
+        return Ok(value);
+    }
+    // Every copy is a value of its own, whatever is there already.
+    let by = eva_ir::attr::Real::new(1.0);
+    let data = ValueData { def: Def::Op(Scale { by }.into(), vec![value]), ..data.clone() };
+    Ok(joint.grown.push(data))
+}
+
+/// Gives `value` this name; whoever has it gets another.
+fn rename(joint: &mut Joint, value: Value, name: &str) {
+    let taken =
+        joint.grown.function.values.iter().find(|(_, data)| data.name == name).map(|(other, _)| other);
+    if let Some(other) = taken.filter(|&other| other != value) {
+        let free = joint.grown.name(name);
+        joint.grown.function.values[other].name = free;
+    }
+    joint.grown.function.values[value].name = name.into();
+}
+
+/// The function of these parameters and results: of `graph` what they need. `inputs` are values that become inputs.
+fn assemble(graph: &Function, name: &str, params: &[Value], inputs: &[Value], results: &[Value]) -> Function {
+    let mut new = Function::new(name);
+    let mut map: HashMap<Value, Value> = HashMap::new();
+    for &param in params {
+        map.insert(param, new.values.push(graph.values[param].clone()));
+    }
+    for &input in inputs {
+        let def = Def::Param(ParamKind::Input);
+        map.insert(input, new.values.push(ValueData { def, ..graph.values[input].clone() }));
+    }
+    for (value, data) in graph.values.iter() {
+        let known = data.def.args().iter().all(|arg| map.contains_key(arg));
+        if matches!(data.def, Def::Param(_)) || map.contains_key(&value) || !known {
+            continue;
+        }
+        let def = rebuild::with_args(&data.def, |arg| map[&arg]);
+        map.insert(value, new.values.push(ValueData { def, ..data.clone() }));
+    }
+    new.results = results.iter().map(|value| map[value]).collect();
+    rebuild::without_dead(&new)
+}

@@ -1,0 +1,207 @@
+//! What a called function saves between its forward and its backward pass.
+//!
+//! Of the joint graph, what does not depend on gradients of results can be computed in either pass. Each such value that the
+//! backward pass needs is *saved* (a result of the forward function and an input of the backward one), or *computed again*
+//! of others, which are then needed in turn. With what a value costs to save (its bytes, moved and kept) and to compute
+//! again, the cheapest choice is a closure of least cost, which is a minimum cut (Picard 1976, "Maximal closure of a graph"):
+//! a value that is computed again earns what saving it would cost, less its computation, and needs its operands.
+
+use super::reverse::Joint;
+use super::{Options, Pair, assemble, distinct};
+use crate::cost::Cost;
+use eva_ir::diag::Diag;
+use eva_ir::entity::Entity;
+use eva_ir::graph::{Def, Function, Module, ParamKind, Value};
+use eva_ir::lower::Lowering;
+use eva_ir::ops::full::Full;
+use eva_ir::vjp::gradient_type;
+use petgraph::algo::ford_fulkerson;
+use petgraph::graph::{DiGraph, NodeIndex};
+use petgraph::visit::EdgeRef;
+use std::collections::{HashMap, HashSet, VecDeque};
+
+/// Adds the two functions that `f` becomes to `new`.
+pub(super) fn split(
+    new: &mut Module,
+    f: &Function,
+    mut joint: Joint,
+    options: &Options,
+) -> Result<Pair, Diag> {
+    // Gradients that did not come about are zeros.
+    let mut gradients: Vec<Value> = Vec::new();
+    for (i, _, gradient) in joint.gradients.clone() {
+        let value = match gradient {
+            Some(gradient) => gradient,
+            None => {
+                let param = joint.params[i];
+                let ty = gradient_type(joint.grown.function.tensor(param).expect("parameters are tensors"));
+                let shape = eva_ir::attr::Dims(ty.shape.iter().cloned().collect());
+                let op = Full { value: eva_ir::attr::Real::new(0.0), shape, dtype: ty.dtype };
+                let name = format!("{}.grad", joint.grown.function.values[param].name);
+                joint.grown.op(&name, op, &[], param).map_err(|e| Diag::new("eva::internal", e.message))?
+            }
+        };
+        gradients.push(distinct(&mut joint, value, &gradients)?);
+    }
+    let graph = &joint.grown.function;
+    let after = after_seeds(graph, &joint.seeds);
+    let needed = needed(graph, &after, &gradients);
+    let chosen = choose(new, graph, &needed, options);
+
+    let is_param = |value: &Value| matches!(graph.values[*value].def, Def::Param(_));
+    let (params, saved): (Vec<Value>, Vec<Value>) = chosen.into_iter().partition(is_param);
+    let needed: Vec<usize> = (0..joint.params.len()).filter(|&i| params.contains(&joint.params[i])).collect();
+
+    let mut results = joint.results.clone();
+    let saved_at = |&value: &Value| {
+        results.iter().position(|&result| result == value).unwrap_or_else(|| {
+            results.push(value);
+            results.len() - 1
+        })
+    };
+    let saved_at: Vec<usize> = saved.iter().map(saved_at).collect();
+    let wrapped = f.results.len() == 1 && results.len() > 1;
+    let forward = assemble(graph, &format!("{}.forward", f.name), &joint.params, &[], &results);
+
+    let params: Vec<Value> = needed.iter().map(|&i| joint.params[i]).collect();
+    let inputs: Vec<Value> = saved.iter().chain(&joint.seeds).copied().collect();
+    let backward = assemble(graph, &format!("{}.backward", f.name), &params, &inputs, &gradients);
+    let gradients = joint.gradients.iter().map(|(i, _, _)| *i).collect();
+    let (forward, backward) = (new.add(forward), new.add(backward));
+    Ok(Pair { forward, backward, wrapped, needed, saved: saved_at, seeds: joint.seeded, gradients })
+}
+
+/// Which values depend on gradients of results.
+fn after_seeds(graph: &Function, seeds: &[Value]) -> Vec<bool> {
+    let mut after = vec![false; graph.values.len()];
+    for (value, data) in graph.values.iter() {
+        after[value.index()] = seeds.contains(&value) || data.def.args().iter().any(|arg| after[arg.index()]);
+    }
+    after
+}
+
+/// The values, none of them after the seeds, that the backward pass begins with.
+fn needed(graph: &Function, after: &[bool], gradients: &[Value]) -> Vec<Value> {
+    let mut live: HashSet<Value> = gradients.iter().copied().collect();
+    let mut needed: Vec<Value> = gradients.iter().copied().filter(|g| !after[g.index()]).collect();
+    for (value, data) in graph.values.iter().rev() {
+        if after[value.index()] && live.contains(&value) {
+            live.extend(data.def.args());
+            needed.extend(data.def.args().iter().filter(|arg| !after[arg.index()]));
+        }
+    }
+    needed.sort();
+    needed.dedup();
+    needed
+}
+
+/// What a value costs, in picoseconds: to save, and to compute again; `None` for what cannot be.
+struct Price {
+    save: Option<u64>,
+    again: Option<u64>,
+}
+
+/// More than all prices together.
+const NEVER: u64 = u64::MAX / 4;
+
+/// The values that the backward pass is given, parameters among them, so that it can compute `needed`.
+fn choose(module: &Module, graph: &Function, needed: &[Value], options: &Options) -> Vec<Value> {
+    let cost = Cost::new(module, graph, &options.cost);
+    // Whatever may take part: the ancestors of what is needed.
+    let mut part: HashSet<Value> = needed.iter().copied().collect();
+    for (value, data) in graph.values.iter().rev() {
+        if part.contains(&value) {
+            part.extend(data.def.args());
+        }
+    }
+    let mut values: Vec<Value> = part.into_iter().collect();
+    values.sort();
+    let prices: HashMap<Value, Price> =
+        values.iter().map(|&v| (v, price(graph, v, &cost, options))).collect();
+
+    // On the source's side are values that are needed in the backward pass, and of those the ones computed again.
+    let mut cut: DiGraph<(), u64> = DiGraph::new();
+    let (source, sink) = (cut.add_node(()), cut.add_node(()));
+    let is_needed: HashMap<Value, NodeIndex> = values.iter().map(|&v| (v, cut.add_node(()))).collect();
+    let mut again: HashMap<Value, NodeIndex> = HashMap::new();
+    for &value in &values {
+        let Price { save, again: price } = prices[&value];
+        cut.add_edge(is_needed[&value], sink, save.unwrap_or(0));
+        let Some(price) = price else {
+            if save.is_none() {
+                cut.add_edge(is_needed[&value], sink, NEVER);
+            }
+            continue;
+        };
+        let node = cut.add_node(());
+        again.insert(value, node);
+        cut.add_edge(node, is_needed[&value], NEVER);
+        graph.values[value].def.args().iter().for_each(|arg| {
+            cut.add_edge(node, is_needed[arg], NEVER);
+        });
+        match save {
+            // Computed again it need not be saved.
+            Some(save) if save >= price => cut.add_edge(source, node, save - price),
+            Some(save) => cut.add_edge(node, sink, price - save),
+            None => {
+                cut.add_edge(is_needed[&value], node, NEVER);
+                cut.add_edge(node, sink, price)
+            }
+        };
+    }
+    needed.iter().for_each(|value| {
+        cut.add_edge(source, is_needed[value], NEVER);
+    });
+    let (_, flow) = ford_fulkerson(&cut, source, sink);
+
+    // What can still be reached from the source is on its side.
+    let mut reached = HashSet::from([source]);
+    let mut queue = VecDeque::from([source]);
+    while let Some(node) = queue.pop_front() {
+        let forwards = cut.edges(node).filter(|e| flow[e.id().index()] < *e.weight()).map(|e| e.target());
+        let back = cut.edges_directed(node, petgraph::Incoming);
+        let back = back.filter(|e| flow[e.id().index()] > 0).map(|e| e.source());
+        for next in forwards.chain(back) {
+            if reached.insert(next) {
+                queue.push_back(next);
+            }
+        }
+    }
+    let is_on = |node: Option<&NodeIndex>| node.is_some_and(|node| reached.contains(node));
+    values.into_iter().filter(|v| is_on(is_needed.get(v)) && !is_on(again.get(v))).collect()
+}
+
+fn price(graph: &Function, value: Value, cost: &Cost, options: &Options) -> Price {
+    let data = &graph.values[value];
+    let picoseconds = |seconds: f64| (seconds * 1e12).min(1e18) as u64;
+    let Some(ty) = data.ty.tensor() else {
+        // A tuple is never saved; its parts are. That of a call is not computed again.
+        let again = match &data.def {
+            Def::Op(op, args) => types(graph, args).map(|types| picoseconds(cost.of(op, &types, &data.ty))),
+            _ => None,
+        };
+        return Price { save: None, again };
+    };
+    let bytes = cost.stored_bytes(ty);
+    let kept = bytes * options.seconds_per_byte;
+    // Being read again takes time, and so does being written, if only to be saved.
+    let moved = |times: f64| times * cost.seconds_to_move(bytes);
+    match &data.def {
+        Def::Param(ParamKind::Input) => Price { save: Some(picoseconds(kept)), again: None },
+        Def::Param(_) => Price { save: Some(0), again: None },
+        Def::Call(..) => Price { save: Some(picoseconds(kept + moved(1.0)).max(1)), again: None },
+        Def::Op(op, args) => {
+            let times = match op.lowering() {
+                Lowering::Kernel => 1.0,
+                _ => 2.0,
+            };
+            let again = types(graph, args).map_or(0.0, |types| cost.of(op, &types, &data.ty));
+            let again = if op.lowering() == Lowering::Alias { 0.0 } else { again };
+            Price { save: Some(picoseconds(kept + moved(times)).max(1)), again: Some(picoseconds(again)) }
+        }
+    }
+}
+
+fn types<'f>(graph: &'f Function, args: &[Value]) -> Option<Vec<&'f eva_ir::types::TensorType>> {
+    args.iter().map(|&arg| graph.tensor(arg)).collect()
+}
