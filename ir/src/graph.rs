@@ -148,7 +148,7 @@ pub enum ParamKind {
     Input,
     /// Given once, when the function is loaded.
     Weight,
-    /// Kept between calls: updated by one `cache_write` or call, whose result is returned in the same buffer.
+    /// Kept between calls: updated by a `cache_write`, an `assign` or a call, whose result is returned in the same buffer.
     State,
 }
 

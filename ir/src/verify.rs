@@ -16,10 +16,11 @@
 //!
 //! **Results.** There is one at least; all are tensors; none is listed twice.
 //!
-//! **State.** A `state` parameter is used exactly once: as operand 0 of `cache_write` or
+//! **State.** A cache is used exactly once: as operand 0 of `cache_write` or
 //! `page_write`, or as an argument of
 //! a call whose parameter is state too. What such an update gives may be read, and updated again; it is not
-//! read after that, nor returned. The last version is a result. A call is given state only where
+//! read after that, nor returned. A state that is updated as operand 0 of `assign`, or by calls that do so, is updated
+//! in no other way; it may be read before that, too, and by the `assign` itself. The last version is a result. A call is given state only where
 //! its parameter is state, and always there.
 //!
 //! **Alternatives.** The bodies beside a function's own have distinct names that are an extent's in form, the same
@@ -49,7 +50,7 @@ pub mod limits;
 mod prepare;
 mod state;
 
-pub use state::{StateResults, state_results};
+pub use state::{StateResults, is_assigned, state_results};
 
 /// Where each function before one returns its state.
 type Tables = Arena<Func, StateResults>;

@@ -4,7 +4,7 @@
 use crate::plan::{Base, CAPACITY, Plan, Step};
 use eva_ir::dim::{Dim, Sym};
 use eva_ir::eval::{Array, Sizes};
-use eva_ir::graph::{Func, ParamKind};
+use eva_ir::graph::Func;
 use eva_ir::kernel::run::{Options, Stats, Storage, run};
 use eva_ir::kernel::{Kernel, Phase};
 use eva_ir::types::TensorType;
@@ -75,21 +75,13 @@ pub fn interpret_with(
     env.extend(plan.dims.iter().filter_map(|(sym, n)| Some((sym.clone(), (*n)?))));
     let (storages, traffic) = (Vec::new(), Traffic::default());
     let mut machine = Machine { plan, env, how, runner, storages, traffic };
-    let tokens = f
-        .params
-        .iter()
-        .zip(args)
-        .filter(|(p, _)| p.kind == ParamKind::State && !p.paged)
-        .map(|(_, a)| a.shape[1]);
+    let tokens = f.params.iter().zip(args).filter(|(p, _)| p.is_cache()).map(|(_, a)| a.shape[1]);
     let capacity = tokens.max().unwrap_or(0) + how.slack;
     machine.env.insert(CAPACITY.into(), capacity as i64);
 
     let mut params = Vec::new();
     for (param, arg) in f.params.iter().zip(args) {
-        let roomy = match param.kind {
-            ParamKind::State if !param.paged => resize_rows(arg, capacity),
-            _ => arg.clone(),
-        };
+        let roomy = if param.is_cache() { resize_rows(arg, capacity) } else { arg.clone() };
         params.push(machine.storage(Storage::new(param.ty.dtype, roomy.data)));
     }
     let mut results = Vec::new();
@@ -108,7 +100,7 @@ pub fn interpret_with(
         let shape: Vec<usize> = result.ty.shape.iter().map(|d| machine.size(d)).collect::<Result<_, _>>()?;
         let data = machine.storages[at].data.clone();
         arrays.push(match result.state {
-            Some(param) if !f.params[param].paged => {
+            Some(param) if f.params[param].is_cache() => {
                 let mut roomy = shape.clone();
                 roomy[1] = capacity;
                 resize_rows(&Array::new(&roomy, data), shape[1])

@@ -74,6 +74,8 @@ pub struct ParamPlan {
     pub base: usize,
     /// Whether it is a pool of pages: as large as its type says, whatever the capacity.
     pub paged: bool,
+    /// Whether it is a state that is replaced as a whole (`assign`): as large as its type says, likewise.
+    pub whole: bool,
     /// Whether a call looks at it at all. What is not needed has no address in a call.
     pub needed: bool,
     /// For a weight that is computed when the function is loaded: from what.
@@ -192,6 +194,13 @@ pub struct Layout {
 /// Buffers start at multiples of this many bytes.
 pub const ALIGNMENT: usize = 64;
 
+impl ParamPlan {
+    /// Whether it is a state with a row for each token of the capacity.
+    pub fn is_cache(&self) -> bool {
+        self.kind == ParamKind::State && !self.paged && !self.whole
+    }
+}
+
 impl FuncPlan {
     /// Body `i`: this one, or an alternative.
     pub fn body(&self, i: usize) -> &FuncPlan {
@@ -267,7 +276,7 @@ impl Plan {
         let is_scales = |i: usize| params.iter().any(|param| param.scales == Some(i));
         let states = params.iter().enumerate().filter(|(_, param)| param.kind == ParamKind::State);
         // Scales count with what they are of.
-        let states = states.filter(|(i, _)| !is_scales(*i)).map(|(_, param)| param);
+        let states = states.filter(|(i, param)| !is_scales(*i) && !param.whole).map(|(_, param)| param);
         let value = |sym: &Sym| self.dims.iter().find(|(name, _)| name == sym).and_then(|(_, value)| *value);
         CacheBytes::new(states.map(|param| (param.name.as_str(), &param.ty)), &|dim| dim.eval(&value))
     }

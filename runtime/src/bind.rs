@@ -3,7 +3,7 @@
 use crate::error::Error;
 use eva_ir::dim::{Dim, Sym};
 use eva_ir::entity::Entity;
-use eva_ir::graph::{Func, ParamKind};
+use eva_ir::graph::Func;
 use eva_ir::kernel::{BufData, Kernel};
 use eva_passes::plan::{Base, CAPACITY, FuncPlan, Layout, Plan, Step};
 use std::collections::HashMap;
@@ -92,10 +92,8 @@ fn bind_launch(
     for ((_, buf), &base) in kernel.bufs.iter().zip(bases) {
         let Some(last) = last_element(buf, &eval)? else { continue };
         let elements = match &f.bases[base] {
-            Base::Param(i) => match f.params[*i].kind {
-                ParamKind::State if !f.params[*i].paged => state_elements(&f.params[*i].ty.shape, &eval)?,
-                _ => eval(&f.params[*i].ty.elements())?,
-            },
+            Base::Param(i) if f.params[*i].is_cache() => state_elements(&f.params[*i].ty.shape, &eval)?,
+            Base::Param(i) => eval(&f.params[*i].ty.elements())?,
             Base::Result(i) => eval(&f.results[*i].ty.elements())?,
             Base::Temp(temp) => eval(&temp.bytes)? / buf.dtype.bytes(),
             Base::Constant(_, array) => array.data.len() as i64,

@@ -21,6 +21,8 @@ use eva_passes::plan::{CAPACITY, FuncPlan};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+mod room;
+
 /// A function with its weights.
 pub struct Session {
     exe: Arc<Executable>,
@@ -124,71 +126,6 @@ impl Session {
         }
     }
 
-    /// Rows of a page, if the function's states are in pages.
-    pub fn page_rows(&self) -> Option<usize> {
-        let paged = self.plan().params.iter().find(|param| param.paged)?;
-        let rows = paged.ty.shape[1].eval(&|sym| self.fixed.get(sym).copied())?;
-        usize::try_from(rows).ok()
-    }
-
-    /// Zeroed states of `count` pages, for a function whose states are all in pages of as many rows; [`crate::Pages`]
-    /// says which sequence has which.
-    pub fn new_pages(&self, count: usize) -> Result<States, Error> {
-        let unpaged = self.plan().params.iter().find(|param| param.kind == ParamKind::State && !param.paged);
-        match (self.page_rows(), unpaged) {
-            (Some(rows), None) => {
-                let states = self.zeroed_states(count, rows)?;
-                Ok(States { capacity: count.saturating_mul(rows), ..states })
-            }
-            (_, unpaged) => {
-                let name = unpaged.map_or("a state".into(), |param| format!("`{}`", param.name));
-                Err(Error::Pages(format!("{name} of @{} is not in pages", self.plan().name)))
-            }
-        }
-    }
-
-    /// Zeroed states for `batch` sequences with room for `capacity` tokens each.
-    pub fn new_states(&self, batch: usize, capacity: usize) -> Result<States, Error> {
-        if let Some(paged) = self.plan().params.iter().find(|param| param.paged) {
-            return Err(Error::Pages(format!("`{}` of @{} is in pages", paged.name, self.plan().name)));
-        }
-        self.zeroed_states(batch, capacity)
-    }
-
-    fn zeroed_states(&self, batch: usize, capacity: usize) -> Result<States, Error> {
-        let fixed = &self.fixed;
-        let mut tensors: HashMap<String, State> = HashMap::new();
-        for param in self.plan().params.iter().filter(|p| p.kind == ParamKind::State) {
-            let mut shape = vec![batch, capacity];
-            for dim in param.ty.shape.iter().skip(2) {
-                let n = dim.eval(&|sym| fixed.get(sym).copied()).and_then(|n| usize::try_from(n).ok());
-                shape.push(n.ok_or_else(|| Error::Internal(format!("`{}` has no fixed width", param.name)))?);
-            }
-            let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-            let bytes = elements.and_then(|n| n.checked_mul(param.ty.dtype.bytes() as usize));
-            if bytes.is_none_or(|n| n > isize::MAX as usize / 2) {
-                return Err(Error::TooLarge(format!("`{}` of {shape:?}", param.name)));
-            }
-            let bytes = bytes.unwrap_or(0);
-            let memory = self.exe.zeroed(bytes, &format!("the cache `{}`", param.name));
-            let caches = || tensors.values().map(|state| state.memory.len()).sum();
-            let memory = memory.map_err(|e| with_numbers(e, &self.weights, caches()))?;
-            tensors.insert(param.name.clone(), State { dtype: param.ty.dtype, shape, memory });
-        }
-        Ok(States { capacity, batch, tensors })
-    }
-
-    /// Bytes that one token takes in the states.
-    pub fn state_bytes_per_token(&self) -> usize {
-        let fixed = &self.fixed;
-        let states = self.plan().params.iter().filter(|p| p.kind == ParamKind::State);
-        let width = |ty: &TensorType| {
-            let product = Dim::product(ty.shape.iter().skip(2)).eval(&|sym| fixed.get(sym).copied());
-            product.unwrap_or(0) as usize * ty.dtype.bytes() as usize
-        };
-        states.map(|p| width(&p.ty)).sum()
-    }
-
     /// Bytes of the weights that calls use, those included that were computed when the session was made.
     pub fn weight_bytes(&self) -> usize {
         bytes(&self.weights)
@@ -244,7 +181,7 @@ impl Session {
         env.extend(sizes.iter().map(|&(name, n)| (Sym::from(name), n as i64)));
         if let Some(states) = &states {
             env.insert(CAPACITY.into(), states.capacity as i64);
-            for param in f.params.iter().filter(|param| param.paged) {
+            for param in f.params.iter().filter(|param| param.paged || param.whole) {
                 if let Some(state) = states.tensors.get(&param.name) {
                     param.ty.bind(&state.shape, &mut env);
                 }
@@ -380,26 +317,28 @@ impl Session {
                         let unknown = || Error::Internal(format!("the extent `{dim}` has no value"));
                         dim.eval(&|sym| env.get(sym).copied()).ok_or_else(unknown)
                     };
-                    let (batch, tokens) = (value(&param.ty.shape[0])?, value(&param.ty.shape[1])?);
-                    if !param.paged && tokens as usize > states.capacity {
+                    let extent = |axis: usize| if param.whole { Ok(0) } else { value(&param.ty.shape[axis]) };
+                    let (batch, tokens) = (extent(0)?, extent(1)?);
+                    if param.is_cache() && tokens as usize > states.capacity {
                         return Err(Error::Capacity { capacity: states.capacity, tokens: tokens as usize });
                     }
-                    let elements = match param.paged {
-                        true => value(&param.ty.elements())?,
-                        false => state_elements(&param.ty.shape, &value)?,
+                    let elements = match param.is_cache() {
+                        false => value(&param.ty.elements())?,
+                        true => state_elements(&param.ty.shape, &value)?,
                     };
                     let mismatch = |have: String| Error::Shape {
                         name: param.name.clone(),
                         want: param.ty.to_string(),
                         have,
                     };
-                    if batch as usize != states.batch
+                    if !param.whole && batch as usize != states.batch
+                        || param.whole != state.whole
                         || elements as usize * state.dtype.bytes() as usize != state.memory.len()
                     {
-                        return Err(mismatch(format!("a cache of {:?}", state.shape)));
+                        return Err(mismatch(format!("a state of {:?}", state.shape)));
                     }
                     if !state.memory.is_on(&self.exe) {
-                        return Err(mismatch(format!("a cache that is not on {}", self.exe.device())));
+                        return Err(mismatch(format!("a state that is not on {}", self.exe.device())));
                     }
                     Arg::Kept(state.memory.address())
                 }

@@ -8,6 +8,9 @@ use eva_ir::types::DType;
 use std::collections::HashMap;
 
 /// Tensors kept between calls, by the names of a function's state parameters, on the device that the function runs on.
+///
+/// Caches have rows for tokens, as many as there is capacity; what is replaced as a whole (`assign`) has the shape of its
+/// type.
 pub struct States {
     /// How many rows each sequence has room for; of states in pages, the rows of all pages.
     pub capacity: usize,
@@ -16,11 +19,13 @@ pub struct States {
     pub(crate) tensors: HashMap<String, State>,
 }
 
-/// One of them: `[batch, capacity, …]`, or pages `[count, rows, …]`.
+/// One of them: `[batch, capacity, …]`, pages `[count, rows, …]`, or what is replaced as a whole.
 pub(crate) struct State {
     pub dtype: DType,
     pub shape: Vec<usize>,
     pub memory: Memory,
+    /// Whether it is replaced as a whole.
+    pub whole: bool,
 }
 
 impl State {
@@ -38,7 +43,7 @@ impl States {
 
     /// Copies the first rows of one page to another, in every state; for states in pages.
     pub fn copy_page(&mut self, copy: PageCopy) -> Result<(), Error> {
-        for state in self.tensors.values_mut() {
+        for state in self.tensors.values_mut().filter(|state| !state.whole) {
             let (row, page) = (state.row(), state.row() * state.shape[1]);
             state.memory.copy_within(
                 copy.from * page,
@@ -49,12 +54,36 @@ impl States {
         Ok(())
     }
 
-    /// Fills the first rows of a state, `[batch, rows, …]`.
+    /// The names of the states, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The names of the states that are replaced as a whole, sorted.
+    pub fn whole(&self) -> Vec<&str> {
+        let whole = self.tensors.iter().filter(|(_, state)| state.whole);
+        let mut names: Vec<&str> = whole.map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The element type and extents of a state's memory.
+    pub fn shape(&self, name: &str) -> Option<(DType, &[usize])> {
+        self.tensors.get(name).map(|state| (state.dtype, &state.shape[..]))
+    }
+
+    /// Fills the first rows of a state, `[batch, rows, …]`; all of one that is replaced as a whole.
     pub fn write(&mut self, name: &str, rows: &Tensor) -> Result<(), Error> {
         let missing = || Error::Unknown { name: name.into(), function: "the states".into() };
         let state = self.tensors.get_mut(name).ok_or_else(missing)?;
         let (have, want) = (rows.shape(), &state.shape);
-        let fits = rows.dtype() == state.dtype
+        if state.whole && rows.dtype() == state.dtype && have == want {
+            return state.memory.write(0, rows.bytes());
+        }
+        let fits = !state.whole
+            && rows.dtype() == state.dtype
             && have.len() == want.len()
             && have[0] == want[0]
             && have[1] <= want[1]
@@ -70,10 +99,22 @@ impl States {
         Ok(())
     }
 
-    /// The first `n` rows of a state, `[batch, n, …]`.
+    /// All of a state: of a cache, with the room that is not used.
+    pub fn get(&self, name: &str) -> Result<Tensor, Error> {
+        let missing = || Error::Unknown { name: name.into(), function: "the states".into() };
+        let state = self.tensors.get(name).ok_or_else(missing)?;
+        let mut all = Tensor::zeros(state.dtype, &state.shape);
+        state.memory.read(0, all.bytes_mut())?;
+        Ok(all)
+    }
+
+    /// The first `n` rows of a cache, `[batch, n, …]`; all of a state that is replaced as a whole.
     pub fn read(&self, name: &str, n: usize) -> Result<Tensor, Error> {
         let missing = || Error::Unknown { name: name.into(), function: "the states".into() };
         let state = self.tensors.get(name).ok_or_else(missing)?;
+        if state.whole {
+            return self.get(name);
+        }
         if n > state.shape[1] {
             return Err(Error::Capacity { capacity: state.shape[1], tokens: n });
         }
@@ -97,7 +138,7 @@ mod tests {
     fn states() -> States {
         let shape = vec![2, 5, 3];
         let memory = Memory::Host(Bytes::zeroed(2 * 5 * 3 * 4));
-        let state = State { dtype: DType::F32, shape, memory };
+        let state = State { dtype: DType::F32, shape, memory, whole: false };
         States { capacity: 5, batch: 2, tensors: HashMap::from([("c".to_string(), state)]) }
     }
 

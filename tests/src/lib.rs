@@ -175,10 +175,15 @@ pub fn run_machine(executable: Arc<Executable>, f: &Function, sizes: &Sizes, arg
         }
     }
     let mut session = Session::new(executable.clone(), &f.name, &weights).unwrap_or_else(|e| panic!("{e}"));
-    let batch = state_args.first().map_or(1, |(_, t)| t.shape()[0]);
-    let tokens = state_args.iter().map(|(_, t)| t.shape()[1]).max().unwrap_or(0);
+    let caches = plan.params.iter().filter(|param| param.kind == ParamKind::State && !param.whole);
+    let caches: Vec<&str> = caches.map(|param| param.name.as_str()).collect();
+    let caches = || state_args.iter().filter(|(name, _)| caches.contains(&name.as_str()));
+    let batch = caches().next().map_or(1, |(_, t)| t.shape()[0]);
+    let tokens = caches().map(|(_, t)| t.shape()[1]).max().unwrap_or(0);
+    let given: Vec<(&str, usize)> = sizes.0.iter().map(|(sym, &n)| (sym.as_str(), n as usize)).collect();
     let states = match session.page_rows() {
         Some(_) => session.new_pages(batch),
+        None if caches().next().is_none() => session.whole_states(&given),
         None => session.new_states(batch, tokens + 3),
     };
     let mut states = states.unwrap_or_else(|e| panic!("{e}"));
@@ -186,7 +191,6 @@ pub fn run_machine(executable: Arc<Executable>, f: &Function, sizes: &Sizes, arg
         states.write(name, tensor).unwrap_or_else(|e| panic!("{e}"));
     }
     let named: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    let given: Vec<(&str, usize)> = sizes.0.iter().map(|(sym, &n)| (sym.as_str(), n as usize)).collect();
     let results = session.run(&named, Some(&mut states), &given).unwrap_or_else(|e| panic!("{e}"));
     let mut plain = results.into_iter();
     plan.results

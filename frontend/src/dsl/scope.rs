@@ -8,6 +8,7 @@ use eva_ir::diag::{Diag, Loc};
 use eva_ir::dim::Dim;
 use eva_ir::graph::ParamKind;
 use eva_ir::ops::Op;
+use eva_ir::ops::assign::Assign;
 use eva_ir::ops::cache_write::CacheWrite;
 use eva_ir::ops::full::Full;
 use eva_ir::ops::rope_freqs::RopeFreqs;
@@ -204,7 +205,8 @@ impl Scope {
     }
 }
 
-/// A parameter that is kept between calls. It is written once; what is read is the tensor after the write.
+/// A parameter that is kept between calls. It is written once; what is read is the tensor after the write, or, of a state
+/// that is replaced as a whole, before it.
 #[derive(Clone)]
 pub struct State {
     tensor: Tensor,
@@ -218,12 +220,7 @@ impl State {
         let loc = here();
         let recording = &self.tensor.recording;
         let Some(param) = self.tensor.value else { return recording.poison() };
-        if let Some((name, first)) = recording.written(param) {
-            let message = format!("the state `{name}` is written twice in one call");
-            let diag = Diag::new("eva::state", message)
-                .label(Some(loc), "written again")
-                .label(Some(first), "first written");
-            recording.note(diag.help("write all new rows at once, or declare two states"));
+        if !self.may_be_written(loc) {
             return recording.poison();
         }
         let help = |_: &[TensorType]| Some("the new rows must fit the cache in every axis but axis 1".into());
@@ -232,6 +229,43 @@ impl State {
             recording.op(request, CacheWrite {}, &[self.tensor.clone(), new.clone(), start.clone()]);
         recording.set_update(param, loc, written.value);
         written
+    }
+
+    /// The state replaced by `new`, of its type; the function gives it back to its caller by itself. Such a state has the
+    /// shape of its type, and [`State::value`] may be read.
+    #[track_caller]
+    pub fn assign(&self, new: &Tensor) -> Tensor {
+        let loc = here();
+        let recording = &self.tensor.recording;
+        if !self.may_be_written(loc) {
+            return recording.poison();
+        }
+        let Some(param) = self.tensor.value else { return recording.poison() };
+        let help = |_: &[TensorType]| Some("the new value has the state's type".into());
+        let request = Request { what: "assign", loc, help: &help };
+        let written = recording.op(request, Assign {}, &[self.tensor.clone(), new.clone()]);
+        recording.set_update(param, loc, written.value);
+        written
+    }
+
+    /// What is kept from the last call, to be read before [`State::assign`] replaces it. A cache is read after it was
+    /// written alone.
+    pub fn value(&self) -> Tensor {
+        self.tensor.clone()
+    }
+
+    /// Whether nothing was written yet; notes the mistake otherwise.
+    fn may_be_written(&self, loc: Loc) -> bool {
+        let recording = &self.tensor.recording;
+        let Some((name, first)) = self.tensor.value.and_then(|param| recording.written(param)) else {
+            return true;
+        };
+        let message = format!("the state `{name}` is written twice in one call");
+        let diag = Diag::new("eva::state", message)
+            .label(Some(loc), "written again")
+            .label(Some(first), "first written");
+        recording.note(diag.help("write all new rows at once, or declare two states"));
+        false
     }
 
     /// The type; `None` if the declaration was a mistake.

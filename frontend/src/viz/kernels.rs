@@ -110,7 +110,7 @@ pub(super) fn of_plan(
                 by_name.entry(name.as_str()).or_default().push(kernel.index());
             }
         }
-        for (node, found) in owners(&f.name, body, &by_name).into_iter().enumerate() {
+        for (node, found) in owners(module, &f.name, body, &by_name).into_iter().enumerate() {
             found.iter().for_each(|&kernel| kernels[kernel].ops.push((number, node)));
             graph.nodes[node].kernels = found;
         }
@@ -152,8 +152,13 @@ fn of_kernel(kernel: &eva_ir::kernel::Kernel, sizes: &BTreeMap<Sym, i64>) -> Ker
 ///
 /// Ops that share a kernel are connected: an op with its own loops and the element-wise ops behind it, and values that
 /// are not stored with what they are computed for.
-fn owners(function: &str, body: &Function, by_name: &HashMap<&str, Vec<usize>>) -> Vec<Vec<usize>> {
-    let fusion = Fusion::new(body);
+fn owners(
+    module: &Module,
+    function: &str,
+    body: &Function,
+    by_name: &HashMap<&str, Vec<usize>>,
+) -> Vec<Vec<usize>> {
+    let fusion = Fusion::new(module, body);
     let uses = body.uses();
     let mut behind: UnionFind<usize> = UnionFind::new(body.values.len());
     for (value, _) in body.values.iter() {

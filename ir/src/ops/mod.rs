@@ -51,6 +51,7 @@ ops! {
     cache_write::CacheWrite,
     page_write::PageWrite,
     page_read::PageRead,
+    assign::Assign,
     // Made from nothing, or from positions.
     full::Full,
     positions::Positions,
@@ -87,7 +88,7 @@ ops! {
 impl Op {
     /// Whether operand 0 is a state that the op updates in place, its result being the next version of it.
     pub fn updates_state(&self) -> bool {
-        matches!(self, Op::CacheWrite(_) | Op::PageWrite(_))
+        matches!(self, Op::CacheWrite(_) | Op::PageWrite(_) | Op::Assign(_))
     }
 }
 

@@ -20,6 +20,19 @@ pub fn state_results(module: &Module) -> Arena<Func, StateResults> {
     tables
 }
 
+/// Whether `param`, a state of `f`, is replaced as a whole: by `assign`, or by a call that does it. Such a state has the
+/// shape of its type, and no capacity beyond it.
+pub fn is_assigned(module: &Module, f: &Function, param: Value) -> bool {
+    f.values.iter().any(|(_, data)| match &data.def {
+        Def::Op(op, args) => matches!(op, Op::Assign(_)) && args.first() == Some(&param),
+        Def::Call(callee, args) => module.funcs.get(*callee).is_some_and(|callee| {
+            let mut given = callee.params().zip(args).filter(|(_, arg)| **arg == param);
+            given.any(|((state, kind), _)| kind == ParamKind::State && is_assigned(module, callee, state))
+        }),
+        Def::Param(_) => false,
+    })
+}
+
 /// One function, seen from its state.
 pub(super) struct States<'a> {
     module: &'a Module,
@@ -81,7 +94,8 @@ impl<'a> States<'a> {
         let name = self.name(param);
         let mut versions = vec![vec![param]];
         let users = self.uses.of(param);
-        if users.len() != 1 || !self.updates(users[0]) {
+        let assigned = is_assigned(self.module, self.f, param);
+        if !assigned && users.len() != 1 || users.is_empty() || !self.updates(users[0]) {
             let message = match users {
                 [] => format!("the state `%{name}` is never updated"),
                 [_] => format!("the state `%{name}` is read before it is updated"),
@@ -91,7 +105,7 @@ impl<'a> States<'a> {
             if let Some(&(user, _)) = users.iter().find(|&&user| !self.updates(user)).or(users.last()) {
                 diag = diag.label(self.f.values.get(user).and_then(|data| data.loc), "used here");
             }
-            let help = "state is used once: as what a `cache_write` or a call updates; use the updated value after it";
+            let help = "a cache is used once: as what a `cache_write` or a call updates; use the updated value after it";
             return (versions, Some(diag.help(help)));
         }
         loop {
@@ -100,6 +114,14 @@ impl<'a> States<'a> {
             let updaters: Vec<(Value, usize)> = users.filter(|&user| self.updates(user)).collect();
             match updaters[..] {
                 [] => return (versions, None),
+                [updater] if self.assigns(updater) != assigned => {
+                    let message = format!("the state `%{name}` is updated by `assign` and otherwise");
+                    let diag = self.diag(message, updater.0, "updated otherwise here");
+                    return (
+                        versions,
+                        Some(diag.help("what is replaced as a whole is no cache: declare two states")),
+                    );
+                }
                 [updater] => match self.updated(updater) {
                     Ok(next) => versions.push(next),
                     Err(diag) => return (versions, Some(diag)),
@@ -148,10 +170,17 @@ impl<'a> States<'a> {
 
     fn check_versions(&self, versions: &[Version]) -> Option<Diag> {
         let name = self.name(versions[0][0]);
-        for pair in versions.windows(2).skip(1) {
+        for pair in versions.windows(2) {
             let old = &pair[0];
             let all = || old.iter().flat_map(|&value| self.uses.of(value)).copied();
-            let (updater, _) = all().find(|&user| self.updates(user))?;
+            let update = all().find(|&user| self.updates(user))?;
+            let updater = update.0;
+            let is_assign = matches!(self.f.values[updater].def, Def::Op(Op::Assign(_), _));
+            if !is_assign && all().any(|user| user.0 == updater && user != update) {
+                let message = format!("the state `%{name}` is updated and read by one call");
+                let diag = self.diag(message, updater, "it may be read after it was updated");
+                return Some(diag.help("give it once, as state"));
+            }
             if let Some((late, _)) = all().find(|&(user, _)| user.index() > updater.index()) {
                 let message = format!("an old version of the state `%{name}` is read after it was updated");
                 let diag = self.diag(message, late, "read here");
@@ -179,6 +208,18 @@ impl<'a> States<'a> {
         match &self.f.values[user].def {
             Def::Op(op, _) => operand == 0 && op.updates_state(),
             Def::Call(callee, _) => self.is_state_of(*callee, operand),
+            Def::Param(_) => false,
+        }
+    }
+
+    /// Whether an update replaces all of the state.
+    fn assigns(&self, (user, operand): (Value, usize)) -> bool {
+        match &self.f.values[user].def {
+            Def::Op(op, _) => matches!(op, Op::Assign(_)),
+            Def::Call(callee, _) => {
+                let callee = self.module.funcs.get(*callee);
+                callee.is_some_and(|callee| is_assigned(self.module, callee, Value::new(operand)))
+            }
             Def::Param(_) => false,
         }
     }

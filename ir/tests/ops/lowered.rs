@@ -177,6 +177,19 @@ fn cache_write() {
 }
 
 #[test]
+fn assign() {
+    for c in [19, 7, 1] {
+        let sizes = [("r", 5), ("c", c), ("h", 3)];
+        for ty in ["f32[r, h, c]", "f32[r, c]", "f32[c]", "bf16[c]", "i32[r]", "f32[]"] {
+            for given in [[&sizes[..], &[]], [&[], &sizes[..]]] {
+                let case = Case::new(assign::Assign {}, &[ty, ty], given[0], given[1]);
+                case.check(&case.arrays(|operand, i| (7 * operand + i) as f64), 0.0);
+            }
+        }
+    }
+}
+
+#[test]
 fn page_write() {
     // Tokens in the middle of pages, over several, beyond the table, and without a page.
     for (r, start) in [(19, [0, 4]), (7, [3, 1]), (3, [6, -2])] {

@@ -138,6 +138,18 @@ fn rows() {
         &["i32[b, s]"],
         "the start i32[b, s] should have the axes [b] @0",
     );
+    accepts(assign::Assign {}, &["bf16[b, t]", "bf16[b, t]"], "bf16[b, t]");
+    refuses(
+        assign::Assign {},
+        &["f32[b, t]", "bf16[b, t]"],
+        "the state is f32[b, t], but its new value bf16[b, t] @1 (cast it: `.cast(F32)`)",
+    );
+    refuses(
+        assign::Assign {},
+        &["f32[b, t]", "f32[b]"],
+        "the state is f32[b, t], but its new value f32[b] @1",
+    );
+
     let op = || cache_write::CacheWrite {};
     accepts(op(), &["bf16[b, t, r]", "bf16[b, s, r]", "i32[b]"], "bf16[b, t, r]");
     refuses(

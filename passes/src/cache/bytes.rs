@@ -4,7 +4,7 @@ use super::StateReport;
 use eva_ir::diag::Diag;
 use eva_ir::dim::Dim;
 use eva_ir::entity::Entity;
-use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value};
+use eva_ir::graph::{Def, Func, Function, Module, Value};
 use eva_ir::ops::Op;
 use eva_ir::types::{DType, TensorType};
 
@@ -30,8 +30,8 @@ impl CacheBytes {
     /// Of the states of a module's function.
     pub fn of(module: &Module, func: Func) -> Result<Self, String> {
         let f = &module.funcs[func];
-        let states = f.params().filter(|&(_, kind)| kind == ParamKind::State);
-        let states = states.filter_map(|(state, _)| Some((f.values[state].name.as_str(), f.tensor(state)?)));
+        let states = super::caches(module, f);
+        let states = states.filter_map(|state| Some((f.values[state].name.as_str(), f.tensor(state)?)));
         Self::new(states, &|dim| module.constant(dim))
     }
 
@@ -109,7 +109,7 @@ pub fn layout(module: &Module, func: Func) -> Option<&'static str> {
                 });
                 continue;
             };
-            any |= op.updates_state();
+            any |= matches!(op, Op::CacheWrite(_) | Op::PageWrite(_));
             paged |= matches!(op, Op::PageWrite(_));
             let reads = || args.iter().any(|arg| cached[arg.index()]);
             cached[value.index()] = match op {

@@ -123,8 +123,7 @@ impl Deciding<'_> {
     fn run(&self, found: &mut Blocked) -> Decision {
         let mut d = Decision::default();
         self.follow(&mut d);
-        let states: Vec<Value> =
-            self.f.params().filter(|&(_, kind)| kind == ParamKind::State).map(|(value, _)| value).collect();
+        let states: Vec<Value> = super::caches(self.module, self.f).collect();
         self.written_here(&states, &mut d);
         self.written_in_calls(&states, &mut d, found);
         d

@@ -30,8 +30,9 @@ mod tokens;
 pub use bytes::{CacheBytes, entries, layout};
 use eva_ir::diag::{Diag, Loc};
 use eva_ir::entity::Arena;
-use eva_ir::graph::{Func, Module, ParamKind};
+use eva_ir::graph::{Func, Function, Module, ParamKind, Value};
 use eva_ir::types::TensorType;
+use eva_ir::verify::is_assigned;
 
 /// Which layout caches get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,8 +103,7 @@ pub fn lay_out_and_report(
     module: &Module,
     options: &CacheOptions,
 ) -> Result<(Module, Vec<StateReport>), Diag> {
-    let has_state = |kind| kind == ParamKind::State;
-    let any = module.funcs.iter().any(|(_, f)| f.params().any(|(_, kind)| has_state(kind)));
+    let any = module.funcs.iter().any(|(_, f)| caches(module, f).next().is_some());
     if options.layout == Layout::AsWritten || !any {
         let module = &with_elements(module, options)?;
         bytes::check_budget(module, &[])?;
@@ -116,6 +116,12 @@ pub fn lay_out_and_report(
     let module = with_elements(&module, options)?;
     bytes::check_budget(&module, &reports)?;
     Ok((in_pages(&module, options)?, reports))
+}
+
+/// The states of a function that have rows for tokens: all that are not replaced as a whole.
+fn caches<'a>(module: &'a Module, f: &'a Function) -> impl Iterator<Item = Value> + 'a {
+    let states = f.params().filter(|&(_, kind)| kind == ParamKind::State).map(|(state, _)| state);
+    states.filter(|&state| !is_assigned(module, f, state))
 }
 
 fn with_elements(module: &Module, options: &CacheOptions) -> Result<Module, Diag> {

@@ -52,11 +52,8 @@ pub(super) fn rewrite(module: &Module, rows: usize) -> Result<Module, Diag> {
     let extents = Extents { pool, pages, rows };
     let mut signatures: Arena<Func, Option<Vec<Param>>> = Arena::default();
     for (func, f) in module.funcs.iter() {
-        let in_pages: HashSet<Value> = f
-            .params()
-            .filter(|&(param, kind)| kind == ParamKind::State && !is_pool(module, func, param))
-            .map(|(param, _)| param)
-            .collect();
+        let in_pages: HashSet<Value> =
+            super::caches(module, f).filter(|&param| !is_pool(module, func, param)).collect();
         if in_pages.is_empty() {
             new.funcs.push(f.clone());
             signatures.push(None);

@@ -8,6 +8,7 @@ use eva_ir::dim::{Dim, Sym};
 use eva_ir::graph::{Def, Function, Module, ParamKind};
 use eva_ir::ops::Op;
 use eva_ir::types::DType;
+use eva_ir::verify::is_assigned;
 use std::collections::BTreeMap;
 
 /// How many tokens are taken to be cached if the module does not say.
@@ -29,19 +30,20 @@ impl Lengths {
     pub fn of(module: &Module) -> Self {
         let mut lengths = Self::default();
         let functions = || module.funcs.iter().map(|(_, f)| f);
-        functions().for_each(|f| lengths.find_in_attention(f));
+        functions().for_each(|f| lengths.find_in_attention(module, f));
         functions().for_each(|f| lengths.find_in_inputs(f));
         lengths
     }
 
     /// What states, masks and writes say.
-    fn find_in_attention(&mut self, f: &Function) {
-        for (_, data) in f.values.iter() {
+    fn find_in_attention(&mut self, module: &Module, f: &Function) {
+        for (value, data) in f.values.iter() {
             let shape = |i: usize| {
                 let arg = data.def.args().get(i).and_then(|&arg| f.tensor(arg));
                 arg.map_or(&[][..], |ty| &ty.shape)
             };
             match &data.def {
+                Def::Param(ParamKind::State) if is_assigned(module, f, value) => {}
                 Def::Param(ParamKind::State) | Def::Op(Op::PageRead(_), _) => {
                     // The rows of a page are a number, and no extent.
                     if let Some([batch, cached, ..]) = data.ty.tensor().map(|ty| &ty.shape[..])

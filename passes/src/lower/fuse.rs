@@ -5,11 +5,13 @@
 //! comes a *chain*: element-wise ops of the same shape, each the only user of the one before.
 
 use eva_ir::entity::Entity;
-use eva_ir::graph::{Def, Function, Uses, Value};
+use eva_ir::graph::{Def, Function, Module, Uses, Value};
 use eva_ir::lower::Lowering;
 use eva_ir::ops::Op;
 use eva_ir::types::DType;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+
+mod state;
 
 /// The decisions for one function.
 pub struct Fusion {
@@ -18,6 +20,10 @@ pub struct Fusion {
     chains: HashMap<Value, Vec<Value>>,
     /// The op with loops behind which each value is fused.
     root_of: HashMap<Value, Value>,
+    /// New values of states that are computed where the states are; the version that each replaces.
+    in_place: HashMap<Value, Value>,
+    /// Views of old versions of states that are read when those are there no more.
+    copied: HashSet<Value>,
     uses: Uses,
 }
 
@@ -30,13 +36,29 @@ pub fn widens(f: &Function, op: &Op, args: &[Value]) -> bool {
 
 impl Fusion {
     /// Decides for every value of `f`.
-    pub fn new(f: &Function) -> Self {
-        let n = f.values.len();
-        let mut this =
-            Self { stored: vec![false; n], chains: HashMap::new(), root_of: HashMap::new(), uses: f.uses() };
+    pub fn new(module: &Module, f: &Function) -> Self {
+        let mut this = Self {
+            stored: vec![false; f.values.len()],
+            chains: HashMap::new(),
+            root_of: HashMap::new(),
+            in_place: HashMap::new(),
+            copied: HashSet::new(),
+            uses: f.uses(),
+        };
         this.store_what_must_be(f);
+        state::keep_old_versions(&mut this, module, f);
         this.find_chains(f);
         this
+    }
+
+    /// The version of a state in whose memory `value` is computed, being what replaces it.
+    pub fn in_place(&self, value: Value) -> Option<Value> {
+        self.in_place.get(&value).copied()
+    }
+
+    /// Whether a view of other memory must be a copy.
+    pub fn is_copied(&self, value: Value) -> bool {
+        self.copied.contains(&value)
     }
 
     /// Whether the value is in memory by the time it is used.

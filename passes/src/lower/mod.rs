@@ -89,7 +89,7 @@ impl<'a> FnLower<'a> {
             target,
             name,
             f,
-            fusion: Fusion::new(f),
+            fusion: Fusion::new(module, f),
             kernels,
             callees,
             sizes: module.dims.iter().filter_map(|(sym, n)| Some((sym, (*n)?))).collect(),
@@ -112,8 +112,9 @@ impl<'a> FnLower<'a> {
                 self.homes.insert(value, vec![self.param_home(value, kind)]);
             }
             let paged = kind == ParamKind::State && self.is_pool(value);
+            let whole = kind == ParamKind::State && verify::is_assigned(self.module, self.f, value);
             let (needed, prepared, scales) = (false, None, None);
-            params.push(ParamPlan { name, kind, ty, base, paged, needed, prepared, scales });
+            params.push(ParamPlan { name, kind, ty, base, paged, whole, needed, prepared, scales });
         }
         self.scales_of_params(&mut params)?;
         for (value, _) in self.f.values.iter() {
@@ -149,6 +150,11 @@ impl<'a> FnLower<'a> {
         if let Op::Get(get) = op {
             let part = self.homes[&args[0]][get.index as usize].clone();
             self.homes.insert(value, vec![part]);
+            return Ok(());
+        }
+        if let (Op::Assign(_), Some(_)) = (op, self.fusion.in_place(*args.last().unwrap_or(&value))) {
+            let home = self.home(args[0]);
+            self.homes.insert(value, vec![home]);
             return Ok(());
         }
         let is_fixed = |dim: &Dim| self.module.constant(dim).is_some();
@@ -259,6 +265,14 @@ impl<'a> FnLower<'a> {
                     .ok_or_else(|| LowerError::new("no view of the operand will do"))?
             }
         };
+        if self.fusion.is_copied(value) && found.scales.is_none() {
+            let (ty, name) = (self.tensor(value).clone(), self.f.values[value].name.clone());
+            let base = self.temp(&name, &ty);
+            let copy = self.row_major(base, &name, &ty);
+            self.copy(&found, &copy)?;
+            self.homes.insert(value, vec![copy]);
+            return Ok(());
+        }
         self.homes.insert(value, vec![found]);
         Ok(())
     }
@@ -309,7 +323,8 @@ impl<'a> FnLower<'a> {
     /// come first, so the place of one among the buffers is its own.
     fn param_home(&self, value: Value, kind: ParamKind) -> BufView {
         let mut view = self.row_major(value.index(), &self.f.values[value].name, self.tensor(value));
-        if kind == ParamKind::State && view.shape.len() >= 2 && !self.is_pool(value) {
+        let cache = kind == ParamKind::State && !verify::is_assigned(self.module, self.f, value);
+        if cache && view.shape.len() >= 2 && !self.is_pool(value) {
             view.strides[0] = &Dim::sym(CAPACITY) * &view.strides[1];
         }
         if self.tensor(value).scales.is_some() {
@@ -318,8 +333,11 @@ impl<'a> FnLower<'a> {
         view
     }
 
-    /// Where a value about to be computed shall lie: in the result that it is or becomes, or in the arena.
+    /// Where a value about to be computed shall lie: in the state or the result that it is or becomes, or in the arena.
     fn new_home(&mut self, value: Value, part: usize) -> BufView {
+        if let Some(state) = self.fusion.in_place(value) {
+            return self.home(state);
+        }
         let ty = self.f.values[value].ty.parts()[part].clone();
         let name = self.f.values[value].name.clone();
         let slot = if self.f.values[value].ty.tensor().is_some() {

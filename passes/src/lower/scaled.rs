@@ -23,8 +23,9 @@ impl FnLower<'_> {
             let (base, number) = (self.bases.len(), params.len());
             self.bases.push(Base::Param(number));
             params[value.index()].scales = Some(number);
-            let (paged, needed, prepared, scaled) = (false, false, None, None);
-            params.push(ParamPlan { name, kind, ty: scales, base, paged, needed, prepared, scales: scaled });
+            let (paged, whole, needed, prepared, scaled) = (false, false, false, None, None);
+            let ty = scales;
+            params.push(ParamPlan { name, kind, ty, base, paged, whole, needed, prepared, scales: scaled });
         }
         Ok(())
     }

@@ -198,14 +198,22 @@ pub fn saturate<'r>(
     Ok(Saturated { egraph, ids, terms, nodes, iterations, saturated })
 }
 
-/// Whether rules do not look into a value: parameters, calls, and what is computed of 8-bit floats, but for the numbers that
-/// those are.
+/// Whether rules do not look into a value: parameters, calls, what is computed of 8-bit floats, but for the numbers that
+/// those are; and what reads a state that may be replaced, so that nothing reads it later than it was written to.
 fn is_opaque(f: &Function, def: &Def) -> bool {
+    let replaced = |&arg: &Value| match &f.values[arg].def {
+        Def::Param(kind) => *kind == ParamKind::State,
+        Def::Op(op, _) => matches!(op, Op::Assign(_)),
+        Def::Call(..) => false,
+    };
     let eight = |&arg: &Value| f.values[arg].ty.parts().iter().any(|ty| ty.scales.is_some());
     match def {
         Def::Param(_) | Def::Call(..) => true,
         Def::Op(Op::Dequantize(_), _) => false,
-        Def::Op(op, args) => matches!(op, Op::Quantize(_)) || args.iter().any(eight),
+        Def::Op(Op::CacheWrite(_) | Op::PageWrite(_), args) => args.iter().any(eight),
+        Def::Op(op, args) => {
+            matches!(op, Op::Quantize(_)) || args.iter().any(|arg| eight(arg) || replaced(arg))
+        }
     }
 }
 
