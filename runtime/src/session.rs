@@ -9,7 +9,7 @@ use crate::exec::{Code, Executable};
 use crate::prepare::load;
 use crate::refresh::Companion;
 use crate::shared::{Part, apart, memories};
-use crate::states::{State, States};
+use crate::states::States;
 use crate::tensor::{Bytes, Tensor};
 use crate::weights::{Weight, Weights};
 use eva_ir::dim::{Dim, Sym};

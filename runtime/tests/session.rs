@@ -189,3 +189,55 @@ fn @f(%x: f32[s, m]) -> f32[s, m] {
     let fine = Tensor::from_f32(&[3, 5], &[2.0; 15]);
     session.run(&[("x", &fine)], None, &[]).unwrap();
 }
+
+const SUM: &str = "dim r = 3
+dim c
+fn @f(%x: f32[r, c], state %sum: f32[r, c], state %calls: f32[]) -> f32[r, c], f32[], f32[r, c] {
+  %more = add %sum, %x : f32[r, c]
+  %s1 = assign %sum, %more : f32[r, c]
+  %one = offset %calls {by = 1.0} : f32[]
+  %n1 = assign %calls, %one : f32[]
+  %mean = div %s1, %n1 : f32[r, c]
+  return %s1, %n1, %mean
+}";
+
+#[test]
+fn what_is_replaced_as_a_whole_is_kept_between_calls() {
+    let mut session = session(SUM, &Weights::new());
+    let mut states = session.whole_states(&[("c", 2)]).unwrap();
+    assert_eq!((states.whole(), states.bytes()), (vec!["calls", "sum"], 4 * (6 + 1)));
+    states.write("sum", &Tensor::from_f32(&[3, 2], &[10.0, 0.0, 0.0, 0.0, 0.0, 70.0])).unwrap();
+    let mut mean = Vec::new();
+    for step in 1..=2 {
+        let x: Vec<f32> = (0..6).map(|i| (i * step) as f32).collect();
+        let results = session.run(&[("x", &Tensor::from_f32(&[3, 2], &x))], Some(&mut states), &[]).unwrap();
+        mean = results[0].1.to_f32();
+    }
+    let sum = states.get("sum").unwrap();
+    assert_eq!((sum.shape(), sum.to_f32()), (&[3, 2][..], vec![10.0, 3.0, 6.0, 9.0, 12.0, 85.0]));
+    assert_eq!(states.get("calls").unwrap().to_f32(), [2.0]);
+    assert_eq!(mean, [5.0, 1.5, 3.0, 4.5, 6.0, 42.5]);
+}
+
+#[test]
+fn what_does_not_fit_a_state_is_refused() {
+    let mut one = session(SUM, &Weights::new());
+    assert!(one.whole_states(&[]).is_err(), "`c` has no value");
+    let mut states = one.whole_states(&[("c", 4)]).unwrap();
+    for shape in [&[3, 2][..], &[3], &[4, 3]] {
+        let error = states.write("sum", &Tensor::zeros(eva_ir::types::DType::F32, shape)).unwrap_err();
+        assert!(matches!(error, Error::Shape { .. }), "{shape:?}: {error}");
+    }
+    let x = Tensor::from_f32(&[3, 2], &[0.0; 6]);
+    let error = one.run(&[("x", &x)], Some(&mut states), &[]).unwrap_err();
+    assert!(matches!(error, Error::Shape { .. }), "{error}");
+    let cached = "dim b
+dim s
+dim t
+fn @f(%x: f32[b, s], %start: i32[b], state %k: f32[b, t]) -> f32[b, t] {
+  %now = cache_write %k, %x, %start : f32[b, t]
+  return %now
+}";
+    let error = session(cached, &Weights::new()).whole_states(&[]).err().expect("it has a cache");
+    assert!(error.to_string().contains("`k` of @f is a cache"), "{error}");
+}

@@ -35,6 +35,20 @@ fn @f(%x: bf16[s, m], weight %w: bf16[n, m]) -> bf16[s, n] {
     check(text, &[], &[&[("s", 1)], &[("s", 19)], &[("s", 65)], &[("s", 600)]]);
 }
 
+/// A state to which a product is added, where it is.
+#[test]
+fn products_that_are_added_up() {
+    let text = "dim s dim m = 200 dim n = 72
+fn @f(%x: bf16[s, m], weight %w: bf16[n, m], state %sum: f32[s, n]) -> f32[s, n] {
+  %y = einsum \"sm,nm->sn\" %x, %w : bf16[s, n]
+  %wide = cast %y {to = f32} : f32[s, n]
+  %more = add %sum, %wide : f32[s, n]
+  %next = assign %sum, %more : f32[s, n]
+  return %next
+}";
+    check(text, &[], &[&[("s", 1)], &[("s", 19)], &[("s", 65)], &[("s", 600)]]);
+}
+
 #[test]
 fn products_whose_columns_are_neighbours() {
     let text = "dim s dim h = 3 dim n = 64 dim c = 40

@@ -64,7 +64,8 @@ impl<'c> Emitter<'_, 'c> {
         check(dtype, n, ty.elem)?;
         let mask = self.masks(mask, index.len())?;
         // Beside products, registers are few: `ptxas` would begin with all loads of what is written part by part.
-        let moves = self.block.pipes.is_empty() || ty.cols == 1;
+        let updated = matches!(from.space, Space::Buf(buf) if self.kernel.is_updated(buf));
+        let moves = !updated && (self.block.pipes.is_empty() || ty.cols == 1);
         let mut values = Vec::with_capacity(ty.cols);
         for (i, &index) in index.iter().enumerate() {
             let pointer = self.address(from.space, index)?;

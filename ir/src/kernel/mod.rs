@@ -411,6 +411,14 @@ pub enum ColumnOrder {
 }
 
 impl Kernel {
+    /// Whether elements of `buf`, which is read, are written by this kernel too: whether a buffer of the same tensor is.
+    /// Each is then read by the thread that writes it, for what it writes there, and by no other.
+    pub fn is_updated(&self, buf: Buf) -> bool {
+        let BufData { name, access, .. } = &self.bufs[buf];
+        let written = |other: &BufData| other.access == Access::Write && other.name == *name;
+        *access == Access::Read && self.bufs.iter().any(|(_, other)| written(other))
+    }
+
     /// The symbols that the kernel's grid, buffers and extents depend on, each once, in alphabetical order:
     /// the order in which their values are passed at launch.
     pub fn syms(&self) -> Vec<crate::dim::Sym> {

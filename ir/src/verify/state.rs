@@ -95,7 +95,7 @@ impl<'a> States<'a> {
         let mut versions = vec![vec![param]];
         let users = self.uses.of(param);
         let assigned = is_assigned(self.module, self.f, param);
-        if !assigned && users.len() != 1 || users.is_empty() || !self.updates(users[0]) {
+        if !assigned && (users.len() != 1 || !self.updates(users[0])) {
             let message = match users {
                 [] => format!("the state `%{name}` is never updated"),
                 [_] => format!("the state `%{name}` is read before it is updated"),

@@ -52,8 +52,10 @@ fn is_same(a: &Kernel, b: &Kernel) -> bool {
         (dtype, access, shape, strides, offset, scaled)
             == (&b.dtype, &b.access, &b.shape, &b.strides, &b.offset, &b.scaled)
     };
+    let same_updates = || bufs.keys().all(|buf| a.is_updated(buf) == b.is_updated(buf));
     bufs.len() == b.bufs.len()
         && bufs.iter().zip(b.bufs.iter()).all(|((_, a), (_, b))| same_buf((a, b)))
+        && same_updates()
         && (phase, scratch, block, grid) == (&b.phase, &b.scratch, &b.block, &b.grid)
         && (regs, body) == (&b.regs, &b.body)
 }

@@ -76,8 +76,14 @@ impl<'k> Spread<'_, 'k> {
     /// A tile from memory.
     pub fn load(&mut self, out: Reg, place: &Place, gather: Option<(usize, Reg)>) -> Result<Reg> {
         let ty = self.info.ty(out);
-        let (index, mask, width) = self.access(place, ty, gather)?;
+        let (index, mut mask, width) = self.access(place, ty, gather)?;
         let slots = self.w.slots(index) * width;
+        // What this kernel also writes is read by the threads that do, and no others.
+        if self.info.kernel.is_updated(place.buf) {
+            let own = self.owner(&self.axes([ty.rows, ty.cols]));
+            mask = self.w.both(mask, own);
+            mask = self.w.both(mask, self.stores);
+        }
         let values = self.w.load(ty.elem, slots, Space::Buf(place.buf), index, mask);
         let Some(scaled) = &self.info.kernel.bufs[place.buf].scaled else { return Ok(values) };
         let axes = self.axes([ty.rows, ty.cols]);
