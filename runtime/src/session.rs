@@ -1,7 +1,7 @@
 //! [`Session`]: one function of an executable with its weights, ready to be called.
 
 use crate::bind::{Addresses, Bound, bind, state_elements};
-use crate::check::{bytes, check, fixed, with_numbers};
+use crate::check::{bytes, check, fixed};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::error::Error;
@@ -16,7 +16,6 @@ use eva_ir::dim::{Dim, Sym};
 use eva_ir::graph::{Func, ParamKind};
 #[cfg(feature = "cuda")]
 use eva_ir::types::DType;
-use eva_ir::types::TensorType;
 use eva_passes::plan::{CAPACITY, FuncPlan};
 use std::collections::HashMap;
 use std::sync::Arc;

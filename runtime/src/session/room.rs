@@ -1,6 +1,7 @@
 //! Memory for what a session's function keeps between calls.
 
-use super::{Session, with_numbers};
+use super::Session;
+use crate::check::with_numbers;
 use crate::error::Error;
 use crate::states::{State, States};
 use eva_ir::dim::{Dim, Sym};
