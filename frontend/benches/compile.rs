@@ -58,7 +58,7 @@ fn blocks(config: &Config, part: Part, times: usize) -> Module {
         let x = f.input("x", F32, [&b, &s, &m]);
         let rope = f.input("rope", F32, [b.clone(), s.clone(), Dim::from(2), layer.attention.rope.clone()]);
         let start = f.input("start", I32, [&b]);
-        let tokens = Tokens { rope, start, cached: t.clone() };
+        let tokens = Tokens { rope, start, cached: Some(t.clone()) };
         let w = Weights::new(f, &stored);
         match (part, &layer.ffn) {
             (Part::Attention, _) => layer.attention.apply(&w, &x, &tokens),

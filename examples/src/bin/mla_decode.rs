@@ -40,7 +40,7 @@ fn module() -> Result<Module, Diags> {
         let start = f.input("start", I32, [&b]);
         // Angles are made once for all layers, where there are several.
         let rope = rope.table(f, &start, &s, &attention.rope);
-        let tokens = Tokens { rope, start, cached: t };
+        let tokens = Tokens { rope, start, cached: Some(t) };
         // Every weight is stored in bf16.
         attention.apply(&Weights::new(f, &|_| BF16), &x, &tokens).named("y")
     });

@@ -143,7 +143,7 @@ struct Made {
 }
 
 impl<'a> Model<'a> {
-    fn new(
+    pub(super) fn new(
         p: &'a Program,
         config: &'a Config,
         options: &'a Options<'a>,
@@ -181,7 +181,7 @@ impl<'a> Model<'a> {
             let table = [Dim::from(&self.b), Dim::from(&self.s), Dim::from(2), layer.attention.rope.clone()];
             let rope = f.input("rope", F32, table);
             let start = f.input("start", I32, [&self.b]);
-            let tokens = Tokens { rope, start, cached: self.t.clone() };
+            let tokens = Tokens { rope, start, cached: Some(self.t.clone()) };
             layer.apply(&self.weights(f, &stored), &x, &tokens)
         });
         self.layers.push(Made { func: func.clone(), experts, observe });
@@ -214,11 +214,13 @@ impl<'a> Model<'a> {
         Rope::of(self.config).table(f, start, &self.s, &p)
     }
 
-    fn final_norm(&self, f: &Scope, x: &Tensor) -> Tensor {
+    /// The model's last norm.
+    pub(super) fn final_norm(&self, f: &Scope, x: &Tensor) -> Tensor {
         rms_norm(&self.weights(f, self.stored).at("model.norm"), x, self.config.rms_eps)
     }
 
-    fn head_weight(&self) -> &'static str {
+    /// The name of the head's weight.
+    pub(super) fn head_weight(&self) -> &'static str {
         if self.config.tie_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" }
     }
 

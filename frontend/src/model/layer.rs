@@ -3,7 +3,7 @@
 use super::config::Config;
 use super::mla::{Mla, Tokens};
 use super::mlp::SwiGlu;
-use super::moe::Experts;
+use super::moe::{Experts, Routed};
 use super::norm::rms_norm;
 use super::weights::Weights;
 use crate::prelude::*;
@@ -41,14 +41,23 @@ impl Layer {
     /// `x [b, s, m] ↦ x' + FFN(RMSNorm(x'))` with `x' = x + Attention(RMSNorm(x))`.
     #[track_caller]
     pub fn apply(&self, w: &Weights, x: &Tensor, tokens: &Tokens) -> Tensor {
+        self.apply_and_tell(w, x, tokens).0
+    }
+
+    /// The same, and of a layer with experts which of them were chosen.
+    #[track_caller]
+    pub fn apply_and_tell(&self, w: &Weights, x: &Tensor, tokens: &Tokens) -> (Tensor, Option<Routed>) {
         let normed = rms_norm(&w.at("input_layernorm"), x, self.eps).named("attn_in");
         let x = (x + self.attention.apply(&w.at("self_attn"), &normed, tokens)).named("mid");
         let normed = rms_norm(&w.at("post_attention_layernorm"), &x, self.eps).named("mlp_in");
         let mlp = w.at("mlp");
-        let ffn = match &self.ffn {
-            Ffn::Dense(swiglu) => swiglu.apply(&mlp, &normed),
-            Ffn::Experts(experts) => experts.apply(&mlp, &normed),
+        let (ffn, told) = match &self.ffn {
+            Ffn::Dense(swiglu) => (swiglu.apply(&mlp, &normed), None),
+            Ffn::Experts(experts) => {
+                let (out, told) = experts.apply_and_tell(&mlp, &normed);
+                (out, Some(told))
+            }
         };
-        (x + ffn.tap("mlp_out")).tap("out")
+        ((x + ffn.tap("mlp_out")).tap("out"), told)
     }
 }

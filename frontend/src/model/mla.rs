@@ -55,8 +55,8 @@ pub struct Tokens {
     pub rope: Tensor,
     /// How many tokens of each sequence are cached, `i32[b]`.
     pub start: Tensor,
-    /// The extent of the cache, `t`.
-    pub cached: Dim,
+    /// The extent of the cache, `t`; without one nothing is kept, and tokens see those of this call alone (training).
+    pub cached: Option<Dim>,
 }
 
 impl Mla {
@@ -79,12 +79,12 @@ impl Mla {
     }
 
     /// `x [b, s, m] ↦ [b, s, m]`; keeps the latents of all tokens in the states `ckv [b, t, c]` and `kpe [b, t, p]`, or the
-    /// keys and values in `k [b, t, h, n+p]` and `v [b, t, h, v]`.
+    /// keys and values in `k [b, t, h, n+p]` and `v [b, t, h, v]`; or nothing, if [`Tokens::cached`] says so.
     #[track_caller]
     pub fn apply(&self, w: &Weights, x: &Tensor, tokens: &Tokens) -> Tensor {
         let Self { heads: h, nope: n, rope: p, value: v, latent: c, .. } = self;
         let [b, s, m] = x.dims();
-        let (t, start) = (&tokens.cached, &tokens.start);
+        let start = &tokens.start;
 
         // Queries.
         let q = match &self.query_latent {
@@ -113,17 +113,24 @@ impl Mla {
         };
 
         // Latents, or keys and values, of all tokens.
-        let state = |name: &str, shape: &[&Dim]| w.scope().state(name, x.dtype(), shape.iter().copied());
+        // Of all tokens what `new` is of the new ones: kept in the state `name`, if anything is.
+        let keep = |name: &str, new: &Tensor| match &tokens.cached {
+            None => new.clone(),
+            Some(t) => {
+                let extent = |i: i64| if i == 1 { t.clone() } else { new.dim(i) };
+                w.scope().state(name, x.dtype(), (0..new.rank() as i64).map(extent)).write(new, start)
+            }
+        };
         let (scores, value) = if self.expanded_cache {
             let (k_nope, value) = expand(&latent);
             let of_each_head = w.scope().full(1.0, x.dtype(), [h]);
             let k_pe = k_pe.einsum("bsp,h->bshp", &of_each_head).named("k_pe");
-            let k = state("k", &[&b, t, h, &(n + p)]).write(&k_nope.concat(-1, &k_pe), start);
-            let value = state("v", &[&b, t, h, v]).write(&value, start);
+            let k = keep("k", &k_nope.concat(-1, &k_pe));
+            let value = keep("v", &value);
             (q_nope.concat(-1, &q_pe).einsum("bshq,bthq->bhst", &k), value)
         } else {
-            let ckv = state("ckv", &[&b, t, c]).write(&latent, start);
-            let k_pe = state("kpe", &[&b, t, p]).write(&k_pe, start);
+            let ckv = keep("ckv", &latent);
+            let k_pe = keep("kpe", &k_pe);
             let (k_nope, value) = expand(&ckv);
             let scores = q_nope.einsum("bshn,bthn->bhst", &k_nope) + q_pe.einsum("bshp,btp->bhst", &k_pe);
             (scores, value)

@@ -25,6 +25,8 @@ pub mod moe;
 pub mod mtp;
 pub mod norm;
 pub mod rope;
+pub mod training;
 pub mod weights;
 
 pub use causal_lm::{Options, causal_lm};
+pub use training::{Balance, Training, training};

@@ -51,6 +51,15 @@ pub enum Router {
     },
 }
 
+/// What a block of experts did with the tokens of a batch.
+#[derive(Clone, Debug)]
+pub struct Routed {
+    /// The router's logits, `f32[b, s, e]`.
+    pub logits: Tensor,
+    /// The experts of each token, `i32[b, s, k]`.
+    pub chosen: Tensor,
+}
+
 impl Experts {
     /// Those of a configuration, with their extents declared in `p`.
     pub fn of(p: &Program, moe: &Moe) -> Self {
@@ -77,13 +86,21 @@ impl Experts {
     /// `experts.down_proj.weight [e, m, f]`, where a checkpoint has `experts.0.gate_proj.weight` and so on.
     #[track_caller]
     pub fn apply(&self, w: &Weights, x: &Tensor) -> Tensor {
+        self.apply_and_tell(w, x).0
+    }
+
+    /// The same, and who went where.
+    #[track_caller]
+    pub fn apply_and_tell(&self, w: &Weights, x: &Tensor) -> (Tensor, Routed) {
         let Self { routed: e, per_token: k, width: f, .. } = self;
         let [b, s, m] = x.dims();
         let tokens = x.reshape([&(&b * &s), &m]).named("tokens");
 
         let (logits, chosen, weight) = self.route(&w.at("gate"), &tokens);
-        logits.reshape([&b, &s, e]).tap("router_logits");
-        chosen.reshape([&b, &s, k]).tap("topk_idx");
+        let told = Routed {
+            logits: logits.reshape([&b, &s, e]).tap("router_logits"),
+            chosen: chosen.reshape([&b, &s, k]).tap("topk_idx"),
+        };
         weight.reshape([&b, &s, k]).tap("topk_weight");
 
         let (order, position, offsets) = chosen.sort_by_expert(e);
@@ -98,10 +115,10 @@ impl Experts {
         let routed = rows.combine(&position, &weight).reshape([&b, &s, &m]).named("routed");
 
         if self.shared == 0 {
-            return routed;
+            return (routed, told);
         }
         let shared = SwiGlu { width: f * self.shared }.apply(&w.at("shared_experts"), x).named("shared");
-        routed + shared
+        (routed + shared, told)
     }
 
     /// For `tokens [t, m]` the router's logits `f32[t, e]`, the chosen experts `i32[t, k]`, best first, and their

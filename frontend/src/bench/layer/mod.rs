@@ -120,7 +120,7 @@ fn module(config: &Config) -> Result<Module, Diags> {
         let x = f.input("x", BF16, [&b, &s, &m]);
         let rope = f.input("rope", F32, [b.clone(), s.clone(), Dim::from(2), width.clone()]);
         let start = f.input("start", I32, [&b]);
-        let tokens = Tokens { rope, start, cached: t.clone() };
+        let tokens = Tokens { rope, start, cached: Some(t.clone()) };
         layer.apply(&Declared::new(f, &stored), &x, &tokens).named("y")
     });
     p.finish()

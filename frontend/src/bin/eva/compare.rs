@@ -4,7 +4,7 @@ use super::fp8::Fp8Args;
 use super::ui::{FormArg, NumericsArg, TypeArg, count, device, emit, numerics};
 use anyhow::Context;
 use clap::Args as ClapArgs;
-use eva::compare::{CompareOptions, RECORDED, Row, compare};
+use eva::compare::{CompareOptions, RECORDED, Row, compare, compare_gradients};
 use eva::engine::{LoadOptions, Progress};
 use eva_runtime::Device;
 use std::path::PathBuf;
@@ -22,6 +22,9 @@ pub struct Args {
     /// Only tensors whose name starts so, taken without it
     #[arg(long, default_value = "")]
     prefix: String,
+    /// Recorded gradients of the loss by every weight, under the weights' names: compare these
+    #[arg(long, value_name = "FILE")]
+    gradients: Option<PathBuf>,
     /// What to run on: cpu, cuda (the first GPU) or cuda:N
     #[arg(long, value_name = "TARGET", default_value = "cpu", value_parser = device)]
     target: Device,
@@ -57,7 +60,12 @@ pub fn run(args: &Args, progress: &dyn Progress) -> anyhow::Result<bool> {
         ..LoadOptions::default()
     };
     let options = CompareOptions { prefix: args.prefix.clone(), load };
-    let rows = compare(&args.model_dir, &args.reference, &options, progress)?;
+    let rows = match &args.gradients {
+        Some(gradients) => {
+            compare_gradients(&args.model_dir, &args.reference, gradients, &options, progress)?
+        }
+        None => compare(&args.model_dir, &args.reference, &options, progress)?,
+    };
     if args.json {
         let json = serde_json::to_string_pretty(&rows).context("rows have no values that JSON lacks")?;
         emit(&format!("{json}\n"))?;

@@ -134,7 +134,7 @@ fn build(
             Tokens {
                 rope: f.input("rope", F32, table),
                 start: f.input("start", I32, [&b]),
-                cached: p.dim("t"),
+                cached: Some(p.dim("t")),
             }
         };
         let mlp = w.at("mlp");

@@ -4,6 +4,10 @@
 //! other software from the same checkpoint. Everything is computed by machine code: the forward pass with its
 //! intermediate values, the losses, greedy generation through the cache, and the MTP module.
 
+mod gradients;
+
+pub use gradients::compare_gradients;
+
 use crate::engine::{EngineError, LoadOptions, Model, Progress, default_recipe};
 use crate::model::config::Config;
 use crate::prelude::*;
