@@ -60,7 +60,13 @@ impl Build {
 
     /// Adds a buffer, or finds the one just like it.
     pub fn buf(&self, data: BufData) -> Buf {
-        let found = self.kernel.borrow().bufs.iter().find(|(_, have)| **have == data).map(|(buf, _)| buf);
+        self.buf_among(data, |_| true)
+    }
+
+    /// The same, where only buffers that `may` be are the same: others may look alike and be elsewhere.
+    pub fn buf_among(&self, data: BufData, may: impl Fn(Buf) -> bool) -> Buf {
+        let is_it = |(buf, have): &(Buf, &BufData)| **have == data && may(*buf);
+        let found = self.kernel.borrow().bufs.iter().find(is_it).map(|(buf, _)| buf);
         found.unwrap_or_else(|| self.kernel.borrow_mut().bufs.push(data))
     }
 

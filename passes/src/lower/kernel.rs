@@ -118,8 +118,10 @@ pub(super) fn add_buf(k: &Build, bases: &RefCell<Vec<usize>>, view: &BufView, ac
         let (offset, along) = (scales.offset.clone(), scales.along.clone());
         data.scaled = Some(Box::new(Scaled { by, offset, along }));
     }
-    let buf = k.buf(data);
-    let index = eva_ir::entity::Entity::index(buf);
+    let index = |buf: Buf| eva_ir::entity::Entity::index(buf);
+    // Two results of one op may look alike.
+    let buf = k.buf_among(data, |buf| bases.borrow()[index(buf)] == view.base);
+    let index = index(buf);
     let mut bases = bases.borrow_mut();
     if index == bases.len() {
         bases.push(view.base);
