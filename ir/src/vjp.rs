@@ -174,6 +174,11 @@ impl<'a> Vjp<'a> {
         }
     }
 
+    /// The gradient of part `i` of the result; `None` where nothing came back.
+    pub fn known_part_grad(&self, i: usize) -> Option<Value> {
+        self.grads[i]
+    }
+
     /// Whether the gradient of operand `i` is wanted: what is not wanted is dropped.
     pub fn wants(&self, i: usize) -> bool {
         self.wanted[i]

@@ -15,7 +15,7 @@ use eva_ir::attr::{Axis, Real, Spec};
 use eva_ir::diag::Diag;
 use eva_ir::graph::{Def, Function, Module, Value};
 use eva_ir::op::OpDef;
-use eva_ir::ops::{Op, attend::Attend, einsum::Einsum};
+use eva_ir::ops::{Op, attend::Attend, attend_lse::AttendLse, einsum::Einsum, get::Get};
 use std::collections::HashMap;
 
 /// The module with every attention made one op.
@@ -42,6 +42,28 @@ pub fn recognize(module: &Module) -> Result<Module, Diag> {
                 }
                 None => r.copy(value),
             }
+        }
+        Ok(Some(r.finish()))
+    })
+}
+
+/// The module with every `attend` an `attend_lse`, whose backward needs no second forward.
+pub fn with_sums(module: &Module) -> Result<Module, Diag> {
+    functions(module, |f| {
+        if !f.values.iter().any(|(_, data)| matches!(data.def, Def::Op(Op::Attend(_), _))) {
+            return Ok(None);
+        }
+        let mut r = Rebuild::new(f);
+        for (value, data) in f.values.iter() {
+            let Def::Op(Op::Attend(attend), args) = &data.def else {
+                r.copy(value);
+                continue;
+            };
+            let args: Vec<Value> = args.iter().map(|&arg| r.get(arg)).collect();
+            let op = AttendLse { spec: attend.spec.clone(), scale: attend.scale };
+            let both = r.op(&format!("{}_and_sums", data.name), op, &args, value);
+            let first = both.and_then(|both| r.replace(value, Get { index: 0 }, &[both]));
+            first.map_err(|e| ill_typed("attend", e))?;
         }
         Ok(Some(r.finish()))
     })

@@ -157,7 +157,7 @@ fn by_name(p: &mut Passes, name: &str, options: &Options) -> Result<(), Error> {
         "fp8_absorbed" => p.run("fp8_absorbed", |m| fp8::convert(m, &options.fp8, true)),
         "form" => p.run("form", |m| form::choose(m, options)),
         "attend" => p.run("attend", attend::recognize),
-        "order" => p.run("order", order::binary),
+        "order" => p.run("order", order::take_apart),
         "hoist" => p.run("hoist", hoist::hoist),
         _ => options.passes.iter().filter(|pass| pass.name() == name).try_for_each(|pass| p.run_own(pass)),
     }

@@ -1,19 +1,24 @@
-//! Contractions of many operands, taken apart into contractions of two.
+//! Ops that are several kernels, taken apart: contractions of many operands, and losses.
 
 use crate::rebuild::{Rebuild, functions, ill_typed};
-use eva_ir::attr::{Axis, Spec};
+use eva_ir::attr::{Axis, Dims, Spec};
 use eva_ir::diag::Diag;
 use eva_ir::dim::Dim;
 use eva_ir::graph::{Def, Module, Value};
-use eva_ir::ops::{Op, einsum::Einsum};
+use eva_ir::op::TypeError;
+use eva_ir::ops::{Op, cross_entropy_rows, div, einsum::Einsum, label_count, reshape, sum};
 
-/// The module with every einsum of more than two operands made a chain of einsums of two.
+/// The module with every einsum of more than two operands made a chain of einsums of two, and every mean loss one of rows.
 ///
 /// The pair with the smallest product is joined first; extents without a fixed value count as 1024.
-pub fn binary(module: &Module) -> Result<Module, Diag> {
+pub fn take_apart(module: &Module) -> Result<Module, Diag> {
     functions(module, |f| {
-        let many = |def: &Def| matches!(def, Def::Op(Op::Einsum(_), args) if args.len() > 2);
-        if !f.values.iter().any(|(_, data)| many(&data.def)) {
+        let several = |def: &Def| match def {
+            Def::Op(Op::Einsum(_), args) => args.len() > 2,
+            Def::Op(Op::CrossEntropy(_), _) => true,
+            _ => false,
+        };
+        if !f.values.iter().any(|(_, data)| several(&data.def)) {
             return Ok(None);
         }
         let mut r = Rebuild::new(f);
@@ -22,11 +27,27 @@ pub fn binary(module: &Module) -> Result<Module, Diag> {
                 Def::Op(Op::Einsum(einsum), args) if args.len() > 2 => {
                     chain(module, &mut r, value, einsum, args)?
                 }
+                Def::Op(Op::CrossEntropy(_), args) => {
+                    mean_loss(&mut r, value, args).map_err(|e| ill_typed("order", e))?
+                }
                 _ => r.copy(value),
             }
         }
         Ok(Some(r.finish()))
     })
+}
+
+/// A row's loss has programs for itself; their mean is the work of one.
+fn mean_loss(r: &mut Rebuild, value: Value, args: &[Value]) -> Result<(), TypeError> {
+    let classes = r.old.tensor(args[0]).expect("logits are a tensor").shape[1].clone();
+    let (name, args) = (r.old.values[value].name.clone(), [r.get(args[0]), r.get(args[1])]);
+    let named = |part: &str| format!("{name}_{part}");
+    let rows = r.op(&named("rows"), cross_entropy_rows::CrossEntropyRows {}, &args, value)?;
+    let total = r.op(&named("total"), sum::Sum { axis: 0 }, &[rows], value)?;
+    let total = r.op(&named("sum"), reshape::Reshape { shape: Dims(Vec::new()) }, &[total], value)?;
+    let count = r.op(&named("count"), label_count::LabelCount { classes }, &args[1..], value)?;
+    r.replace(value, div::Div {}, &[total, count])?;
+    Ok(())
 }
 
 fn chain(

@@ -68,7 +68,9 @@ impl Target {
     pub fn cpu() -> Self {
         let schedule = Schedule {
             product: [64, 64, 512],
+            outer: [128, 128, 256],
             attention: [16, 64],
+            attention_grad: [64, 64],
             tensor: None,
             row: 16384,
             block: 512,
@@ -91,13 +93,18 @@ impl Target {
         };
         let schedule = Schedule {
             product: [64, 64, 16],
+            outer: [64, 64, 16],
             attention: [16, 32],
+            attention_grad: [16, 32],
             tensor: Some(TensorSchedule {
                 product: [128, 256, 64],
                 codes: [128, 256, 128],
                 attention: [128, 128],
                 wide_attention: [64, 64],
                 narrow: 256,
+                grad_queries: [128, 64],
+                grad_keys: [128, 32],
+                grad_columns: 320,
                 programs: 132,
                 lines: 4,
                 few: vec![

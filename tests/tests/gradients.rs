@@ -20,6 +20,7 @@ fn said<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
 /// What has no gradient by its nature, or is only for running models.
 fn is_without(op: &Op) -> bool {
     let of_gradients = matches!(op, Op::RouteGrad(_) | Op::CrossEntropyGrad(_) | Op::SegmentSum(_));
+    let of_gradients = of_gradients || matches!(op, Op::AttendGradQueries(_) | Op::AttendGradKeys(_));
     of_gradients || matches!(op, Op::PageWrite(_) | Op::PageRead(_))
 }
 

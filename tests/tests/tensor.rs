@@ -72,6 +72,22 @@ fn @f(%x: bf16[g, m], weight %w: bf16[e, f, m], %offsets: i32[e + 1]) -> bf16[g,
     check(text, &[("offsets", vec![0, 770, 777, 780])], &[&[("g", 780)]]);
 }
 
+/// Rows of one expert end inside a block of those that tensor cores sum.
+#[test]
+fn sums_of_rows_of_experts() {
+    let text = "dim g dim e = 3 dim m = 136 dim f = 72
+fn @f(%x: bf16[g, f], %y: bf16[g, m], %offsets: i32[e + 1]) -> f32[e, f, m] {
+  %w = grouped_outer \"gf,gm->efm\" %x, %y, %offsets : bf16[e, f, m]
+  %z = cast %w {to = f32} : f32[e, f, m]
+  return %z
+}";
+    check(text, &[("offsets", vec![0, 3, 3, 20])], &[&[("g", 20)]]);
+    check(text, &[("offsets", vec![0, 1, 70, 131])], &[&[("g", 131)]]);
+    check(text, &[("offsets", vec![5, 64, 128, 330])], &[&[("g", 330)]]);
+    let turned = text.replace("gf,gm->efm", "gf,gm->emf").replace("[e, f, m]", "[e, m, f]");
+    check(&turned, &[("offsets", vec![0, 60, 60, 150])], &[&[("g", 150)]]);
+}
+
 /// Scales for blocks, for rows and tensors, and for 32 terms of each row; a short last block, rows and columns that no tile
 /// divides.
 #[test]
@@ -187,6 +203,30 @@ fn @f(%q: bf16[b, s, h, n], %k: bf16[b, t, h, n], %v: bf16[b, t, h, v], %start: 
 }";
     check(text, &[("start", vec![0])], &[&[("b", 1), ("s", 140), ("t", 140)]]);
     check(text, &[("start", vec![5, 200])], &[&[("b", 2), ("s", 3), ("t", 203)]]);
+}
+
+/// Sums of the forward are the backward's; rotary keys that heads share; several tiles of tokens and of keys.
+#[test]
+fn attention_and_its_backward() {
+    let text = "dim b dim s dim t dim h = 2 dim n = 72 dim p = 16 dim v = 40
+fn @f(%q: bf16[b, s, h, n], %k: bf16[b, t, h, n], %r: bf16[b, s, h, p], %e: bf16[b, t, p], %v: bf16[b, t, h, v],
+  %start: i32[b], %delta: f32[b, h, s], %do: bf16[b, s, h, v],
+) -> bf16[b, s, h, v], f32[b, h, s], bf16[b, s, h, n], bf16[b, s, h, p], bf16[b, t, h, n], f32[h, b, t, p], bf16[b, t, h, v] {
+  %both = attend_lse \"bshn,bthn,bshp,btp,bthv->bshv\" %q, %k, %r, %e, %v, %start {scale = 0.11} : (bf16[b, s, h, v], f32[b, h, s])
+  %o = get %both {index = 0} : bf16[b, s, h, v]
+  %sums = get %both {index = 1} : f32[b, h, s]
+  %gq = attend_grad_queries \"bshn,bthn,bshp,btp,bthv->bshv\" %q, %k, %r, %e, %v, %start, %sums, %delta, %do {scale = 0.11} : (bf16[b, s, h, n], bf16[b, s, h, p])
+  %dq = get %gq {index = 0} : bf16[b, s, h, n]
+  %dr = get %gq {index = 1} : bf16[b, s, h, p]
+  %gk = attend_grad_keys \"bshn,bthn,bshp,btp,bthv->bshv\" %q, %k, %r, %e, %v, %start, %sums, %delta, %do {scale = 0.11} : (bf16[b, t, h, n], f32[h, b, t, p], bf16[b, t, h, v])
+  %dk = get %gk {index = 0} : bf16[b, t, h, n]
+  %de = get %gk {index = 1} : f32[h, b, t, p]
+  %dv = get %gk {index = 2} : bf16[b, t, h, v]
+  return %o, %sums, %dq, %dr, %dk, %de, %dv
+}";
+    check(text, &[("start", vec![0])], &[&[("b", 1), ("s", 140), ("t", 140)]]);
+    check(text, &[("start", vec![5, 200])], &[&[("b", 2), ("s", 3), ("t", 203)]]);
+    check(text, &[("start", vec![31, 0])], &[&[("b", 2), ("s", 70), ("t", 133)]]);
 }
 
 /// Latents in pages of 64, which are attended to and expanded; 9 heads, as above.

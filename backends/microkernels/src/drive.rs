@@ -40,10 +40,11 @@ struct Product<'a> {
     late: Option<Late>,
 }
 
-/// Rows of `a` as f32 contiguous along k, with their place in the product.
+/// Rows of `a` as f32, `step` apart along k (1 where sums run in vectors along it), with their place in the product.
 struct Rows {
     at: *const f32,
     row: isize,
+    step: isize,
     i: usize,
     m: usize,
     k: usize,
@@ -89,15 +90,23 @@ pub(crate) unsafe fn product(kernels: &Kernels, a: Elem, b: Elem, args: &DotArgs
         for from in (0..k).step_by(span) {
             let depth = span.min(k - from);
             let part = a.from(i, from);
-            let (at, row) = if in_place {
-                (part.at.cast(), part.row)
+            let widen = kernels.widen[a.elem as usize];
+            let (at, row, step) = if in_place {
+                (part.at.cast(), part.row, 1)
+            } else if !along_k && a.row == 1 && a.step != 1 && a.elem.size() > 1 {
+                // Neighbours stay neighbours: a column of sums needs one number of each row at a time, wherever it is.
+                let (panel, lines) =
+                    (product.panels.a(m * depth), Source { row: a.step, step: a.row, ..part });
+                // SAFETY: the caller's contract for `a`; the panel has room.
+                unsafe { pack(lines, widen, depth, m, panel, m) };
+                (panel.cast_const(), 1, m as isize)
             } else {
                 let panel = product.panels.a(m * depth);
                 // SAFETY: the caller's contract for `a`; the panel has room.
-                unsafe { pack(part, kernels.widen[a.elem as usize], m, depth, panel, depth) };
-                (panel.cast_const(), depth as isize)
+                unsafe { pack(part, widen, m, depth, panel, depth) };
+                (panel.cast_const(), depth as isize, 1)
             };
-            let rows = Rows { at, row, i, m, k: from, depth };
+            let rows = Rows { at, row, step, i, m, k: from, depth };
             // SAFETY: the caller's contract, and that of the panel just made.
             unsafe { if along_k { product.along_k(&rows) } else { product.along_j(&rows) } }
         }
@@ -193,8 +202,9 @@ impl Product<'_> {
             m: rows.m,
             n,
             k: depth,
-            a: rows.at.wrapping_add(k),
+            a: rows.at.wrapping_offset(k as isize * rows.step),
             a_row: rows.row,
+            a_step: rows.step,
             b: b.at,
             b_line: b.row,
             scales: b.scales,

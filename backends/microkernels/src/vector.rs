@@ -88,9 +88,10 @@ pub(crate) struct Block {
     pub m: usize,
     pub n: usize,
     pub k: usize,
-    /// Rows of `k` contiguous f32, `a_row` elements apart, aligned to 4.
+    /// Rows of `k` f32, `a_row` elements apart, aligned to 4: contiguous in [`along_k`], `a_step` apart in [`along_j`].
     pub a: *const f32,
     pub a_row: isize,
+    pub a_step: isize,
     pub b: *const u8,
     /// Elements from one contiguous line of `b` to the next: along j in [`along_k`], along k in [`along_j`].
     pub b_line: isize,
@@ -338,7 +339,7 @@ unsafe fn j_tile<V: Vector, E: Element, const M: usize, const N: usize>(
 ) {
     // SAFETY: rows `i0..i0 + M` and the columns named are in the block, whose addresses are valid.
     unsafe {
-        let a = t.a.offset(i0 as isize * t.a_row);
+        let mut a = t.a.offset(i0 as isize * t.a_row);
         let mut b = t.b.add(j0 * E::SIZE);
         let a_row = t.a_row;
         let b_line = t.b_line * E::SIZE as isize;
@@ -359,7 +360,7 @@ unsafe fn j_tile<V: Vector, E: Element, const M: usize, const N: usize>(
             }
             let mut av = [V::splat(0.0); M];
             for i in 0..M {
-                av[i] = V::splat(*a.offset(i as isize * a_row).add(k));
+                av[i] = V::splat(*a.offset(i as isize * a_row));
             }
             if E::SCALED && N.is_multiple_of(GROUP) {
                 for j in (0..N).step_by(GROUP) {
@@ -381,6 +382,7 @@ unsafe fn j_tile<V: Vector, E: Element, const M: usize, const N: usize>(
                     }
                 }
             }
+            a = a.wrapping_offset(t.a_step);
             b = b.wrapping_offset(b_line);
         }
         for i in 0..M {

@@ -7,8 +7,12 @@ use super::BufView;
 pub struct Schedule {
     /// Products: rows and columns of the result, and terms of the sum, of one tile.
     pub product: [usize; 3],
+    /// The same where terms are far apart on both sides: gradients of weights.
+    pub outer: [usize; 3],
     /// Attention: query rows and keys of one tile.
     pub attention: [usize; 2],
+    /// The backward of attention: rows of the tile that stays (new tokens, or keys), and of those that pass by.
+    pub attention_grad: [usize; 2],
     /// The same where bulk copies can bring all operands to tensor cores ([`BufView::is_bulk`]), if there are such.
     pub tensor: Option<TensorSchedule>,
     /// The longest row that is held as one tile; longer ones go block by block.
@@ -37,6 +41,12 @@ pub struct TensorSchedule {
     pub wide_attention: [usize; 2],
     /// The most columns of a value of which two warpgroups can have a row each.
     pub narrow: usize,
+    /// The gradients of attention's queries: new tokens and keys of one tile.
+    pub grad_queries: [usize; 2],
+    /// Those of its keys and values: keys and new tokens of one tile.
+    pub grad_keys: [usize; 2],
+    /// The most columns of such gradients that are added up at the same time.
+    pub grad_columns: usize,
     /// How many programs run at once.
     pub programs: usize,
     /// How many programs divide the rows of an expert among them, for each block of columns.

@@ -7,10 +7,17 @@ use crate::kernel::Elem;
 use crate::kernel::build::Tile;
 use crate::lower::{BufView, Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
-use crate::poly::Amount;
+use crate::ops::attend_lse::AttendLse;
 use crate::ops::causal_softmax::CausalSoftmax;
-use crate::ops::einsum::{Einsum, extents, same_dtype};
+use crate::ops::einsum::extents;
+use crate::ops::get::Get;
+use crate::poly::Amount;
 use crate::types::{Shape, TensorType, Type};
+use crate::vjp::{Shares, Vjp};
+use roles::Roles;
+
+pub(super) mod grad;
+pub(super) mod roles;
 
 op! {
     /// Causal attention over cached keys: `softmax(scale · Σ q·k) · v`, without the matrix of scores in memory.
@@ -27,122 +34,39 @@ op! {
     }
 }
 
-/// What each axis of an [`Attend`] does.
-struct Roles {
-    batch: Axis,
-    query: Axis,
-    key: Axis,
-    value: Axis,
-    /// The summed axis of each pair.
-    summed: Vec<Axis>,
-    /// The rest of the result's axes.
-    heads: Vec<Axis>,
-}
-
 impl Attend {
     /// The number of pairs of queries and keys.
     pub fn pairs(&self) -> usize {
         self.spec.inputs.len() / 2
     }
-
-    fn roles(&self) -> Result<Roles, String> {
-        let Spec { inputs, out, .. } = &self.spec;
-        let bad = |why: &str| format!("\"{}\" is not an attention: {why}", self.spec);
-        if inputs.len() < 3 || inputs.len().is_multiple_of(2) {
-            return Err(bad("it takes pairs of queries and keys, then values"));
-        }
-        let (values, pairs) = inputs.split_last().expect("there are three operands");
-        let [batch, query, ..] = out[..] else { return Err(bad("the result needs a batch and new tokens")) };
-        let own: Vec<Axis> = values.iter().copied().filter(|a| !out.contains(a)).collect();
-        let &[key] = own.as_slice() else { return Err(bad("the values need one axis of keys")) };
-        let mut summed = Vec::new();
-        for pair in pairs.chunks(2) {
-            let (q, k) = (&pair[0], &pair[1]);
-            let inner: Vec<Axis> = q.iter().copied().filter(|a| k.contains(a) && !out.contains(a)).collect();
-            let &[inner] = inner.as_slice() else { return Err(bad("a pair must have one summed axis")) };
-            let fits = q.contains(&query)
-                && !k.contains(&query)
-                && k.contains(&key)
-                && !q.contains(&key)
-                && q.contains(&batch)
-                && k.contains(&batch)
-                && q.iter().all(|a| *a == inner || out.contains(a))
-                && k.iter().all(|a| *a == inner || *a == key || (out.contains(a) && *a != query));
-            if !fits {
-                return Err(bad("a pair's axes do not fit the result's"));
-            }
-            summed.push(inner);
-        }
-        let in_queries = |axis: &Axis| pairs.iter().step_by(2).any(|q| q.contains(axis));
-        let value: Vec<Axis> = out.iter().copied().filter(|a| !in_queries(a)).collect();
-        let &[value] = value.as_slice() else { return Err(bad("the values need one axis of their own")) };
-        if !values.contains(&batch)
-            || !values.contains(&value)
-            || values.contains(&query)
-            || out.last() != Some(&value)
-        {
-            return Err(bad("the values' axes do not fit the result's"));
-        }
-        let heads: Vec<Axis> = out.iter().copied().filter(|a| ![batch, query, value].contains(a)).collect();
-        if !heads.iter().all(|h| pairs.iter().step_by(2).all(|q| q.contains(h))) {
-            return Err(bad("every query needs the result's heads"));
-        }
-        Ok(Roles { batch, query, key, value, summed, heads })
-    }
 }
 
 impl OpDef for Attend {
     fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
-        let (start, tensors) = args.split_last().expect("there is one operand at least");
-        let extents = extents(&self.spec, tensors)?;
-        let dtype = same_dtype(tensors)?;
-        let roles = self.roles().map_err(TypeError::new)?;
-        if !start.dtype.is_int() || start.shape.as_slice() != [extents[roles.batch as usize].clone()] {
-            let message = format!("`start` must be i32[{}], not {start}", extents[roles.batch as usize]);
-            return Err(TypeError::new(message).at(args.len() - 1));
-        }
+        let (dtype, extents, _) = roles::operands(&self.spec, args)?;
         let shape: Shape = self.spec.out.iter().map(|&axis| extents[axis as usize].clone()).collect();
         Ok(TensorType::new(dtype, shape).into())
     }
 
     fn flops<N: Amount>(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> N) -> N {
-        let Ok(extents) = extents(&self.spec, &args[..args.len() - 1]) else { return N::from(0.0) };
-        let product = |axes: &[Axis]| {
-            let mut all = axes.to_vec();
-            all.sort();
-            all.dedup();
-            N::from(2.0) * size(&args[0].with_shape(all.iter().map(|&a| extents[a as usize].clone())))
-        };
-        let (values, pairs) = self.spec.inputs.split_last().expect("there are operands");
-        let sum = product(&[values.as_slice(), &self.spec.out].concat());
-        pairs.chunks(2).fold(sum, |sum, pair| sum + product(&pair.concat()))
+        let [scores, sum] = roles::flops(&self.spec, args, size);
+        scores + sum
     }
 
     /// By its definition: scores, softmax, average.
     fn eval(&self, sizes: &Sizes, args: &[&Array]) -> Vec<Array> {
-        let roles = self.roles().expect("the type rule has checked it");
-        let (start, tensors) = args.split_last().expect("there are operands");
-        let (values, pairs) = self.spec.inputs.split_last().expect("there are operands");
-        let scores_axes: Vec<Axis> = [roles.batch]
-            .into_iter()
-            .chain(roles.heads.iter().copied())
-            .chain([roles.query, roles.key])
-            .collect();
-        let einsum = |inputs: &[&[Axis]], out: &[Axis], args: &[&Array]| {
-            let spec = Spec::new(inputs, out, |axis| self.spec.letter(axis));
-            Einsum { spec }.eval(sizes, args).remove(0)
-        };
-        let mut scores: Option<Array> = None;
-        for (i, pair) in pairs.chunks(2).enumerate() {
-            let part = einsum(&[&pair[0], &pair[1]], &scores_axes, &tensors[2 * i..2 * i + 2]);
-            scores = Some(match scores {
-                None => part,
-                Some(sum) => super::pointwise::zip(&sum, &part, |a, b| a + b),
-            });
-        }
-        let scores = scores.expect("there is a pair").map(|x| x * self.scale.get());
-        let probs = CausalSoftmax {}.eval(sizes, &[&scores, start]).remove(0);
-        vec![einsum(&[&scores_axes, values], &self.spec.out, &[&probs, tensors[tensors.len() - 1]])]
+        let roles = Roles::of(&self.spec).expect("the type rule has checked it");
+        let scores = roles::scores(&self.spec, self.scale, &roles, sizes, args);
+        vec![average(&self.spec, &roles, sizes, &scores, args)]
+    }
+
+    /// With the sums of a second forward; a forward that is [`attend_lse`](mod@super::attend_lse) has them already.
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let args = cx.all_args();
+        let both = cx.op(AttendLse { spec: self.spec.clone(), scale: self.scale }, &args)?;
+        let lse = cx.op(Get { index: 1 }, &[both])?;
+        let (o, of_o) = (cx.out(), cx.grad());
+        grad::shares(cx, &self.spec, self.scale, [o, lse], [Some(of_o), None])
     }
 
     fn lowering(&self) -> Lowering {
@@ -153,146 +77,173 @@ impl OpDef for Attend {
         i < self.spec.inputs.len()
     }
 
-    /// One program for a sequence and a tile of query rows. Heads that share their keys and values are rows too, so
-    /// that a decode step reads each key once for all of them.
     fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
-        let roles = self.roles().map_err(LowerError::new)?;
-        let (start, tensors) = args.split_last().expect("there are operands");
-        let mut views: Vec<BufView> =
-            tensors.iter().map(|x| x.memory().cloned()).collect::<Result<_, _>>()?;
-        let mut specs: Vec<Vec<Axis>> = self.spec.inputs.clone();
-        let mut out = self.spec.out.clone();
-        let types: Vec<&TensorType> = tensors.iter().map(|x| &x.ty).collect();
-        let extents = extents(&self.spec, &types).map_err(|e| LowerError::new(e.message))?;
-        let extent = |axis: Axis| &extents[axis as usize];
+        kernel(cx, &self.spec, self.scale, false, args)
+    }
+}
 
-        // Heads that no key and no value has become rows, if they follow the tokens everywhere.
-        let (mut rows, mut per_token) = (extent(roles.query).clone(), Dim::from(1));
-        if let [head] = roles.heads[..]
-            && let Some(merged) = merge_heads(cx, &roles, head, &specs, &views, &out)
-        {
-            views = merged;
-            specs.iter_mut().for_each(|axes| axes.retain(|&a| a != head));
-            out.retain(|&a| a != head);
-            (rows, per_token) = (&rows * extent(head), extent(head).clone());
-        }
+/// The average of the values by the softmax of the scores, by its definition.
+pub(super) fn average(spec: &Spec, roles: &Roles, sizes: &Sizes, scores: &Array, args: &[&Array]) -> Array {
+    let n = spec.inputs.len();
+    let probs = CausalSoftmax {}.eval(sizes, &[scores, args[n]]).remove(0);
+    roles::einsum(spec, sizes, &[&roles.scores(), &spec.inputs[n - 1]], &spec.out, &[&probs, args[n - 1]])
+}
 
-        let width = cx.fixed(extent(roles.value), "the width of a value")?;
-        let tensor = cx.schedule.tensor_of(&views.iter().collect::<Vec<_>>());
-        let tiles = tensor.and_then(|tensor| tensor.attention_of(width));
-        let tensor = tensor.filter(|_| tiles.is_some());
-        let [most_rows, most_keys] = tiles.unwrap_or(cx.schedule.attention);
-        // Tensor cores have whole tiles only.
-        let fit = |dim: &Dim, most: usize| {
-            if tensor.is_some() { most } else { cx.size(dim).map_or(most, |n| n.clamp(1, most)) }
-        };
-        // A block of keys is in one page.
-        let in_page = |most: usize| {
-            let keys = specs.iter().zip(&views).filter_map(|(axes, view)| {
-                Some(view.tile_along(axes.iter().position(|&axis| axis == roles.key)?, most))
-            });
-            keys.min().unwrap_or(most)
-        };
-        let (bm, bk) = (fit(&rows, most_rows), in_page(fit(extent(roles.key), most_keys)));
+/// One program for a sequence and a tile of query rows. Heads that share their keys and values are rows too, so
+/// that a decode step reads each key once for all of them.
+///
+/// With `sums`, part 1 of the result is the logarithms of what the weights add up to.
+pub(super) fn kernel<'k>(
+    cx: &Cx<'k>,
+    spec: &Spec,
+    scale: Real,
+    sums: bool,
+    args: &[View<'k>],
+) -> Result<(), LowerError> {
+    let roles = Roles::of(spec).map_err(LowerError::new)?;
+    let (start, tensors) = args.split_last().expect("there are operands");
+    let mut views: Vec<BufView> =
+        tensors.iter().map(|x| x.memory().cloned()).collect::<Result<_, _>>()?;
+    let mut specs: Vec<Vec<Axis>> = spec.inputs.clone();
+    let mut out = spec.out.clone();
+    let types: Vec<&TensorType> = tensors.iter().map(|x| &x.ty).collect();
+    let extents = extents(spec, &types).map_err(|e| LowerError::new(e.message))?;
+    let extent = |axis: Axis| &extents[axis as usize];
 
-        // With narrow values each head has programs of its own, which are enough.
-        if tensor.is_some_and(|tensor| width > tensor.narrow) && out.last() == Some(&roles.value) {
-            (cx.by_parts)(&Dim::product(self.spec.out.iter().filter(|&&a| a != roles.value).map(|&a| extent(a))));
-        }
+    // Heads that no key and no value has become rows, if they follow the tokens everywhere.
+    let (mut rows, mut per_token) = (extent(roles.query).clone(), Dim::from(1));
+    if let [head] = roles.heads[..]
+        && let Some(merged) = merge_heads(cx, &roles, head, &specs, &views, &out)
+    {
+        views = merged;
+        specs.iter_mut().for_each(|axes| axes.retain(|&a| a != head));
+        out.retain(|&a| a != head);
+        (rows, per_token) = (&rows * extent(head), extent(head).clone());
+    }
 
-        let mut at = vec![None; extents.len()];
-        let part = cx.parts.map(|parts| cx.program(&Dim::from(parts as i64)));
-        // Queries last: programs that follow each other then share their keys.
-        for &axis in out.iter().filter(|&&axis| axis != roles.query && axis != roles.value) {
-            at[axis as usize] = Some(Coord::At(cx.program(extent(axis))));
-        }
-        let tile = cx.k.program(rows.clone(), bm as i64);
-        // On a machine that runs many programs at once the longest, which see the most keys, begin.
-        let tile = if tensor.is_some() { cx.extent(&rows).div_ceil(bm as i64) - 1i64 - tile } else { tile };
-        at[roles.query as usize] = Some(Coord::Rows(tile * bm as i64));
-        at[roles.value as usize] = Some(Coord::Cols(cx.k.int(0)));
-        let leading = part.into_iter().map(Coord::At);
-        let coords: Vec<Coord<'k>> =
-            leading.chain(out.iter().map(|&axis| at[axis as usize].expect("an axis of the result"))).collect();
-        let here = |axis: Axis| at[axis as usize].expect("an axis of the result");
-        let first_row = here(roles.query).start();
-        let start = start.at(&Request::element(&[here(roles.batch).start()]))?;
-
-        // Row r is token r / per_token; the last key it sees is start + that. Compared as floats, exact up to 2^24.
-        let per_token = cx.extent(&per_token);
-        let row = cx.k.iota(0, bm) + first_row;
-        let last_seen = (row / per_token + start).cast(Elem::F32);
-        let lane = cx.k.iota(1, bk).cast(Elem::F32);
-        let last_row = (first_row + (bm as i64 - 1)).min(cx.extent(&rows) - 1i64);
-        let keys = (last_row / per_token + start + 1i64).min(cx.extent(extent(roles.key)));
-
-        // The blocks of keys, or those of this program's part of them.
-        let blocks = keys.div_ceil(bk as i64);
-        let (first_block, blocks) = match (part, cx.parts) {
-            (Some(part), Some(parts)) => {
-                let each = blocks.div_ceil(parts as i64);
-                (part * each, (blocks - part * each).min(each).max(cx.k.int(0)))
-            }
-            _ => (cx.k.int(0), blocks),
-        };
-
-        // Of each operand, the part that a tile of rows or a block of keys needs.
-        let part = |operand: usize, rows: (Axis, usize), first: Tile<'k>, whole: Option<(Axis, usize)>| {
-            let coord = |&axis: &Axis| match whole {
-                _ if axis == rows.0 => Coord::Rows(first),
-                Some((whole, _)) if axis == whole => Coord::Cols(cx.k.int(0)),
-                _ => Coord::At(here(axis).start()),
-            };
-            let coords = specs[operand].iter().map(coord).collect();
-            let cols = whole.map_or(1, |(_, n)| n);
-            cx.load_in_page(&views[operand], &Request { coords, rows: rows.1, cols, limits: Vec::new() })
-        };
-        let mut queries = Vec::new();
-        for (i, &inner) in roles.summed.iter().enumerate() {
-            let n = cx.fixed(extent(inner), "the width of a query")?;
-            queries.push((inner, n, part(2 * i, (roles.query, bm), first_row, Some((inner, n)))));
-        }
-        let values = specs.len() - 1;
-
-        // Where values are narrow, powers of two do, with the scale and the logarithm's base in one factor.
-        let quick = tensor.is_some() && self.scale.get() > 0.0;
-        let to_base_2 = self.scale.get() * std::f64::consts::LOG2_E;
-        let init = [cx.k.full([bm, 1], -1e30), cx.k.full([bm, 1], 0.0), cx.k.full([bm, width], 0.0)];
-        let [top, total, sum] = cx.k.fold(blocks, init, |i, [top, total, sum]| {
-            let first = (first_block + i) * bk as i64;
-            let zero = cx.k.full([bm, bk], 0.0);
-            let scores = queries.iter().enumerate().fold(zero, |scores, (i, &(inner, n, q))| {
-                scores.add_dot(q, part(2 * i + 1, (roles.key, bk), first, Some((inner, n))))
-            });
-            let seen = (lane + first.cast(Elem::F32)).le(last_seen);
-            let scores = if quick { scores } else { scores * self.scale.get() };
-            let scores = seen.select(scores, cx.k.float(-1e30));
-
-            let new_top = top.max(scores.max_along(1));
-            let (weights, decay) = if quick {
-                ((scores * to_base_2 - new_top * to_base_2).exp2(), ((top - new_top) * to_base_2).exp2())
-            } else {
-                ((scores - new_top).exp(), (top - new_top).exp())
-            };
-            let coord = |&axis: &Axis| match axis {
-                _ if axis == roles.key => Coord::Cols(first),
-                _ if axis == roles.value => Coord::Rows(cx.k.int(0)),
-                _ => Coord::At(here(axis).start()),
-            };
-            let coords = specs[values].iter().map(coord).collect();
-            let v = cx.load_in_page(&views[values], &Request { coords, rows: width, cols: bk, limits: Vec::new() });
-            [new_top, total * decay + weights.sum_along(1), (sum * decay).add_dot(weights, v)]
+    let width = cx.fixed(extent(roles.value), "the width of a value")?;
+    let tensor = cx.schedule.tensor_of(&views.iter().collect::<Vec<_>>());
+    let tiles = tensor.and_then(|tensor| tensor.attention_of(width));
+    let tensor = tensor.filter(|_| tiles.is_some());
+    let [most_rows, most_keys] = tiles.unwrap_or(cx.schedule.attention);
+    // Tensor cores have whole tiles only.
+    let fit = |dim: &Dim, most: usize| {
+        if tensor.is_some() { most } else { cx.size(dim).map_or(most, |n| n.clamp(1, most)) }
+    };
+    // A block of keys is in one page.
+    let in_page = |most: usize| {
+        let keys = specs.iter().zip(&views).filter_map(|(axes, view)| {
+            Some(view.tile_along(axes.iter().position(|&axis| axis == roles.key)?, most))
         });
-        let at = Request { coords, rows: bm, cols: width, limits: Vec::new() };
-        if cx.parts.is_none() {
-            return cx.emit(&at, sum * total.recip());
+        keys.min().unwrap_or(most)
+    };
+    let (bm, bk) = (fit(&rows, most_rows), in_page(fit(extent(roles.key), most_keys)));
+
+    // With narrow values each head has programs of its own, which are enough.
+    if !sums
+        && tensor.is_some_and(|tensor| width > tensor.narrow) && out.last() == Some(&roles.value) {
+        (cx.by_parts)(&Dim::product(spec.out.iter().filter(|&&a| a != roles.value).map(|&a| extent(a))));
+    }
+
+    let mut at = vec![None; extents.len()];
+    let part = cx.parts.map(|parts| cx.program(&Dim::from(parts as i64)));
+    // Queries last: programs that follow each other then share their keys.
+    for &axis in out.iter().filter(|&&axis| axis != roles.query && axis != roles.value) {
+        at[axis as usize] = Some(Coord::At(cx.program(extent(axis))));
+    }
+    let tile = cx.k.program(rows.clone(), bm as i64);
+    // On a machine that runs many programs at once the longest, which see the most keys, begin.
+    let tile = if tensor.is_some() { cx.extent(&rows).div_ceil(bm as i64) - 1i64 - tile } else { tile };
+    at[roles.query as usize] = Some(Coord::Rows(tile * bm as i64));
+    at[roles.value as usize] = Some(Coord::Cols(cx.k.int(0)));
+    let leading = part.into_iter().map(Coord::At);
+    let coords: Vec<Coord<'k>> =
+        leading.chain(out.iter().map(|&axis| at[axis as usize].expect("an axis of the result"))).collect();
+    let here = |axis: Axis| at[axis as usize].expect("an axis of the result");
+    let first_row = here(roles.query).start();
+    let start = start.at(&Request::element(&[here(roles.batch).start()]))?;
+
+    // Row r is token r / per_token; the last key it sees is start + that. Compared as floats, exact up to 2^24.
+    let per_token = cx.extent(&per_token);
+    let row = cx.k.iota(0, bm) + first_row;
+    let last_seen = (row / per_token + start).cast(Elem::F32);
+    let lane = cx.k.iota(1, bk).cast(Elem::F32);
+    let last_row = (first_row + (bm as i64 - 1)).min(cx.extent(&rows) - 1i64);
+    let keys = (last_row / per_token + start + 1i64).min(cx.extent(extent(roles.key)));
+
+    // The blocks of keys, or those of this program's part of them.
+    let blocks = keys.div_ceil(bk as i64);
+    let (first_block, blocks) = match (part, cx.parts) {
+        (Some(part), Some(parts)) => {
+            let each = blocks.div_ceil(parts as i64);
+            (part * each, (blocks - part * each).min(each).max(cx.k.int(0)))
         }
+        _ => (cx.k.int(0), blocks),
+    };
+
+    // Of each operand, the part that a tile of rows or a block of keys needs.
+    let part = |operand: usize, rows: (Axis, usize), first: Tile<'k>, whole: Option<(Axis, usize)>| {
+        let coord = |&axis: &Axis| match whole {
+            _ if axis == rows.0 => Coord::Rows(first),
+            Some((whole, _)) if axis == whole => Coord::Cols(cx.k.int(0)),
+            _ => Coord::At(here(axis).start()),
+        };
+        let coords = specs[operand].iter().map(coord).collect();
+        let cols = whole.map_or(1, |(_, n)| n);
+        cx.load_in_page(&views[operand], &Request { coords, rows: rows.1, cols, limits: Vec::new() })
+    };
+    let mut queries = Vec::new();
+    for (i, &inner) in roles.summed.iter().enumerate() {
+        let n = cx.fixed(extent(inner), "the width of a query")?;
+        queries.push((inner, n, part(2 * i, (roles.query, bm), first_row, Some((inner, n)))));
+    }
+    let values = specs.len() - 1;
+
+    // Where values are narrow, powers of two do, with the scale and the logarithm's base in one factor.
+    let quick = tensor.is_some() && scale.get() > 0.0;
+    let to_base_2 = scale.get() * std::f64::consts::LOG2_E;
+    let init = [cx.k.full([bm, 1], -1e30), cx.k.full([bm, 1], 0.0), cx.k.full([bm, width], 0.0)];
+    let [top, total, sum] = cx.k.fold(blocks, init, |i, [top, total, sum]| {
+        let first = (first_block + i) * bk as i64;
+        let zero = cx.k.full([bm, bk], 0.0);
+        let scores = queries.iter().enumerate().fold(zero, |scores, (i, &(inner, n, q))| {
+            scores.add_dot(q, part(2 * i + 1, (roles.key, bk), first, Some((inner, n))))
+        });
+        let seen = (lane + first.cast(Elem::F32)).le(last_seen);
+        let scores = if quick { scores } else { scores * scale.get() };
+        let scores = seen.select(scores, cx.k.float(-1e30));
+
+        let new_top = top.max(scores.max_along(1));
+        let (weights, decay) = if quick {
+            ((scores * to_base_2 - new_top * to_base_2).exp2(), ((top - new_top) * to_base_2).exp2())
+        } else {
+            ((scores - new_top).exp(), (top - new_top).exp())
+        };
+        let coord = |&axis: &Axis| match axis {
+            _ if axis == roles.key => Coord::Cols(first),
+            _ if axis == roles.value => Coord::Rows(cx.k.int(0)),
+            _ => Coord::At(here(axis).start()),
+        };
+        let coords = specs[values].iter().map(coord).collect();
+        let v = cx.load_in_page(&views[values], &Request { coords, rows: width, cols: bk, limits: Vec::new() });
+        [new_top, total * decay + weights.sum_along(1), (sum * decay).add_dot(weights, v)]
+    });
+    let at = Request { coords, rows: bm, cols: width, limits: Vec::new() };
+    if cx.parts.is_none() {
+        cx.emit(&at, sum * total.recip())?;
+        if !sums {
+            return Ok(());
+        }
+    } else {
         // A part without keys has nothing to say.
         cx.emit(&at, sum * total.max(cx.k.float(1e-30)).recip())?;
-        let leading = at.coords[..at.coords.len() - 1].to_vec();
-        let sums = if quick { top * self.scale.get() } else { top } + total.log();
-        (cx.emit)(1, &Request { coords: leading, rows: bm, cols: 1, limits: Vec::new() }, sums)
     }
+    let sums = if quick { top * scale.get() } else { top } + total.log();
+    let coords = match cx.parts {
+        Some(_) => at.coords[..at.coords.len() - 1].to_vec(),
+        None => roles.sums().into_iter().map(here).collect(),
+    };
+    (cx.emit)(1, &Request { coords, rows: bm, cols: 1, limits: Vec::new() }, sums)
 }
 
 /// Joins the parts of an attention: `values[parts, …, v]`, each an average over its keys, and `sums[parts, …]`, the

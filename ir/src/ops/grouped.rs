@@ -8,8 +8,10 @@ use crate::eval::{Array, Sizes};
 use crate::kernel::build::Tile;
 use crate::lower::{BufView, Coord, Cx, FewRows, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
+use crate::ops::grouped_outer::GroupedOuter;
 use crate::poly::Amount;
 use crate::types::{DType, Shape, TensorType, Type};
+use crate::vjp::{Shares, Vjp};
 
 op! {
     /// A contraction whose rows are grouped by expert: rows `offsets[e] .. offsets[e+1]` of `x` meet slice `e` of `w`.
@@ -81,6 +83,27 @@ impl OpDef for Grouped {
             };
             (0..terms).map(term).sum()
         })]
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
+        let ([x, w, offsets], g) = (cx.args(), cx.grad());
+        let (Spec { inputs, out, .. }, dtype) = (&self.spec, cx.ty(g).dtype);
+        let mut shares = vec![None; 3];
+        let spec = |inputs: [&Vec<Axis>; 2], out: &[Axis]| {
+            Spec::new(&inputs.map(|axes| &axes[..]), out, |axis| self.spec.letter(axis))
+        };
+        if cx.wants(0) {
+            let w = cx.plain(w)?;
+            let w = cx.cast(w, dtype)?;
+            shares[0] = Some(cx.op(Grouped { spec: spec([out, &inputs[1]], &inputs[0]) }, &[g, w, offsets])?);
+        }
+        if cx.wants(1) {
+            let x = cx.plain(x)?;
+            let x = cx.cast(x, dtype)?;
+            let spec = spec([&inputs[0], out], &inputs[1]);
+            shares[1] = Some(cx.op(GroupedOuter { spec }, &[x, g, offsets])?);
+        }
+        Ok(shares)
     }
 
     fn lowering(&self) -> Lowering {

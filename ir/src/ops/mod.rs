@@ -62,6 +62,7 @@ ops! {
     // Sums and products.
     einsum::Einsum,
     grouped::Grouped,
+    grouped_outer::GroupedOuter,
     rms_norm::RmsNorm,
     sum::Sum,
     mean::Mean,
@@ -69,7 +70,11 @@ ops! {
     softmax::Softmax,
     causal_softmax::CausalSoftmax,
     attend::Attend,
+    attend_lse::AttendLse,
+    attend_grad_queries::AttendGradQueries,
+    attend_grad_keys::AttendGradKeys,
     cross_entropy::CrossEntropy,
+    cross_entropy_rows::CrossEntropyRows,
     cross_entropy_grad::CrossEntropyGrad,
     label_count::LabelCount,
     // Experts.

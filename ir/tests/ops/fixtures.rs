@@ -40,11 +40,11 @@ pub fn eval(op: impl Into<Op>, args: &[&Array]) -> Vec<Array> {
     op.into().eval(&Sizes::default(), args)
 }
 
-fn one(op: impl Into<Op>, args: &[&Array]) -> Array {
+pub fn one(op: impl Into<Op>, args: &[&Array]) -> Array {
     eval(op, args).pop().unwrap()
 }
 
-fn einsum(spec: &str, args: &[&Array]) -> Array {
+pub fn einsum(spec: &str, args: &[&Array]) -> Array {
     one(einsum::Einsum { spec: spec.parse::<Spec>().unwrap() }, args)
 }
 
@@ -57,7 +57,7 @@ pub fn assert_close(have: &Array, want: &Array, tolerance: f64) {
     }
 }
 
-fn reshape(x: &Array, shape: &[usize]) -> Array {
+pub fn reshape(x: &Array, shape: &[usize]) -> Array {
     Array::new(shape, x.data.clone())
 }
 

@@ -103,7 +103,9 @@ impl<'a> Case<'a> {
     pub fn lower(&self) -> Result<(Kernel, Vec<usize>), LowerError> {
         let schedule = Schedule {
             product: [3, 5, 4],
+            outer: [4, 3, 5],
             attention: [3, 5],
+            attention_grad: [4, 3],
             tensor: None,
             row: self.row,
             again: 6,

@@ -74,7 +74,7 @@ fn softmaxes() {
 fn cross_entropy() {
     for (w, labels) in [(17, [3, -100, 16, 0, 17]), (6, [5, 0, -1, -100, 2]), (3, [-100; 5])] {
         let given = |args: &mut Vec<Array>| args[1] = ints(&[5], &labels);
-        let op = cross_entropy::CrossEntropy {};
+        let op = cross_entropy_rows::CrossEntropyRows {};
         in_all_ways(op, &["f32[n, w]", "i64[n]"], &[("n", 5), ("w", w)], given);
     }
 }
@@ -273,5 +273,27 @@ fn experts() {
         let position = |args: &mut Vec<Array>| args[1] = parts[1].clone();
         let types = ["f32[k*t, m]", "i32[t, k]", "f32[t, k]"];
         in_all_ways(combine::Combine {}, &types, &sizes, position);
+    }
+}
+
+/// Experts with rows, with many, and without; rows behind all of them.
+#[test]
+fn sums_of_rows_of_experts() {
+    let sizes = [("g", 29), ("e", 5), ("m", 9), ("f", 7)];
+    for spec in ["gf,gm->efm", "gf,gm->emf"] {
+        let spec = spec.parse::<eva_ir::attr::Spec>().unwrap();
+        let op = grouped_outer::GroupedOuter { spec };
+        for (fixed, dynamic) in [(&sizes[..], &[][..]), (&sizes[2..], &sizes[..2]), (&[], &sizes)] {
+            for offsets in [[0, 3, 3, 20, 27, 27], [0, 0, 29, 29, 29, 29], [4, 5, 10, 11, 11, 29]] {
+                let case = Case::new(op.clone(), &["f32[g, f]", "f32[g, m]", "i32[e + 1]"], fixed, dynamic);
+                let mut args = case.arrays(wild);
+                args[2] = ints(&[6], &offsets);
+                case.check(&args, TOLERANCE);
+                let sums = case.run(&args, Order::Forward).remove(0);
+                let slice = |e: usize| &sums.data[e * 63..(e + 1) * 63];
+                let empty = (0..5).filter(|&e| offsets[e] == offsets[e + 1]);
+                empty.for_each(|e| assert!(slice(e).iter().all(|&x| x == 0.0)));
+            }
+        }
     }
 }

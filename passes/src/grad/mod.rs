@@ -15,13 +15,14 @@
 //! A function that is called becomes two, which all its calls share. What is saved between them is a cut through the graph
 //! of what the backward pass needs: each value is saved, or computed again of others ([`split`]).
 //!
-//! Attention is recognized first ([`crate::attend`]), so that its gradient is an op too; forms of attention are
-//! chosen afterwards, on what differentiation made.
+//! Attention is recognized first ([`crate::attend`]), so that its gradient is ops too, and its sums are kept; forms of
+//! attention are chosen afterwards, on what differentiation made.
 
 mod active;
 mod reverse;
 mod split;
 
+use crate::attend;
 use crate::cost::CostOptions;
 use crate::rebuild;
 use active::Active;
@@ -66,7 +67,7 @@ pub const GRADIENT: &str = ".grad";
 ///
 /// The loss is the function's first result, a number `f32[]`.
 pub fn differentiate(module: &Module, name: &str, options: &Options) -> Result<Module, Diag> {
-    let module = crate::attend::recognize(module)?;
+    let module = attend::with_sums(&attend::recognize(module)?)?;
     let root = module.func(name);
     let root = root.ok_or_else(|| Diag::new("eva::unknown", format!("there is no function @{name}")))?;
     let f = &module.funcs[root];

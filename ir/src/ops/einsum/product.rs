@@ -124,7 +124,13 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
     {
         (cx.by_rows)(rows, 1, false);
     }
-    let [bm, bn, bk] = cx.few.map_or_else(|| cx.schedule.product_of(&operands), |few| few.product);
+    // Where terms are far apart on both sides, as in the gradient of a weight, what lies beside them is worth more.
+    let far = inner.is_some_and(|axis| !step(0, axis) && !step(1, axis));
+    let [bm, bn, bk] = match cx.few {
+        Some(few) => few.product,
+        None if far && cx.schedule.tensor_of(&operands).is_none() => cx.schedule.outer,
+        None => cx.schedule.product_of(&operands),
+    };
     let fit = |axis: Option<Axis>, most: usize| axis.map_or(1, |axis| length(&axis).clamp(1, most));
     let (bm, bn, bk) = (fit(rows, bm), fit(cols, bn), fit(inner, bk));
     let bn = match cols.and_then(|axis| cx.size(&plan.extents[axis as usize])) {

@@ -22,6 +22,7 @@ mod body;
 mod choose;
 mod layout;
 mod parts;
+mod pipes;
 mod product;
 mod roles;
 mod scaled;

@@ -7,7 +7,10 @@
 
 use super::super::walk::{operands, result};
 use super::info::Info;
-use super::uses::{Found, collect, is_plain, is_zero, load_of, loads_used, reads, sum_with_constant, users};
+pub(super) use super::pipes::{Fed, Fill, PipePlan, Span};
+use super::uses::{
+    Found, collect, ends_along_sum, is_plain, is_zero, load_of, loads_used, reads, sum_with_constant, users,
+};
 use crate::target::Hopper;
 use eva_ir::dim::Dim;
 use eva_ir::kernel::block::MapData;
@@ -28,49 +31,6 @@ pub(super) const OUT_STAGES: usize = 2;
 pub(super) const STEP: usize = 32;
 /// The most columns of one product of a warpgroup.
 const MOST_COLS: usize = 256;
-
-/// A tile that bulk copies bring to shared memory.
-#[derive(Clone)]
-pub(super) struct Fill {
-    /// Where it comes from.
-    pub place: Place,
-    /// The axes that its rows and columns in shared memory run along.
-    pub axes: [usize; 2],
-    /// Its extents there.
-    pub rows: usize,
-    pub cols: usize,
-    pub dtype: DType,
-    /// The pipe that it goes through.
-    pub pipe: usize,
-}
-
-/// A load that comes from a pipe.
-#[derive(Clone, Copy)]
-pub(super) struct Fed {
-    /// The tile, by its place in [`Products::fills`].
-    pub fill: usize,
-    /// The first of its terms there.
-    pub first: usize,
-    /// Whether the load's columns are the tile's rows.
-    pub transposed: bool,
-}
-
-/// Tiles that come and go together.
-pub(super) struct PipePlan {
-    pub fills: Vec<usize>,
-    pub stages: usize,
-}
-
-/// The part of a block in which a pipe's turn is used.
-#[derive(Clone, Copy)]
-pub(super) struct Span {
-    pub pipe: usize,
-    /// The instructions that first and last need it, by their place in the block.
-    pub first: usize,
-    pub last: usize,
-    /// The last of its loads.
-    pub filled: usize,
-}
 
 /// How the products of a kernel are done by tensor cores.
 pub(super) struct Products {
@@ -154,8 +114,11 @@ impl Products {
                 let only_products =
                     users.get(&reg).is_some_and(|users| users.iter().all(|u| products.contains(u)));
                 match load_of(info, reg) {
-                    Some(place) if only_products => plan.feed(info, reg, place, side, &mut pipe, dot)?,
-                    // What is computed can only be on the left, and its sum must be whole steps.
+                    Some(place) if only_products && (side == 1 || !ends_along_sum(place)) => {
+                        plan.feed(info, reg, place, side, &mut pipe, dot)?
+                    }
+                    // What is computed, or ends where no bulk copy does, can only be on the left, and its sum must be
+                    // whole steps.
                     _ if side == 0
                         && narrow
                         && info.ty(reg).cols.is_multiple_of(16)

@@ -122,3 +122,8 @@ pub(super) fn sum_with_constant(info: &Info<'_>, reg: Reg) -> (Option<Reg>, i64)
         _ => (Some(reg), 0),
     }
 }
+
+/// Whether a tile's columns, which products sum, have an end of their own.
+pub(super) fn ends_along_sum(place: &Place) -> bool {
+    place.limits.iter().any(|(axis, _)| Some(*axis) == place.axes[1])
+}
