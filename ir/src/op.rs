@@ -3,7 +3,6 @@
 use crate::attr::Attr;
 use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, Request, View};
-use crate::ops::Op;
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
 use crate::vjp::{NoGradient, Shares, Vjp};
@@ -65,12 +64,6 @@ pub trait OpDef: Declared {
     fn flops<N: Amount>(&self, args: &[&TensorType], out: &Type, size: &dyn Fn(&TensorType) -> N) -> N {
         let _ = args;
         out.parts().iter().map(size).fold(N::from(0.0), |sum, n| sum + n)
-    }
-
-    /// The op that gives this one's result as the part of that number, and with it what the gradient rule needs: it takes this
-    /// one's place where gradients are wanted.
-    fn recorded(&self) -> Option<(Op, i64)> {
-        None
     }
 
     /// The gradient rule: each operand's share of the gradient, in ordinary ops; `None` for an operand that has none by its
@@ -211,8 +204,6 @@ macro_rules! ops {
             pub fn flops<N: Amount>(&self, args: &[&TensorType], out: &Type, size: &dyn Fn(&TensorType) -> N) -> N {
                 match self { $(Op::$Op(op) => op.flops(args, out, size)),* }
             }
-            /// See [`OpDef::recorded`].
-            pub fn recorded(&self) -> Option<(Op, i64)> { match self { $(Op::$Op(op) => op.recorded()),* } }
             /// See [`OpDef::vjp`].
             pub fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
                 match self { $(Op::$Op(op) => op.vjp(cx)),* }

@@ -96,3 +96,90 @@ proptest! {
         }
     }
 }
+
+/// A layer that is called twice: two functions are made of it, whatever is kept between them.
+const LAYERS: &str = "
+dim b
+dim s
+dim m = 72
+dim i = 136
+fn @layer(%x: f32[b, s, m], weight %gain: f32[m], weight %up: f32[i, m], weight %gate: f32[i, m], weight %down: f32[m, i]) -> f32[b, s, m] {
+  %normed = rms_norm %x, %gain {eps = 1e-6} : f32[b, s, m]
+  %a = einsum \"bsm,im->bsi\" %normed, %up : f32[b, s, i]
+  %c = einsum \"bsm,im->bsi\" %normed, %gate : f32[b, s, i]
+  %on = silu %c : f32[b, s, i]
+  %both = mul %a, %on : f32[b, s, i]
+  %y = einsum \"bsi,mi->bsm\" %both, %down : f32[b, s, m]
+  %out = add %x, %y : f32[b, s, m]
+  return %out
+}
+fn @objective(%x: f32[b, s, m], weight %scale: f32[m], weight %0.gain: f32[m], weight %0.up: f32[i, m], weight %0.gate: f32[i, m],
+              weight %0.down: f32[m, i], weight %1.gain: f32[m], weight %1.up: f32[i, m], weight %1.gate: f32[i, m],
+              weight %1.down: f32[m, i]) -> f32[] {
+  %begin = mul %x, %scale : f32[b, s, m]
+  %one = call @layer %begin, %0.gain, %0.up, %0.gate, %0.down : f32[b, s, m]
+  %two = call @layer %one, %1.gain, %1.up, %1.gate, %1.down : f32[b, s, m]
+  %square = mul %two, %two : f32[b, s, m]
+  %loss = einsum \"bsm->\" %square : f32[]
+  return %loss
+}";
+
+#[test]
+fn within_a_budget_gradients_are_the_same_bits() {
+    use eva_passes::grad::budget::fit;
+    use eva_passes::target::Target;
+    let module = text::parse(LAYERS).unwrap();
+    let extents = [("b", 3), ("s", 29)];
+    let sizes = sizes(&module, &extents);
+    let given = extents.iter().map(|&(name, n)| (name.into(), n)).collect();
+    let (target, passes) = (Target::cpu(), eva_passes::Options::default());
+    let at = |budget, store| {
+        let options = grad::Options { store, ..grad::Options::default() };
+        fit(&module, "objective", &options, (&target, &passes), &given, budget)
+    };
+    let fast = at(None, None).unwrap();
+    check_differences(
+        &fast.module,
+        &sizes,
+        &arguments(&fast.module.funcs[fast.module.func("objective").unwrap()], &sizes, 3, &HashMap::new()),
+        4,
+    );
+
+    let small = at(Some(fast.peak * 8 / 10), None).unwrap();
+    assert!(small.peak <= fast.peak * 8 / 10 && small.seconds_per_byte > 0.0);
+    assert!(small.splits[0].kept.len() < fast.splits[0].kept.len(), "{:?}", small.splits);
+    assert!(!small.splits[0].again.is_empty(), "{:?}", small.splits);
+    let run = |fitted: &grad::budget::Fitted| {
+        let executable = eva_runtime::Executable::compile(&fitted.module, &Default::default()).unwrap();
+        let f = fitted.module.funcs[fitted.module.func("objective.grad").unwrap()].clone();
+        let mut args = arguments(&f, &sizes, 3, &HashMap::new());
+        *args.last_mut().unwrap() = eva_ir::eval::Array::new(&[], vec![1.0]);
+        eva_tests::run_machine(std::sync::Arc::new(executable), &f, &sizes, &args)
+    };
+    let (a, b) = (run(&fast), run(&small));
+    let order = |fitted: &grad::budget::Fitted| {
+        let f = &fitted.module.funcs[fitted.module.func("objective.grad").unwrap()];
+        f.results.iter().map(|&v| f.values[v].name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(order(&fast), order(&small));
+    let bits = |all: &[eva_ir::eval::Array]| {
+        all.iter().flat_map(|a| a.data.iter().map(|x| x.to_bits())).collect::<Vec<_>>()
+    };
+    assert_eq!(bits(&a), bits(&b));
+
+    // Kept in fewer bits, gradients are near.
+    for (dtype, limit) in [(eva_ir::types::DType::Bf16, 1e-2), (eva_ir::types::DType::F8E4M3, 8e-2)] {
+        let narrow = at(None, Some(dtype)).unwrap();
+        assert!(narrow.splits[0].kept.iter().any(|kept| kept.ty.dtype == dtype), "{:?}", narrow.splits);
+        assert!(narrow.peak < fast.peak);
+        for (x, y) in run(&narrow).iter().zip(&a) {
+            let norm = |d: f64, x: &f64| d + x * x;
+            let error: Vec<f64> = x.data.iter().zip(&y.data).map(|(x, y)| x - y).collect();
+            let relative = (error.iter().fold(0.0, norm) / y.data.iter().fold(0.0, norm)).sqrt();
+            assert!(relative < limit, "{dtype}: {relative}");
+        }
+    }
+    // What cannot fit is said.
+    let message = at(Some(1000), None).unwrap_err().to_string();
+    assert!(message.contains("a step takes") && message.contains("1000"), "{message}");
+}

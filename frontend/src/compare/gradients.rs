@@ -1,6 +1,6 @@
 //! Gradients of all weights against those that other software recorded: `eva compare --gradients`.
 
-use super::{CompareOptions, Ids, Row};
+use super::{CompareOptions, Computed, Ids, Row};
 use crate::engine::{EngineError, Progress, expert_name};
 use crate::model::config::Config;
 use crate::model::{Training, training};
@@ -9,7 +9,6 @@ use eva_passes::cost::CostOptions;
 use eva_passes::grad::{self, GRADIENT, differentiate};
 use eva_runtime::checkpoint::Checkpoint;
 use eva_runtime::{CompileOptions, Executable, Session, Weights};
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -85,10 +84,7 @@ pub fn compare_gradients(
 }
 
 /// The gradient of the weight of this name in a checkpoint, perhaps that of one expert among those that are stacked.
-fn find_gradient<'c>(
-    computed: &'c BTreeMap<String, (Vec<usize>, Vec<f64>)>,
-    name: &str,
-) -> Option<(Vec<usize>, &'c [f64])> {
+fn find_gradient<'c>(computed: &'c Computed, name: &str) -> Option<(Vec<usize>, &'c [f64])> {
     if let Some((shape, data)) = computed.get(&format!("{name}{GRADIENT}")) {
         return Some((shape.clone(), data));
     }
@@ -147,12 +143,7 @@ impl GradientStep {
     }
 
     /// All results, by their names.
-    fn run(
-        &mut self,
-        weights: &Weights,
-        ids: &Ids,
-        labels: &[i64],
-    ) -> Result<BTreeMap<String, (Vec<usize>, Vec<f64>)>, EngineError> {
+    fn run(&mut self, weights: &Weights, ids: &Ids, labels: &[i64]) -> Result<Computed, EngineError> {
         let mut session = Session::new(self.executable.clone(), "loss.grad", weights)?;
         let shape = [ids.batch, ids.len];
         let labels = eva_runtime::Tensor::from_i64(&shape, labels);

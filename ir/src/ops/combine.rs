@@ -50,7 +50,7 @@ impl OpDef for Combine {
         let [rows, position, weight] = cx.args();
         let (g, k) = (cx.grad(), cx.ty(position).shape[1].clone());
         let items = cx.ty(position).elements();
-        let flat = cx.reshape(position, &[items.clone()])?;
+        let flat = cx.reshape(position, std::slice::from_ref(&items))?;
         let order = cx.op(Invert {}, &[flat])?;
         let g = cx.op(Dispatch { k }, &[g, order])?;
 

@@ -19,6 +19,7 @@
 //! attention are chosen afterwards, on what differentiation made.
 
 mod active;
+pub mod budget;
 mod reverse;
 mod split;
 
@@ -30,6 +31,7 @@ use eva_ir::diag::Diag;
 use eva_ir::entity::Entity;
 use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value, ValueData};
 use eva_ir::ops::scale::Scale;
+use eva_ir::types::{DType, TensorType};
 use reverse::Joint;
 use std::collections::HashMap;
 
@@ -41,8 +43,41 @@ pub struct Options {
     /// What saving a value for the backward pass is weighed with, and computing it again.
     pub cost: CostOptions,
     /// What a byte that is kept from the forward to the backward pass counts as, in seconds; more saves memory, and costs
-    /// time. 0 is for speed alone, infinity for the least memory.
+    /// time. 0 is for speed alone, [`LEAST_MEMORY`] for memory alone.
     pub seconds_per_byte: f64,
+    /// What wide values may be kept as, if narrower than they are: `bf16`, or 8-bit floats with a scale for 128 neighbours.
+    /// This changes gradients; all else does not.
+    pub store: Option<DType>,
+}
+
+/// A price of a byte beside which no computation counts.
+pub const LEAST_MEMORY: f64 = 1e-6;
+
+/// What a called function saves, and what its backward pass computes again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Split {
+    /// The function.
+    pub function: String,
+    /// What each call keeps, besides its arguments.
+    pub kept: Vec<Kept>,
+    /// The ops with kernels of their own that are computed a second time.
+    pub again: Vec<String>,
+}
+
+/// A value that is kept.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kept {
+    /// Its name.
+    pub name: String,
+    /// What it is kept as.
+    pub ty: TensorType,
+}
+
+/// A value that the backward pass has `by` another, made of what was kept of it.
+struct Restored {
+    value: Value,
+    from: Value,
+    by: Value,
 }
 
 /// A called function that has been differentiated.
@@ -67,6 +102,15 @@ pub const GRADIENT: &str = ".grad";
 ///
 /// The loss is the function's first result, a number `f32[]`.
 pub fn differentiate(module: &Module, name: &str, options: &Options) -> Result<Module, Diag> {
+    differentiate_and_report(module, name, options).map(|(module, _)| module)
+}
+
+/// The same, and what each called function keeps.
+pub fn differentiate_and_report(
+    module: &Module,
+    name: &str,
+    options: &Options,
+) -> Result<(Module, Vec<Split>), Diag> {
     let module = attend::with_sums(&attend::recognize(module)?)?;
     let root = module.func(name);
     let root = root.ok_or_else(|| Diag::new("eva::unknown", format!("there is no function @{name}")))?;
@@ -77,6 +121,7 @@ pub fn differentiate(module: &Module, name: &str, options: &Options) -> Result<M
 
     let mut new = module.clone();
     let mut pairs: HashMap<Func, Pair> = HashMap::new();
+    let mut splits = Vec::new();
     for func in module.funcs.keys().take(root.index() + 1) {
         let (params, seeds) = (active.params(func), active.seeds(func));
         if !params.iter().any(|&p| p) || seeds.is_empty() {
@@ -87,15 +132,16 @@ pub fn differentiate(module: &Module, name: &str, options: &Options) -> Result<M
             let function = whole(&module.funcs[root], joint, options)?;
             new.add(function);
         } else {
-            let pair = split::split(&mut new, &module.funcs[func], joint, options)?;
+            let (pair, split) = split::split(&mut new, &module.funcs[func], joint, options)?;
             pairs.insert(func, pair);
+            splits.push(split);
         }
     }
     let name = format!("{name}{GRADIENT}");
     if new.func(&name).is_none() {
         return Err(no_weights(f));
     }
-    Ok(Module { verified: Default::default(), ..new })
+    Ok((Module { verified: Default::default(), ..new }, splits))
 }
 
 /// Refuses a function that has no loss, or states.
@@ -162,7 +208,7 @@ fn whole(f: &Function, mut joint: Joint, options: &Options) -> Result<Function, 
     }
     let mut order: Vec<Value> = joint.params.clone();
     order.extend(&joint.seeds);
-    Ok(assemble(&joint.grown.function, &format!("{}{GRADIENT}", f.name), &order, &[], &results))
+    Ok(assemble(&joint.grown.function, &format!("{}{GRADIENT}", f.name), &order, &[], &[], &results))
 }
 
 /// `value`, or a copy of it where it is a parameter or one of `results` already.
@@ -188,8 +234,16 @@ fn rename(joint: &mut Joint, value: Value, name: &str) {
     joint.grown.function.values[value].name = name.into();
 }
 
-/// The function of these parameters and results: of `graph` what they need. `inputs` are values that become inputs.
-fn assemble(graph: &Function, name: &str, params: &[Value], inputs: &[Value], results: &[Value]) -> Function {
+/// The function of these parameters and results: of `graph` what they need. `inputs` are values that become inputs, of
+/// which those that are `restored` are made.
+fn assemble(
+    graph: &Function,
+    name: &str,
+    params: &[Value],
+    inputs: &[Value],
+    restored: &[Restored],
+    results: &[Value],
+) -> Function {
     let mut new = Function::new(name);
     let mut map: HashMap<Value, Value> = HashMap::new();
     for &param in params {
@@ -198,6 +252,11 @@ fn assemble(graph: &Function, name: &str, params: &[Value], inputs: &[Value], re
     for &input in inputs {
         let def = Def::Param(ParamKind::Input);
         map.insert(input, new.values.push(ValueData { def, ..graph.values[input].clone() }));
+    }
+    for Restored { value, from, by } in restored {
+        let data = &graph.values[*by];
+        let def = rebuild::with_args(&data.def, |_| map[from]);
+        map.insert(*value, new.values.push(ValueData { def, ..data.clone() }));
     }
     for (value, data) in graph.values.iter() {
         let known = data.def.args().iter().all(|arg| map.contains_key(arg));

@@ -43,7 +43,7 @@ pub(super) fn reverse(
     let mut grown = Growing::new(Default::default());
     let mut map: Vec<Value> = Vec::with_capacity(f.values.len());
 
-    // Forwards: as it was, but for ops that record something, and calls of what has been differentiated.
+    // Forwards: as it was, but for calls of what has been differentiated.
     for (_, data) in f.values.iter() {
         let args = |args: &[Value]| args.iter().map(|arg| map[arg.index()]).collect::<Vec<_>>();
         let copy = |def: Def| ValueData { def, ..data.clone() };
@@ -60,16 +60,7 @@ pub(super) fn reverse(
                 }
             }
             Def::Call(callee, old) => grown.push(copy(Def::Call(*callee, args(old)))),
-            Def::Op(op, old) => match op.recorded() {
-                Some((op, index)) => {
-                    let (args, first) = (args(old), map[old[0].index()]);
-                    let base = format!("{}.recorded", data.name);
-                    let recorded = grown.op(&base, op, &args, first).map_err(internal)?;
-                    grown.function.values[recorded].loc = data.loc;
-                    grown.op(&data.name, Get { index }, &[recorded], recorded).map_err(internal)?
-                }
-                None => grown.push(copy(Def::Op(op.clone(), args(old)))),
-            },
+            Def::Op(op, old) => grown.push(copy(Def::Op(op.clone(), args(old)))),
         };
         map.push(value);
     }

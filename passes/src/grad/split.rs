@@ -7,13 +7,14 @@
 //! a value that is computed again earns what saving it would cost, less its computation, and needs its operands.
 
 use super::reverse::Joint;
-use super::{Options, Pair, assemble, distinct};
+use super::{Kept, Options, Pair, Restored, Split, assemble, distinct};
 use crate::cost::Cost;
 use eva_ir::diag::Diag;
 use eva_ir::entity::Entity;
-use eva_ir::graph::{Def, Function, Module, ParamKind, Value};
+use eva_ir::graph::{Def, Function, Module, ParamKind, Value, ValueData};
 use eva_ir::lower::Lowering;
-use eva_ir::ops::full::Full;
+use eva_ir::ops::{Op, cast::Cast, dequantize::Dequantize, full::Full, quantize::Quantize};
+use eva_ir::scales::{Block, Scales};
 use eva_ir::vjp::gradient_type;
 use petgraph::algo::ford_fulkerson;
 use petgraph::graph::{DiGraph, NodeIndex};
@@ -26,7 +27,7 @@ pub(super) fn split(
     f: &Function,
     mut joint: Joint,
     options: &Options,
-) -> Result<Pair, Diag> {
+) -> Result<(Pair, Split), Diag> {
     // Gradients that did not come about are zeros.
     let mut gradients: Vec<Value> = Vec::new();
     for (i, _, gradient) in joint.gradients.clone() {
@@ -49,8 +50,25 @@ pub(super) fn split(
     let chosen = choose(new, graph, &needed, options);
 
     let is_param = |value: &Value| matches!(graph.values[*value].def, Def::Param(_));
-    let (params, saved): (Vec<Value>, Vec<Value>) = chosen.into_iter().partition(is_param);
+    let (params, saved): (Vec<Value>, Vec<Value>) = chosen.iter().copied().partition(is_param);
     let needed: Vec<usize> = (0..joint.params.len()).filter(|&i| params.contains(&joint.params[i])).collect();
+    let mut report = Split { function: f.name.clone(), kept: Vec::new(), again: Vec::new() };
+
+    // What is kept narrower than it is has a value of its own, and another that is made of it again.
+    let internal = |e: eva_ir::op::TypeError| Diag::new("eva::internal", e.message);
+    let (mut kept, mut restored) = (Vec::new(), Vec::new());
+    for &value in &saved {
+        let name = joint.grown.function.values[value].name.clone();
+        let mut stored = value;
+        if let Some([narrow, wide]) = narrowing(new, &joint.grown.function, value, options) {
+            stored = joint.grown.op(&format!("{name}.kept"), narrow, &[value], value).map_err(internal)?;
+            let wide = joint.grown.op(&format!("{name}.again"), wide, &[stored], value).map_err(internal)?;
+            restored.push(Restored { value, from: stored, by: wide });
+        }
+        let ty = joint.grown.function.tensor(stored).expect("tensors are kept").clone();
+        report.kept.push(Kept { name, ty });
+        kept.push(stored);
+    }
 
     let mut results = joint.results.clone();
     let saved_at = |&value: &Value| {
@@ -59,17 +77,53 @@ pub(super) fn split(
             results.len() - 1
         })
     };
-    let saved_at: Vec<usize> = saved.iter().map(saved_at).collect();
+    let saved_at: Vec<usize> = kept.iter().map(saved_at).collect();
     let wrapped = f.results.len() == 1 && results.len() > 1;
-    let forward = assemble(graph, &format!("{}.forward", f.name), &joint.params, &[], &results);
+    let graph = &joint.grown.function;
+    let forward = assemble(graph, &format!("{}.forward", f.name), &joint.params, &[], &[], &results);
 
     let params: Vec<Value> = needed.iter().map(|&i| joint.params[i]).collect();
-    let inputs: Vec<Value> = saved.iter().chain(&joint.seeds).copied().collect();
-    let backward = assemble(graph, &format!("{}.backward", f.name), &params, &inputs, &gradients);
+    let inputs: Vec<Value> = kept.iter().chain(&joint.seeds).copied().collect();
+    let name = format!("{}.backward", f.name);
+    let backward = assemble(graph, &name, &params, &inputs, &restored, &gradients);
+    let of_backward = |name: &String| backward.values.iter().any(|(_, data)| data.name == *name);
+    let before = graph.values.iter().filter(|(value, _)| after.get(value.index()) == Some(&false));
+    let names = before.filter(|(value, data)| {
+        matches!(&data.def, Def::Op(op, _) if op.lowering() == Lowering::Kernel) && !kept.contains(value)
+    });
+    report.again = names.map(|(_, data)| data.name.clone()).filter(of_backward).collect();
     let gradients = joint.gradients.iter().map(|(i, _, _)| *i).collect();
     let (forward, backward) = (new.add(forward), new.add(backward));
-    Ok(Pair { forward, backward, wrapped, needed, saved: saved_at, seeds: joint.seeded, gradients })
+    let pair = Pair { forward, backward, wrapped, needed, saved: saved_at, seeds: joint.seeded, gradients };
+    Ok((pair, report))
 }
+
+/// How a value is kept narrower than it is, if it may be: the op that narrows it, and the one that undoes that.
+///
+/// What attention's softmax and routers are computed again of stays as it is, and so does what has no long rows.
+fn narrowing(module: &Module, graph: &Function, value: Value, options: &Options) -> Option<[Op; 2]> {
+    let (to, ty) = (options.store?, graph.tensor(value)?);
+    let long = ty.shape.last().and_then(|dim| module.constant(dim)).is_some_and(|n| n >= SHORT);
+    let wide = ty.dtype.is_float() && ty.dtype.bytes() > to.bytes() && ty.rank() > 1 && long;
+    let exact = |(_, data): (Value, &ValueData)| matches!(&data.def, Def::Op(Op::RouteGrad(_) | Op::CrossEntropyGrad(_), args) if args.contains(&value));
+    if !wide || graph.values.iter().any(exact) {
+        return None;
+    }
+    if !to.is_f8() {
+        return Some([Cast { to }.into(), Cast { to: ty.dtype }.into()]);
+    }
+    let last = ty.rank() - 1;
+    let blocks = (0..=last).map(|axis| if axis == last { Block::Of(BLOCK) } else { Block::Each });
+    Some([Quantize::new(ty, to, &Scales::new(blocks), LEAST).into(), Dequantize { to: ty.dtype }.into()])
+}
+
+/// Rows with fewer elements are kept as they are.
+const SHORT: i64 = 64;
+
+/// So many elements of a row share a scale, and the least amax: as DeepSeek-V3's activations (arXiv:2412.19437, section
+/// 3.3.2).
+const BLOCK: u32 = 128;
+const LEAST: f64 = 1e-4;
 
 /// Which values depend on gradients of results.
 fn after_seeds(graph: &Function, seeds: &[Value]) -> Vec<bool> {
@@ -102,7 +156,7 @@ struct Price {
 }
 
 /// More than all prices together.
-const NEVER: u64 = u64::MAX / 4;
+const NEVER: u64 = 1 << 60;
 
 /// The values that the backward pass is given, parameters among them, so that it can compute `needed`.
 fn choose(module: &Module, graph: &Function, needed: &[Value], options: &Options) -> Vec<Value> {
@@ -117,7 +171,7 @@ fn choose(module: &Module, graph: &Function, needed: &[Value], options: &Options
     let mut values: Vec<Value> = part.into_iter().collect();
     values.sort();
     let prices: HashMap<Value, Price> =
-        values.iter().map(|&v| (v, price(graph, v, &cost, options))).collect();
+        values.iter().map(|&v| (v, price(module, graph, v, &cost, options))).collect();
 
     // On the source's side are values that are needed in the backward pass, and of those the ones computed again.
     let mut cut: DiGraph<(), u64> = DiGraph::new();
@@ -171,9 +225,9 @@ fn choose(module: &Module, graph: &Function, needed: &[Value], options: &Options
     values.into_iter().filter(|v| is_on(is_needed.get(v)) && !is_on(again.get(v))).collect()
 }
 
-fn price(graph: &Function, value: Value, cost: &Cost, options: &Options) -> Price {
+fn price(module: &Module, graph: &Function, value: Value, cost: &Cost, options: &Options) -> Price {
     let data = &graph.values[value];
-    let picoseconds = |seconds: f64| (seconds * 1e12).min(1e18) as u64;
+    let picoseconds = |seconds: f64| (seconds * 1e12).min(1e15) as u64;
     let Some(ty) = data.ty.tensor() else {
         // A tuple is never saved; its parts are. That of a call is not computed again.
         let again = match &data.def {
@@ -182,7 +236,9 @@ fn price(graph: &Function, value: Value, cost: &Cost, options: &Options) -> Pric
         };
         return Price { save: None, again };
     };
-    let bytes = cost.stored_bytes(ty);
+    let elements = cost.stored_bytes(ty) / ty.dtype.bytes() as f64;
+    let dtype = narrowing(module, graph, value, options).and(options.store).unwrap_or(ty.dtype);
+    let bytes = elements * dtype.bytes() as f64;
     let kept = bytes * options.seconds_per_byte;
     // Being read again takes time, and so does being written, if only to be saved.
     let moved = |times: f64| times * cost.seconds_to_move(bytes);
