@@ -52,7 +52,7 @@ pub fn shares(
     [of_o, of_lse]: [Option<Value>; 2],
 ) -> Shares {
     let (args, n) = (cx.all_args(), spec.inputs.len());
-    let roles = Roles::of(spec).map_err(|why| TypeError::new(why))?;
+    let roles = Roles::of(spec).map_err(TypeError::new)?;
     let ty = cx.ty(o);
     let of_o = match of_o {
         Some(of_o) => of_o,
