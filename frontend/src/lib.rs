@@ -11,6 +11,7 @@ pub mod dsl;
 pub mod engine;
 pub mod explain;
 pub mod init;
+pub mod memory;
 pub mod model;
 pub mod precision;
 pub mod prelude;

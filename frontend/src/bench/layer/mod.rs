@@ -1,6 +1,7 @@
 //! A whole decoder layer with experts in bf16: a prompt, decode steps, and how long compiling takes.
 
 mod reference;
+mod train;
 
 use super::lab::{Call, Lab};
 use super::reference::{part, places, relative_error};
@@ -88,6 +89,15 @@ pub fn cases(options: &Options) -> Vec<Case> {
         let words = vec![("op", "decode".into()), ("batch", batch.into()), ("kv", kv.into())];
         let step = Step { form: Form::Absorbed, batch, new: 1, cached: kv };
         cases.push(case(words, Box::new(move |lab| run(lab, step))));
+    }
+    for &experts in if options.full { &[64, 256][..] } else { &[24] } {
+        let words = vec![("op", "train".into()), ("tokens", prompt.into()), ("experts", experts.into())];
+        let step = move |lab: &mut Lab| {
+            let mut config = config(lab.options.full)?;
+            config.experts.iter_mut().for_each(|moe| moe.routed = experts);
+            train::run(lab, &config, prompt)
+        };
+        cases.push(case(words, Box::new(step)));
     }
     for (name, form) in [("expanded", Form::Expanded), ("absorbed", Form::Absorbed)] {
         let words = vec![("op", "compile".into()), ("form", name.into())];

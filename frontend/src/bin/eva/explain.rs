@@ -7,6 +7,9 @@ use super::ui::{CacheTypeArg, FormArg, NumericsArg, TypeArg, Usage, emit, numeri
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use eva::explain::{Question, explain, explainable, text};
+use eva::memory;
+use eva::model::Training;
+use eva::model::config::Config;
 use eva::precision;
 use eva::prelude::{DType, Module};
 use eva_passes::cost::{Machine, Metric};
@@ -21,6 +24,7 @@ Examples:
   eva explain MODEL_DIR --new 1 --cached 4096 --target h100
   eva explain layer.eva --new 512 --cached 4096 --cost flops --json
   eva explain layer.eva --why-not mla_absorb_key
+  eva explain MODEL_DIR --memory --batch 4 --new 512 --budget 2GiB
 
 --target is h100, cpu, or a file as `eva bench calibrate -o FILE` writes it.")]
 pub struct Args {
@@ -71,9 +75,45 @@ pub struct Args {
     /// Print what each product is computed in, and why, in place of the form of attention
     #[arg(long, conflicts_with = "why_not")]
     precision: bool,
+    /// Print what a training step of --batch sequences of --new tokens takes in memory, and what is kept and computed again
+    #[arg(long, conflicts_with_all = ["why_not", "precision"])]
+    memory: bool,
+    /// With --memory: the most that activations may take, such as 900MB or 16GiB
+    #[arg(long, value_name = "BYTES", requires = "memory", value_parser = budget)]
+    budget: Option<usize>,
+    /// With --memory: what activations may be kept as; this changes gradients
+    #[arg(long, value_name = "TYPE", requires = "memory")]
+    store: Option<StoreArg>,
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// What activations are kept as.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum StoreArg {
+    /// 16 bits
+    Bf16,
+    /// 8 bits, with a scale for 128 neighbours
+    Fp8,
+}
+
+/// A number of bytes, perhaps with a unit.
+fn budget(text: &str) -> Result<usize, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit.trim() {
+        "" | "B" => 1.0,
+        "kB" | "KB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        "KiB" => 1024.0,
+        "MiB" => 1048576.0,
+        "GiB" => 1073741824.0,
+        other => return Err(format!("`{other}` is no unit: B, kB, MB, GB, KiB, MiB or GiB")),
+    };
+    let number: f64 = number.parse().map_err(|_| format!("`{number}` is no number"))?;
+    Ok((number * unit) as usize)
 }
 
 /// What cost is.
@@ -87,10 +127,13 @@ enum CostArg {
 
 /// Explains.
 pub fn run(args: &Args) -> anyhow::Result<bool> {
-    if args.new > args.cached {
+    if args.new > args.cached && !args.memory {
         let message =
             format!("--new {} of --cached {}: the new tokens are attended to, too", args.new, args.cached);
         return Err(Usage(message).into());
+    }
+    if args.memory {
+        return memory(args);
     }
     let machine = match args.target.as_str() {
         "h100" | "cuda" => Machine::h100(),
@@ -158,6 +201,29 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     }
     let answer = explain(&module, &name, &options, &question).map_err(blame)?;
     emit(&if args.json { serde_json::to_string_pretty(&answer)? + "\n" } else { text(&answer) })?;
+    Ok(true)
+}
+
+/// Explains what a training step takes.
+fn memory(args: &Args) -> anyhow::Result<bool> {
+    if !is_model(&args.input) {
+        return Err(Usage("--memory is for models: a directory or a config.json".into()).into());
+    }
+    let target = match args.target.as_str() {
+        "h100" | "cuda" => Target::cuda(),
+        "cpu" => Target::cpu(),
+        other => return Err(Usage(format!("--memory is for h100 or cpu, not {other}")).into()),
+    };
+    let config = Config::load(&args.input).with_context(|| args.input.display().to_string())?;
+    let question = memory::Question {
+        batch: args.batch,
+        tokens: args.new,
+        training: Training { dtype: args.dtype.map_or(DType::F32, DType::from), ..Training::default() },
+        budget: args.budget,
+        store: args.store.map(|store| if store == StoreArg::Bf16 { DType::Bf16 } else { DType::F8E4M3 }),
+    };
+    let answer = memory::memory(&config, &question, &target)?;
+    emit(&if args.json { serde_json::to_string_pretty(&answer)? + "\n" } else { memory::text(&answer) })?;
     Ok(true)
 }
 
