@@ -4,12 +4,15 @@
 use crate::cuda::{Buffer, address};
 use crate::error::Error;
 use crate::exec::{Code, Executable};
+use crate::shared::Part;
 use crate::tensor::Bytes;
 
 /// Bytes where the kernels of a device reach them.
 pub(crate) enum Memory {
     /// In the host's memory.
     Host(Bytes),
+    /// Part of memory that others have parts of, too.
+    Part(Part),
     /// In a GPU's.
     #[cfg(feature = "cuda")]
     Gpu(Buffer),
@@ -20,6 +23,7 @@ impl Memory {
     pub(crate) fn address(&self) -> *mut u8 {
         match self {
             Memory::Host(bytes) => bytes.as_ptr(),
+            Memory::Part(part) => part.address(),
             #[cfg(feature = "cuda")]
             Memory::Gpu(buffer) => address(buffer),
         }
@@ -28,6 +32,7 @@ impl Memory {
     /// Whether kernels of `exe` reach it.
     pub(crate) fn is_on(&self, exe: &Executable) -> bool {
         match (&exe.code, self) {
+            (_, Memory::Part(part)) => part.memory().is_on(exe),
             (Code::Cpu(_), Memory::Host(_)) => true,
             #[cfg(feature = "cuda")]
             (Code::Cuda(code), Memory::Gpu(buffer)) => std::sync::Arc::ptr_eq(code.gpu(), buffer.gpu()),
@@ -40,6 +45,7 @@ impl Memory {
     pub(crate) fn len(&self) -> usize {
         match self {
             Memory::Host(bytes) => bytes.len(),
+            Memory::Part(part) => part.bytes(),
             #[cfg(feature = "cuda")]
             Memory::Gpu(buffer) => buffer.bytes(),
         }
@@ -53,6 +59,7 @@ impl Memory {
                 part.ok_or_else(outside)?.copy_from_slice(bytes);
                 Ok(())
             }
+            Memory::Part(part) => part.write_at(offset, bytes),
             #[cfg(feature = "cuda")]
             Memory::Gpu(buffer) => Ok(buffer.write(offset, bytes)?),
         }
@@ -69,6 +76,7 @@ impl Memory {
                 memory.copy_within(from..from + n, to);
                 Ok(())
             }
+            Memory::Part(part) => part.copy_within(from, to, n),
             #[cfg(feature = "cuda")]
             Memory::Gpu(buffer) => Ok(buffer.copy_within(from, to, n)?),
         }
@@ -82,12 +90,14 @@ impl Memory {
                 out.copy_from_slice(part.ok_or_else(outside)?);
                 Ok(())
             }
+            Memory::Part(part) => part.read_at(offset, out),
             #[cfg(feature = "cuda")]
             Memory::Gpu(buffer) => Ok(buffer.read(offset, out)?),
         }
     }
 }
 
-fn outside() -> Error {
+/// The error of a copy that is wrong.
+pub(crate) fn outside() -> Error {
     Error::Internal("a copy reaches beyond its memory".into())
 }

@@ -219,10 +219,12 @@ impl Session {
         }
         let weights = f.params.iter().zip(&self.weights);
         let weights = weights.filter_map(|(p, weight)| Some((p.name.as_str(), weight.as_ref()?.part()?)));
-        if !into.is_empty() {
-            apart(into, weights.clone())?;
+        let states_of = states.as_deref().map_or(Vec::new(), States::parts);
+        let written: Vec<(&str, &Part)> = into.iter().copied().chain(states_of).collect();
+        if !written.is_empty() {
+            apart(&written, weights.clone())?;
         }
-        let shared = memories(weights.chain(into.iter().copied()).map(|(_, part)| part));
+        let shared = memories(weights.chain(written).map(|(_, part)| part));
         // For as long as the call is being started, which on the CPU is until it is done.
         let _guards: Vec<_> = shared.iter().map(|memory| memory.lock()).collect();
         let mut key: Vec<(Sym, i64)> = env.iter().map(|(sym, &n)| (sym.clone(), n)).collect();

@@ -1,13 +1,14 @@
 //! [`Shared`]: memory of a device that several sessions read and write, call after call: parameters of a model while it is
 //! trained, their gradients, an optimizer's moments. A [`Part`] of it is a tensor, which can be a session's weight
-//! ([`Weight::of_part`]) or take a result ([`Session::start_into`]).
+//! ([`Weight::of_part`]) or a state ([`States::of_parts`]), or take a result ([`Session::start_into`]).
 //!
 //! [`Weight::of_part`]: crate::Weight::of_part
+//! [`States::of_parts`]: crate::States::of_parts
 //! [`Session::start_into`]: crate::Session::start_into
 
 use crate::error::Error;
 use crate::exec::Executable;
-use crate::memory::Memory;
+use crate::memory::{Memory, outside};
 use crate::tensor::Tensor;
 use eva_ir::types::DType;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -125,7 +126,31 @@ impl Part {
         if bytes.len() != self.bytes() {
             return Err(Error::Internal(format!("{} bytes for a part of {}", bytes.len(), self.bytes())));
         }
-        self.of.write(self.offset, bytes)
+        self.write_at(0, bytes)
+    }
+
+    /// Copies `bytes` to its bytes from `offset` on.
+    pub(crate) fn write_at(&self, offset: usize, bytes: &[u8]) -> Result<(), Error> {
+        self.inside(offset, bytes.len())?;
+        self.of.write(self.offset + offset, bytes)
+    }
+
+    /// Copies its bytes from `offset` on to `out`.
+    pub(crate) fn read_at(&self, offset: usize, out: &mut [u8]) -> Result<(), Error> {
+        self.inside(offset, out.len())?;
+        self.of.read(self.offset + offset, out)
+    }
+
+    /// Copies `n` of its bytes from `from` on to those from `to` on; the two do not overlap.
+    pub(crate) fn copy_within(&self, from: usize, to: usize, n: usize) -> Result<(), Error> {
+        self.inside(from, n)?;
+        self.inside(to, n)?;
+        self.of.lock().copy_within(self.offset + from, self.offset + to, n)
+    }
+
+    fn inside(&self, offset: usize, n: usize) -> Result<(), Error> {
+        let end = offset.checked_add(n);
+        end.is_some_and(|end| end <= self.bytes()).then_some(()).ok_or_else(outside)
     }
 
     /// Where it is on the device.
@@ -160,7 +185,7 @@ pub(crate) fn apart<'a>(
     let mut all: Vec<_> = written.iter().map(|(name, part)| (part.range(), true, *name)).collect();
     all.extend(read.map(|(name, part)| (part.range(), false, name)));
     all.retain(|((_, range), ..)| !range.is_empty());
-    all.sort_by(|a, b| (a.0.0, a.0.1.start).cmp(&(b.0.0, b.0.1.start)));
+    all.sort_by_key(|((memory, range), ..)| (*memory, range.start));
     // The part that reaches furthest so far, and the written one that does.
     let mut furthest: Option<(usize, usize, &str)> = None;
     let mut written: Option<(usize, usize, &str)> = None;

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::memory::Memory;
 use crate::pages::PageCopy;
+use crate::shared::Part;
 use crate::tensor::Tensor;
 use eva_ir::types::DType;
 use std::collections::HashMap;
@@ -36,6 +37,27 @@ impl State {
 }
 
 impl States {
+    /// States that are replaced as a whole, in memory that others have parts of, too.
+    pub fn of_parts(parts: &[(&str, Part)]) -> Self {
+        let state = |(name, part): &(&str, Part)| {
+            let (dtype, shape) = (part.dtype(), part.shape().to_vec());
+            (name.to_string(), State { dtype, shape, memory: Memory::Part(part.clone()), whole: true })
+        };
+        Self { capacity: 0, batch: 0, tensors: parts.iter().map(state).collect() }
+    }
+
+    /// The states in memory that others have parts of, too, sorted by their names.
+    pub(crate) fn parts(&self) -> Vec<(&str, &Part)> {
+        let mut parts = Vec::new();
+        for (name, state) in &self.tensors {
+            if let Memory::Part(part) = &state.memory {
+                parts.push((name.as_str(), part));
+            }
+        }
+        parts.sort_by_key(|(name, _)| *name);
+        parts
+    }
+
     /// Bytes in all.
     pub fn bytes(&self) -> usize {
         self.tensors.values().map(|state| state.memory.len()).sum()

@@ -188,6 +188,7 @@ impl Weight {
         }
         let data = match memory {
             Memory::Host(bytes) => Data::Host(Arc::new(bytes)),
+            Memory::Part(part) => Data::Part(part),
             #[cfg(feature = "cuda")]
             Memory::Gpu(buffer) => Data::Gpu(buffer),
         };

@@ -2,7 +2,7 @@
 
 use eva_ir::text::parse;
 use eva_ir::types::DType;
-use eva_runtime::{CompileOptions, Executable, Session, Shared, Tensor, Weight, Weights};
+use eva_runtime::{CompileOptions, Executable, Session, Shared, States, Tensor, Weight, Weights};
 use std::sync::Arc;
 
 /// `@f` has a product of two weights that is hoisted, and one weight that it reads itself.
@@ -94,4 +94,39 @@ fn results_go_where_they_are_wanted() {
     assert!(error.to_string().contains("`z` and `y` are in the same memory"), "{error}");
     assert!(out.part(12, DType::F32, &[1, 3]).is_err(), "it reaches beyond the memory");
     assert!(out.part(2, DType::F32, &[1]).is_err(), "it is not aligned");
+}
+
+#[test]
+fn states_are_replaced_in_shared_memory() {
+    let text = "dim r
+fn @f(weight %g: f32[r, 3], %by: f32[], state %p: f32[r, 3]) -> f32[r, 3] {
+  %step = mul %g, %by : f32[r, 3]
+  %new = sub %p, %step : f32[r, 3]
+  %p1 = assign %p, %new : f32[r, 3]
+  return %p1
+}";
+    let module = parse(text).unwrap_or_else(|diags| panic!("{diags}"));
+    let exe = Arc::new(Executable::compile(&module, &CompileOptions::default()).unwrap());
+    let memory = Shared::zeroed(&exe, 20 * 4, "all").unwrap();
+    let numbers: Vec<f32> = (0..20).map(|i| i as f32).collect();
+    memory.write(0, &bytes(&numbers)).unwrap();
+    let part = |at: usize, rows: usize| memory.part(at * 4, DType::F32, &[rows, 3]).unwrap();
+    let weights = Weights::from([("g".to_string(), Arc::new(Weight::of_part(&part(1, 2))))]);
+    let mut session = Session::new(exe, "f", &weights).unwrap();
+    let mut states = States::of_parts(&[("p", part(10, 2))]);
+    let by = Tensor::from_f32(&[], &[2.0]);
+    for _ in 0..2 {
+        session.start(&[("by", &by)], Some(&mut states), &[]).unwrap();
+    }
+    let mut all = vec![0; 20 * 4];
+    memory.read(0, &mut all).unwrap();
+    let mut expected = numbers;
+    (0..6).for_each(|i| expected[10 + i] -= 4.0 * (1 + i) as f32);
+    assert_eq!(all, bytes(&expected));
+    assert_eq!(states.get("p").unwrap().to_f32(), expected[10..16]);
+    states.write("p", &Tensor::from_f32(&[2, 3], &[1.0; 6])).unwrap();
+    assert_eq!(part(9, 2).read().unwrap().to_f32(), [9.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+    let mut over = States::of_parts(&[("p", part(6, 2))]);
+    let error = session.start(&[("by", &by)], Some(&mut over), &[]).unwrap_err();
+    assert!(error.to_string().contains("are in the same memory"), "{error}");
 }

@@ -3,7 +3,7 @@
 //! | file | has |
 //! | --- | --- |
 //! | `config.json`, `model.safetensors` | the model, as Hugging Face and every command of eva read it |
-//! | `tokenizer.json`, `tokenizer_config.json` | copies, if the run has a tokenizer |
+//! | `tokenizer.json`, `tokenizer_config.json` | copies, if the run has a tokenizer; where tokens are bytes, a tokenizer of bytes |
 //! | `optimizer.safetensors` | the parameters as the run goes on from them, and the optimizer's moments, as flat buffers |
 //! | `state.json` | the step, the position in the data, and what a run that goes on must have alike |
 //!
@@ -83,8 +83,8 @@ fn io(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> SaveError {
 pub struct Form {
     /// The folder of checkpoints.
     pub folder: PathBuf,
-    /// The text of `config.json`, if the model has one.
-    pub config: Option<String>,
+    /// Files with these names and texts, such as `config.json`.
+    pub texts: Vec<(&'static str, String)>,
     /// The tensors of the model.
     pub tensors: Tensors,
     /// Their type.
@@ -189,8 +189,8 @@ impl Form {
             let to = part.join(from.file_name().unwrap_or_default());
             fs::copy(from, &to).map_err(io(&to, "write it"))?;
         }
-        if let Some(config) = &self.config {
-            write_text(&part.join(crate::model::config::CONFIG_FILE), config)?;
+        for (name, text) in &self.texts {
+            write_text(&part.join(name), text)?;
         }
         let text = serde_json::to_string_pretty(state).map_err(io::Error::from);
         let path = part.join(STATE_FILE);

@@ -243,7 +243,7 @@ pub struct PrecisionConfig {
     pub gradient_scale: f64,
 }
 
-/// `[balance]`. All three can go together.
+/// `[balance]`. The first goes with either of the others.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct BalanceConfig {
@@ -251,8 +251,8 @@ pub struct BalanceConfig {
     pub gamma: f64,
     /// On DeepSeek-V3's loss, by sequence. Default 0.
     pub sequence_alpha: f64,
-    /// On DeepSeek-V2's loss, over the batch. Default 0.
-    pub batch_alpha: f64,
+    /// On DeepSeek-V2's loss of experts. Default 0.
+    pub expert_alpha: f64,
 }
 
 /// `[loss]`.

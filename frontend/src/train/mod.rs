@@ -9,8 +9,15 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod metrics;
+pub mod model;
+pub mod optimizer;
 pub mod params;
+pub mod plot;
+pub mod run;
 pub mod schedule;
+pub mod start;
+pub mod trainer;
 pub mod watch;
 
 pub use config::RunConfig;
+pub use run::RunError;

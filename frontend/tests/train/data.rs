@@ -41,7 +41,7 @@ fn error(config: &DataConfig, dir: &TempDir) -> String {
         let (mut ids, mut labels) = (vec![0; config.sequence], vec![0; config.sequence]);
         data.train.read(0, &mut ids, &mut labels).map(drop)
     };
-    let error = data.and_then(read).err().expect("it is wrong").to_string();
+    let error = data.and_then(read).expect_err("it is wrong").to_string();
     error.replace(dir.path().to_str().unwrap(), "DIR")
 }
 

@@ -1,4 +1,6 @@
-//! Training, but for what a model computes: configurations, data, optimizers, checkpoints, the loop.
+//! Training: configurations, data, optimizers, checkpoints, the loop.
 
 mod config;
 mod data;
+mod optimizer;
+mod trainer;

@@ -15,7 +15,9 @@ mod generate;
 mod init;
 mod input;
 mod opt;
+mod plot;
 mod print;
+mod train;
 mod ui;
 mod viz;
 
@@ -39,6 +41,7 @@ become graphs, which can be printed, changed and checked as text (.eva files), a
 the model is run.
 
   eva generate MODEL_DIR --prompt 'Once upon a time' --max-new-tokens 64
+  eva train --config run.toml
   eva print MODEL_DIR/config.json --block attention --after attend | eva check -
   eva doctor
 
@@ -68,6 +71,10 @@ enum Command {
     Explain(explain::Args),
     /// Show what compiling does, as a page
     Viz(viz::Args),
+    /// Train a model, from random weights or from a checkpoint
+    Train(train::Args),
+    /// Draw how runs went
+    Plot(plot::Args),
     /// Make a model with random weights
     Init(init::Args),
     /// Convert a model's weights to 8-bit floats, or back
@@ -91,6 +98,8 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Viz(args) => viz::run(args),
+        Command::Train(args) => train::run(args, &bars),
+        Command::Plot(args) => plot::run(args),
         Command::Init(args) => init::run(args, &bars),
         Command::Convert(args) => convert::run(args, &bars),
         Command::Bench(args) => bench::run(args),

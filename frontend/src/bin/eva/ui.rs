@@ -122,6 +122,12 @@ impl Bars {
         self.0.borrow().clone()
     }
 
+    /// A bar of a run's steps; `None` if nobody is looking.
+    pub fn steps(&self, steps: u64) -> Option<ProgressBar> {
+        self.show("", steps as usize, "{pos}/{len} {wide_bar} {eta}  {msg}");
+        self.0.borrow().clone()
+    }
+
     /// Removes what is shown.
     pub fn clear(&self) {
         if let Some(bar) = self.0.take() {

@@ -50,7 +50,7 @@ pub(super) fn problems(config: &RunConfig) -> Vec<(&'static str, String)> {
         ("optimizer.clip", optimizer.clip),
         ("balance.gamma", balance.gamma),
         ("balance.sequence_alpha", balance.sequence_alpha),
-        ("balance.batch_alpha", balance.batch_alpha),
+        ("balance.expert_alpha", balance.expert_alpha),
         ("loss.mtp", loss.mtp),
         ("loss.z", loss.z),
         ("metrics.spike", config.metrics.spike),
@@ -60,6 +60,9 @@ pub(super) fn problems(config: &RunConfig) -> Vec<(&'static str, String)> {
     ] {
         found.is(x >= 0.0 && x.is_finite(), key, || format!("it is {x}; it must be a number, 0 at least"));
     }
+    found.is(balance.sequence_alpha == 0.0 || balance.expert_alpha == 0.0, "balance", || {
+        "`sequence_alpha` and `expert_alpha` are both there: one loss balances experts".into()
+    });
     found.is((0.0..1.0).contains(&optimizer.momentum), "optimizer.momentum", || {
         format!("it is {}; it must be from 0 to less than 1", optimizer.momentum)
     });

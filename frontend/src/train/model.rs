@@ -1,0 +1,93 @@
+//! What a step computes: a module with the loss and its gradients, and the names that the loop knows them by.
+
+use super::config::RunConfig;
+use super::params::{Group, Layout};
+use crate::engine::EngineError;
+use crate::model::config::Config;
+use crate::model::{Balance, Training};
+use crate::prelude::*;
+use eva_ir::graph::ParamKind;
+use eva_passes::grad::differentiate;
+use eva_passes::plan::FuncPlan;
+
+/// What the gradient of a weight is called, after the weight.
+pub const GRAD: &str = ".grad";
+
+/// What the routed tokens of each expert of a layer are called, after the layer.
+pub const LOAD: &str = ".load";
+
+/// The bias that moves with the load of `layer`.
+pub fn bias_of(layer: &str) -> String {
+    format!("model.{layer}.mlp.gate.e_score_correction_bias")
+}
+
+/// The functions of a training module.
+///
+/// `@loss` takes `ids i64[b, s]`, `labels i64[b, s]` and, for an MTP module, `next_ids` and `next_labels`
+/// ([`mod@crate::model::training`]). It gives `loss f32[]` and what else it reports: scalars are written to the metrics, and
+/// `layers.{l}.load [e]`, how many tokens went to each expert, is what biases of routers move by. `@loss.grad` takes `loss.grad f32[]`, too, what the gradients are multiplied with, and gives
+/// `{weight}.grad` of each weight that is learned, too.
+pub struct Graphs {
+    /// The module.
+    pub module: Module,
+    /// What the passes are told.
+    pub passes: eva_passes::Options,
+}
+
+impl Graphs {
+    /// Those of a model, as a run trains it.
+    pub fn of(run: &RunConfig, config: &Config) -> Result<Self, EngineError> {
+        let RunConfig { precision, balance, loss, .. } = run;
+        let training = Training {
+            dtype: precision.compute,
+            balance: match (balance.sequence_alpha, balance.expert_alpha) {
+                (0.0, 0.0) => Balance::None,
+                (0.0, alpha) => Balance::Expert(alpha),
+                (alpha, _) => Balance::Sequence(alpha),
+            },
+            mtp: Some(loss.mtp).filter(|weight| *weight > 0.0),
+            z_loss: loss.z,
+        };
+        if config.attention_bias {
+            let message = "`attention_bias` is true: attention projections with biases are not supported";
+            return Err(EngineError::Unsupported(message.into()));
+        }
+        if training.mtp.is_some() && config.mtp_layers == 0 {
+            let message =
+                "`loss.mtp` is above 0, but the model has no MTP module (`num_nextn_predict_layers`)";
+            return Err(EngineError::Unsupported(message.into()));
+        }
+        let module = crate::model::training(config, &training).map_err(EngineError::Module)?;
+        let module = differentiate(&module, LOSS, &Default::default());
+        let module = module.map_err(|diag| EngineError::Module(Diags(vec![diag])))?;
+        let recipe = run.recipe().map_err(EngineError::Unsupported)?;
+        let fp8 = eva_passes::fp8::Options { recipe, ..Default::default() };
+        Ok(Self { module, passes: eva_passes::Options { fp8, ..Default::default() } })
+    }
+}
+
+/// The function that gives the loss alone.
+pub const LOSS: &str = "loss";
+
+/// The function that gives its gradients, too.
+pub const LOSS_GRAD: &str = "loss.grad";
+
+/// The layout of a function's weights: those without a gradient are frozen, the others as `group` says.
+pub fn layout(
+    plan: &FuncPlan,
+    dims: &dyn Fn(&Dim) -> Option<i64>,
+    group: &dyn Fn(&str) -> Group,
+) -> Option<Layout> {
+    let learned = |name: &str| {
+        plan.results.iter().any(|result| result.name.strip_suffix(GRAD).is_some_and(|of| of == name))
+    };
+    let own = plan.params.iter().filter(|param| param.kind == ParamKind::Weight && param.prepared.is_none());
+    let mut params = Vec::new();
+    for param in own {
+        let extent = |dim: &Dim| dims(dim).and_then(|n| usize::try_from(n).ok());
+        let shape: Vec<usize> = param.ty.shape.iter().map(extent).collect::<Option<_>>()?;
+        let group = if learned(&param.name) { group(&param.name) } else { Group::Frozen };
+        params.push((param.name.clone(), shape, group));
+    }
+    Some(Layout::new(params))
+}
