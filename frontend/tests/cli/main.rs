@@ -16,4 +16,5 @@ mod print;
 mod support;
 mod target;
 mod text;
+mod train;
 mod viz;
