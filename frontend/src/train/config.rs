@@ -47,6 +47,9 @@ pub struct RunConfig {
     /// What is computed in how many bits.
     #[serde(default)]
     pub precision: PrecisionConfig,
+    /// How much a step may keep.
+    #[serde(default)]
+    pub memory: MemoryConfig,
     /// How experts come to an equal share.
     #[serde(default)]
     pub balance: BalanceConfig,
@@ -241,6 +244,18 @@ pub struct PrecisionConfig {
     pub fp8: Option<String>,
     /// What the loss is multiplied with for the backward pass, and gradients divided by; a power of two. Default 1.
     pub gradient_scale: f64,
+}
+
+/// `[memory]`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemoryConfig {
+    /// The most bytes that the activations of a batch may take; what does not fit is computed again. No limit by default.
+    pub activations: Option<usize>,
+    /// What wide values may be kept as for the backward pass: `f32` (as they are) or `bf16`, which changes gradients.
+    /// Default `f32`.
+    #[serde(deserialize_with = "read::optional_float")]
+    pub keep: Option<DType>,
 }
 
 /// `[balance]`. The first goes with either of the others.

@@ -6,9 +6,14 @@ use crate::engine::EngineError;
 use crate::model::config::Config;
 use crate::model::{Balance, Training};
 use crate::prelude::*;
+use eva_ir::dim::Sym;
 use eva_ir::graph::ParamKind;
-use eva_passes::grad::differentiate;
+use eva_passes::cost::CostOptions;
+use eva_passes::grad::{self, budget::fit};
 use eva_passes::plan::FuncPlan;
+use eva_passes::target::Target;
+use eva_runtime::Device;
+use std::collections::BTreeMap;
 
 /// What the gradient of a weight is called, after the weight.
 pub const GRAD: &str = ".grad";
@@ -25,8 +30,8 @@ pub fn bias_of(layer: &str) -> String {
 ///
 /// `@loss` takes `ids i64[b, s]`, `labels i64[b, s]` and, for an MTP module, `next_ids` and `next_labels`
 /// ([`mod@crate::model::training`]). It gives `loss f32[]` and what else it reports: scalars are written to the metrics, and
-/// `layers.{l}.load [e]`, how many tokens went to each expert, is what biases of routers move by. `@loss.grad` takes `loss.grad f32[]`, too, what the gradients are multiplied with, and gives
-/// `{weight}.grad` of each weight that is learned, too.
+/// `layers.{l}.load [e]`, how many tokens went to each expert, is what biases of routers move by. `@loss.grad` takes
+/// `loss.grad f32[]`, too, what the gradients are multiplied with, and gives `{weight}.grad` of each weight that is learned.
 pub struct Graphs {
     /// The module.
     pub module: Module,
@@ -58,11 +63,28 @@ impl Graphs {
             return Err(EngineError::Unsupported(message.into()));
         }
         let module = crate::model::training(config, &training).map_err(EngineError::Module)?;
-        let module = differentiate(&module, LOSS, &Default::default());
-        let module = module.map_err(|diag| EngineError::Module(Diags(vec![diag])))?;
         let recipe = run.recipe().map_err(EngineError::Unsupported)?;
         let fp8 = eva_passes::fp8::Options { recipe, ..Default::default() };
-        Ok(Self { module, passes: eva_passes::Options { fp8, ..Default::default() } })
+        let passes = eva_passes::Options { fp8, ..Default::default() };
+        let options = grad::Options { store: run.memory.keep, ..Default::default() };
+        let sizes = [("b", run.data.batch), ("s", run.data.sequence)];
+        let sizes: BTreeMap<Sym, i64> = sizes.map(|(name, n)| (Sym::from(name), n as i64)).into();
+        let module = match run.memory.activations {
+            None => {
+                let options = grad::Options { cost: CostOptions { sizes, ..Default::default() }, ..options };
+                let module = grad::differentiate(&module, LOSS, &options);
+                module.map_err(|diag| EngineError::Module(Diags(vec![diag])))?
+            }
+            budget => {
+                let target = match run.target {
+                    Device::Cpu => Target::cpu(),
+                    Device::Cuda(_) => Target::cuda(),
+                };
+                let fitted = fit(&module, LOSS, &options, (&target, &passes), &sizes, budget);
+                fitted.map_err(eva_runtime::Error::from)?.module
+            }
+        };
+        Ok(Self { module, passes })
     }
 }
 

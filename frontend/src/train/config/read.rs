@@ -136,3 +136,8 @@ pub(super) fn float<'de, D: Deserializer<'de>>(from: D) -> Result<DType, D::Erro
         other => Err(de::Error::custom(format!("invalid type `{other}`: there are `f32` and `bf16`"))),
     }
 }
+
+/// `bf16`; nothing for `f32`.
+pub(super) fn optional_float<'de, D: Deserializer<'de>>(from: D) -> Result<Option<DType>, D::Error> {
+    float(from).map(|dtype| Some(dtype).filter(|dtype| *dtype != DType::F32))
+}
