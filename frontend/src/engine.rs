@@ -13,6 +13,7 @@
 
 use crate::model::config::{CheckError, Config, ConfigError, ScaleFormat};
 use crate::model::{Options, causal_lm};
+use crate::quantized::Report;
 use eva_ir::diag::Diags;
 use eva_ir::graph::Module;
 use eva_ir::types::DType;
@@ -21,11 +22,14 @@ use eva_passes::{CacheOptions, Exactness, Form, Pass, Rule};
 use eva_runtime::checkpoint::{Checkpoint, CheckpointError};
 use eva_runtime::sample::{SampleError, Sampler, Sampling};
 use eva_runtime::{CompileOptions, Device, Executable, Pages, Session, States, Tensor, Weights, weights};
+pub(crate) use load::expert_name;
+use load::load_weights;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 mod batch;
+mod load;
 
 pub use batch::{Batch, pages_needed};
 
@@ -46,6 +50,8 @@ pub struct LoadOptions {
     pub fp8: Option<Recipe>,
     /// Whether a product that the recipe wants in 8 bits and that cannot be is an error.
     pub deny_fp8_fallback: bool,
+    /// Whether statistics are kept of everything that is quantized; see [`Generator::report`].
+    pub fp8_report: bool,
     /// How caches are laid out.
     pub cache: CacheOptions,
     /// Whether the model is written with the keys and values of every head in its caches; see
@@ -83,6 +89,7 @@ impl Default for LoadOptions {
             passes: Vec::new(),
             fp8: None,
             deny_fp8_fallback: false,
+            fp8_report: false,
             cache: CacheOptions::default(),
             expanded_cache: false,
             kv_budget: None,
@@ -176,8 +183,8 @@ impl Model {
         compile.passes.passes = options.passes.clone();
         compile.passes.cache = options.cache;
         let recipe = options.fp8.clone().or_else(|| default_recipe(&config));
-        compile.passes.fp8 =
-            fp8::Options { recipe, deny_fallback: options.deny_fp8_fallback, ..Default::default() };
+        let (deny_fallback, observe) = (options.deny_fp8_fallback, options.fp8_report);
+        compile.passes.fp8 = fp8::Options { recipe, deny_fallback, observe, ..Default::default() };
         use_artifact(&mut compile, options)?;
         let executable = Arc::new(Executable::compile(&module, &compile)?);
         progress.end();
@@ -242,6 +249,7 @@ impl Model {
         let sampler = Sampler::new(sampling)?;
         let pending = prompt.to_vec();
         Ok(Generator {
+            report: Report::new(self.executable.plan(), "main"),
             session,
             states,
             table: paged,
@@ -340,54 +348,6 @@ pub fn module(
     causal_lm(config, &model).map_err(EngineError::Module)
 }
 
-/// The tensor of expert `i` among those that the parameter `name` stacks; `None` for other parameters.
-pub(crate) fn expert_name(name: &str, i: usize) -> Option<String> {
-    let (layer, weight) = name.split_once(".mlp.experts.")?;
-    Some(format!("{layer}.mlp.experts.{i}.{weight}"))
-}
-
-/// Every weight that the entry points take, mapped or stacked, where the executable runs.
-fn load_weights(
-    config: &Config,
-    executable: &Executable,
-    checkpoint: &Arc<Checkpoint>,
-    entries: &[String],
-    progress: &dyn Progress,
-) -> Result<Weights, EngineError> {
-    let mut names: Vec<String> = Vec::new();
-    for entry in entries {
-        let plan = executable.func_plan(executable.func(entry)?);
-        names.extend(plan.weights().map(|param| param.name.clone()));
-    }
-    names.sort();
-    names.dedup();
-    progress.begin("loading", names.len());
-    let mut all = Weights::new();
-    for name in names {
-        let weight = match weights::load(executable, checkpoint, &name)? {
-            Some(weight) => Some(weight),
-            None => {
-                let experts = config.experts.as_ref().map_or(0, |moe| moe.routed);
-                let parts: Option<Vec<String>> = (0..experts).map(|i| expert_name(&name, i)).collect();
-                match parts {
-                    Some(parts) => weights::load_stacked(executable, checkpoint, &parts)?,
-                    None => None,
-                }
-            }
-        };
-        let mixed = || {
-            let message = format!(
-                "the tensors of `{name}` differ in shape or element type, or have one that eva does not know"
-            );
-            EngineError::Unsupported(message)
-        };
-        all.insert(name.clone(), Arc::new(weight.ok_or_else(mixed)?));
-        progress.step();
-    }
-    progress.end();
-    Ok(all)
-}
-
 /// Makes the tokens of one sequence, one after the other, keeping the latents of those before.
 pub struct Generator {
     session: Session,
@@ -401,9 +361,15 @@ pub struct Generator {
     left: usize,
     eos: Vec<u32>,
     logits: Vec<f32>,
+    report: Report,
 }
 
 impl Generator {
+    /// What quantizing did so far, if the model was loaded with [`LoadOptions::fp8_report`].
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
     /// The next token; `None` after the last one, or after one that ends the text.
     pub fn step(&mut self) -> Result<Option<u32>, EngineError> {
         if self.left == 0 {
@@ -481,6 +447,7 @@ impl Generator {
         inputs.extend(self.table.as_ref().map(|table| ("page_table", table)));
         let results = self.session.run(&inputs, Some(&mut self.states), &[("t", self.cached + n)])?;
         self.cached += n;
+        self.report.add(&results);
         let logits = results.into_iter().find(|(name, _)| name == "logits");
         let internal = || eva_runtime::Error::Internal("`main` has no result `logits`".into());
         Ok(logits.ok_or_else(internal)?.1.to_f32())

@@ -15,6 +15,7 @@ pub mod memory;
 pub mod model;
 pub mod precision;
 pub mod prelude;
+pub mod quantized;
 pub mod report;
 pub mod testing;
 pub mod tokenizer;

@@ -25,12 +25,12 @@ pub mod target;
 
 pub use cache::CacheOptions;
 use eva_ir::diag::Diags;
-use eva_ir::graph::Module;
+use eva_ir::graph::{Func, Function, Module};
 pub use form::Form;
 pub use hoist::Hoist;
 pub use pass::Pass;
 use pass::Passes;
-use plan::Plan;
+use plan::{Observed, Plan};
 pub use rewrite::rules::{Exactness, Rule};
 use target::{Machine, Target};
 
@@ -97,23 +97,38 @@ pub enum Error {
 
 /// Rewrites `module`'s graphs: the passes before lowering, in order.
 pub fn optimize(module: &Module, options: &Options) -> Result<Module, Error> {
+    optimize_observed(module, options).map(|(module, _)| module)
+}
+
+/// [`optimize`], with what each function gives statistics of.
+fn optimize_observed(module: &Module, options: &Options) -> Result<(Module, Vec<Observed>), Error> {
     let mut p = Passes::new(module, options)?;
+    let mut observed = Vec::new();
     for name in order_of(options) {
         by_name(&mut p, name, options)?;
+        if name == "fp8" && options.fp8.observe {
+            // Before weights are computed elsewhere; names stay.
+            let module = p.module();
+            let sites = |(func, f): (Func, &std::sync::Arc<Function>)| {
+                (f.name.clone(), fp8::observe::sites(module, func))
+            };
+            observed = module.funcs.iter().map(sites).collect();
+        }
         if name == "fp8_absorbed" {
             // Before weights are computed: what was asked for in 8 bits and is not is a mistake.
             fp8::report(p.module(), &options.fp8).map_err(Error::Invalid)?;
         }
     }
-    Ok(p.finish())
+    Ok((p.finish(), observed))
 }
 
 /// Compiles `module` for `target`. Read top to bottom: this is the order things happen in.
 pub fn compile(module: &Module, target: &Target, options: &Options) -> Result<Plan, Error> {
     let machine = options.machine.clone().unwrap_or_else(|| target.costs.clone());
     let fp8 = fp8::Options { multiple: target.sums_of_eight_bits(), ..options.fp8.clone() };
-    let module = optimize(module, &Options { machine: Some(machine), fp8, ..options.clone() })?;
-    let mut plan = lower::lower(&module, target)?;
+    let options = Options { machine: Some(machine), fp8, ..options.clone() };
+    let (module, statistics) = optimize_observed(module, &options)?;
+    let mut plan = Plan { statistics, ..lower::lower(&module, target)? };
     plan.kernels = pass::kernels(&plan.tiles, |kernel| {
         let spread = match &target.machine {
             Machine::Cpu => spread::spread_cpu(kernel),
@@ -153,7 +168,10 @@ pub fn run_pass(name: &str, module: &Module, options: &Options) -> Option<Result
 fn by_name(p: &mut Passes, name: &str, options: &Options) -> Result<(), Error> {
     match name {
         "cache" => p.run("cache", |m| cache::lay_out(m, &options.cache)),
-        "fp8" => p.run("fp8", |m| fp8::convert(m, &options.fp8, false)),
+        "fp8" => p.run("fp8", |m| {
+            let module = fp8::convert(m, &options.fp8, false)?;
+            if options.fp8.observe { fp8::observe::observe(&module) } else { Ok(module) }
+        }),
         "fp8_absorbed" => p.run("fp8_absorbed", |m| fp8::convert(m, &options.fp8, true)),
         "form" => p.run("form", |m| form::choose(m, options)),
         "attend" => p.run("attend", attend::recognize),

@@ -37,7 +37,12 @@ pub struct Plan {
     pub funcs: Arena<Func, FuncPlan>,
     /// The values of the extents that are fixed.
     pub dims: Vec<(eva_ir::dim::Sym, Option<i64>)>,
+    /// Of what each function gives statistics, if that was asked for ([`crate::fp8::observe`]).
+    pub statistics: Vec<Observed>,
 }
+
+/// A function's name, and of what it gives statistics.
+pub type Observed = (String, Vec<crate::fp8::observe::Site>);
 
 /// How one function runs.
 #[derive(Clone, Debug)]

@@ -176,3 +176,136 @@ fn sums_of_few_bits_need_promotion() {
     assert!((0.005..0.05).contains(&worst[0]), "{worst:?}");
     assert!(worst[1] < worst[0] / 2.0, "{worst:?}");
 }
+
+/// A layer that is called twice, with a quantized weight and activations.
+const CALLED: &str = "dim b dim m = 40
+    fn @layer(%x: f32[b, m], weight %up.weight: f32[m, m], weight %down.weight: f32[m, m]) -> f32[b, m] {
+      %y = einsum \"bi,oi->bo\" %x, %up.weight : f32[b, m]
+      %z = silu %y : f32[b, m]
+      %w = einsum \"bi,oi->bo\" %z, %down.weight : f32[b, m]
+      return %w
+    }
+    fn @f(%x: f32[b, m], weight %a.up: f32[m, m], weight %a.down: f32[m, m], weight %b.up: f32[m, m], weight %b.down: f32[m, m]) -> f32[b, m] {
+      %one = call @layer %x, %a.up, %a.down : f32[b, m]
+      %two = call @layer %one, %b.up, %b.down : f32[b, m]
+      return %two
+    }";
+
+/// What is quantized gives statistics, through calls, with the weights that it meets; results that were there stay.
+#[test]
+fn statistics_come_through_calls() {
+    let mut options = options("deepseek-v3");
+    options.fp8.observe = true;
+    let module = converted(&parse(CALLED), &options);
+    let func = module.func("f").unwrap();
+    let f = &module.funcs[func];
+    assert_eq!(f.values[f.results[0]].name, "two");
+    let sites = fp8::observe::sites(&module, func);
+    let names: Vec<String> = sites
+        .iter()
+        .map(|site| {
+            format!("{} {} {} {}", site.calls.join("."), site.value, site.is_weight, site.used_by.join(", "))
+        })
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "one x false a.up",
+            "one up.weight true a.up",
+            "one z false a.down",
+            "one down.weight true a.down",
+            "two x false b.up",
+            "two up.weight true b.up",
+            "two z false b.down",
+            "two down.weight true b.down",
+        ]
+    );
+    assert!(sites.iter().all(|site| site.columns == Some(40) && site.loc.is_some()));
+    assert!(sites.iter().all(|site| f.results.iter().any(|result| f.values[*result].name == site.result)));
+    // So they are after all passes, of weights too, which are computed elsewhere by then.
+    let done = optimize(&parse(CALLED), &options).unwrap_or_else(|e| panic!("{e}"));
+    let f = &done.funcs[done.func("f").unwrap()];
+    assert!(sites.iter().all(|site| f.results.iter().any(|result| f.values[*result].name == site.result)));
+    // What nobody asked for is not there.
+    let plain = optimize(&parse(CALLED), &self::options("deepseek-v3")).unwrap();
+    assert_eq!(plain.funcs[plain.func("f").unwrap()].results.len(), 1);
+}
+
+/// A layer's gradients by the recipe: those of activations with the weights' own codes, those of weights in tiles of tokens,
+/// which are two axes here; what the forward pass keeps, the backward pass does.
+#[test]
+fn gradients_by_the_recipe() {
+    let module = parse(
+        "dim b = 3 dim s = 50 dim m = 40 dim r = 56 dim e = 7
+        fn @layer(
+          %x: f32[b, s, m], weight %up.weight: f32[r, m], weight %down.weight: f32[m, r], weight %mlp.gate.weight: f32[e, m],
+        ) -> f32[b, s, m], f32[b, s, e] {
+          %y = einsum \"bsm,rm->bsr\" %x, %up.weight : f32[b, s, r]
+          %z = silu %y : f32[b, s, r]
+          %w = einsum \"bsr,mr->bsm\" %z, %down.weight : f32[b, s, m]
+          %g = einsum \"bsm,em->bse\" %x, %mlp.gate.weight : f32[b, s, e]
+          return %w, %g
+        }
+        fn @loss(
+          %x: f32[b, s, m], weight %up: f32[r, m], weight %down: f32[m, r], weight %gate: f32[e, m], weight %g: f32[e],
+        ) -> f32[] {
+          %all = call @layer %x, %up, %down, %gate : (f32[b, s, m], f32[b, s, e])
+          %w = get %all {index = 0} : f32[b, s, m]
+          %r = get %all {index = 1} : f32[b, s, e]
+          %k = mul %r, %g : f32[b, s, e]
+          %ww = mul %w, %w : f32[b, s, m]
+          %one = einsum \"bsm->\" %ww : f32[]
+          %two = einsum \"bse->\" %k : f32[]
+          %sum = add %one, %two : f32[]
+          return %sum
+        }",
+    );
+    let module = eva_passes::grad::differentiate(&module, "loss", &Default::default()).unwrap();
+    let options = options("deepseek-v3");
+    let done = converted(&module, &options);
+    let said = |name: &str| -> Vec<String> {
+        let f = &done.funcs[done.func(name).unwrap()];
+        let products = fp8::products(&done, f, &options.fp8);
+        let outcome = |outcome: &Outcome| match outcome {
+            Outcome::Eight => "8 bits".to_string(),
+            Outcome::High(why) => format!("high: {why}"),
+            Outcome::Fallback(why) => format!("fallback: {why}"),
+        };
+        let of = |p: &fp8::Product| p.weight.clone().unwrap_or_default();
+        let mut said: Vec<String> =
+            products.iter().map(|p| format!("{}: {}", of(p), outcome(&p.outcome))).collect();
+        said.sort();
+        said
+    };
+    let router = "the router is kept: a rounding can change a choice";
+    assert_eq!(
+        said("layer.backward"),
+        [
+            "down.weight.grad: 8 bits".to_string(),
+            "down.weight: 8 bits".into(),
+            format!("mlp.gate.weight.grad: high: {router}"),
+            "up.weight.grad: 8 bits".into(),
+        ]
+    );
+    let f = &done.funcs[done.func("layer.backward").unwrap()];
+    let quantized: Vec<String> = f
+        .values
+        .iter()
+        .filter(|(_, data)| matches!(data.def, Def::Op(Op::Quantize(_), _)))
+        .map(|(_, data)| data.ty.to_string())
+        .collect();
+    // 150 tokens are a whole tile and a short one.
+    assert!(quantized.contains(&"f8e4m3[m, b*s/128]".to_string()), "{quantized:?}");
+    assert!(quantized.contains(&"f8e4m3[r, b*s/128]".to_string()), "{quantized:?}");
+    assert!(quantized.contains(&"f8e4m3[b, s, m/128]".to_string()), "{quantized:?}");
+    // Where their number is not known, nothing is 8 bits in silence.
+    let open = text::print(&module).replace("dim s = 50", "dim s");
+    let mut deny = options.clone();
+    deny.fp8.deny_fallback = true;
+    let Err(Error::Invalid(diags)) = optimize(&parse(&open), &deny) else { panic!("it compiled") };
+    assert!(
+        diags.0[0].message.contains("the sum is over `b*s`, which has no fixed value"),
+        "{}",
+        diags.0[0].message
+    );
+}

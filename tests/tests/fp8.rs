@@ -200,3 +200,32 @@ fn absorbed_weights_have_the_bits_of_their_numbers() {
         }
     }
 }
+
+/// Gradients of a layer in 8 bits, with tokens as two axes, and the statistics of what it quantizes.
+#[test]
+fn gradients_and_statistics() {
+    let text = "dim b = 3 dim s = 11 dim m = 37 dim r = 21
+        fn @loss(%x: f32[b, s, m], weight %w: f32[r, m]) -> f32[] {
+            %y = einsum \"bsm,rm->bsr\" %x, %w : f32[b, s, r]
+            %z = silu %y : f32[b, s, r]
+            %zz = mul %z, %z : f32[b, s, r]
+            %all = einsum \"bsr->\" %zz : f32[]
+            return %all
+        }";
+    let wrt = Some(vec!["x".to_string(), "w".to_string()]);
+    let options = eva_passes::grad::Options { wrt, ..Default::default() };
+    let module = eva_passes::grad::differentiate(&parse(text).unwrap(), "loss", &options).unwrap();
+    let recipe =
+        "name = 'small'\nbase = 'deepseek-v3'\n[activations]\ntiles = '1x16'\n[weights]\ntiles = '16x16'\n";
+    let recipe = eva_passes::fp8::Recipe::from_toml(recipe).unwrap();
+    let fp8 = eva_passes::fp8::Options { recipe: Some(recipe), observe: true, ..Default::default() };
+    let options = eva_passes::Options { fp8, ..Default::default() };
+    let module = eva_passes::run_pass("fp8", &module, &options).unwrap().unwrap_or_else(|e| panic!("{e}"));
+    let func = module.func("loss.grad").unwrap();
+    let sites = eva_passes::fp8::observe::sites(&module, func);
+    assert!(sites.iter().any(|site| site.ty == "f8e4m3[r, b*s/16]"), "{sites:?}");
+    assert_eq!(sites.len(), 5, "x and the gradient of y for two products each, w for both: {sites:?}");
+    for seed in [3, 4] {
+        check_chain(&module, func, &[], &HashMap::new(), seed);
+    }
+}

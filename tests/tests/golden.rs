@@ -200,3 +200,47 @@ fn attention_fused_and_in_parts() {
         close(&have[0], &get("out"), 3e-6);
     }
 }
+
+/// Forward, gradient of the input and gradient of the weight of a linear layer by DeepSeek-V3's recipe: 136 tokens, a tile and a
+/// short one; sums of 144 and 132.
+#[test]
+fn gradients_of_a_linear_layer_in_eight_bits() {
+    let golden = Golden::open("ops/fp8_linear.safetensors");
+    let text = "dim t = 136 dim i = 144 dim o = 132
+        fn @loss(%x: f32[t, i], weight %w: f32[o, i], %dy: f32[t, o]) -> f32[], f32[t, o] {
+          %y = einsum \"ti,oi->to\" %x, %w : f32[t, o]
+          %p = mul %y, %dy : f32[t, o]
+          %all = einsum \"to->\" %p : f32[]
+          return %all, %y
+        }";
+    let wrt = Some(vec!["x".to_string(), "w".to_string()]);
+    let options = eva_passes::grad::Options { wrt, ..Default::default() };
+    let module = eva_passes::grad::differentiate(&parse(text).unwrap(), "loss", &options).unwrap();
+    for (case, recipe) in [("f32", "deepseek-v3"), ("ue8m0", "deepseek-v3-ue8m0")] {
+        let mut compile = CompileOptions::default();
+        compile.passes.fp8.recipe = eva_passes::fp8::Recipe::named(recipe);
+        compile.passes.fp8.deny_fallback = true;
+        let executable = Executable::compile(&module, &compile).unwrap_or_else(|e| panic!("{e}"));
+        let tensor = |x: &Array| Tensor::from_f64(eva_ir::types::DType::F32, &x.shape, &x.data);
+        let weights = Weights::from([("w".to_string(), Arc::new(tensor(&golden.get("weight")).into()))]);
+        let mut session = Session::new(Arc::new(executable), "loss.grad", &weights).unwrap();
+        let (x, dy, seed) =
+            (tensor(&golden.get("x")), tensor(&golden.get("dy")), Tensor::from_f32(&[], &[1.0]));
+        let results = session.run(&[("x", &x), ("dy", &dy), ("all.grad", &seed)], None, &[]).unwrap();
+        for (name, result) in results.iter().skip(1) {
+            let what = match name.as_str() {
+                "x.grad" => "dx",
+                "w.grad" => "dweight",
+                name => name,
+            };
+            let want = golden.get(&format!("{case}.{what}"));
+            let have = Array::new(result.shape(), result.to_f64());
+            let norm = |x: &Array| x.data.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let off: f64 =
+                have.data.iter().zip(&want.data).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt();
+            println!("{case}.{what}: {:e}", off / norm(&want));
+            assert!(off <= 1e-6 * norm(&want), "{case}.{what}: {:e}", off / norm(&want));
+        }
+        assert_eq!(results.len(), 4);
+    }
+}

@@ -252,3 +252,29 @@ fn a_budget_is_kept_or_refused() {
         "{text}"
     );
 }
+
+/// The values that quantizing changed most, for people and as JSON.
+#[test]
+fn what_quantizing_changed_is_said() {
+    let dir = fixture("v3-tiny");
+    let model = dir.to_str().unwrap();
+    let args = ["generate", model, "--tokens", "5,9,2,30", "--max-new-tokens", "3", "--fp8", "deepseek-v3"];
+    let ran = eva(&[&args[..], &["--fp8-report"]].concat());
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(ran.err.contains("values were quantized; those that it changed most:"), "{}", ran.err);
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("report.json");
+    output(&[&args[..], &["--fp8-report", file.to_str().unwrap()]].concat());
+    let rows: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    let rows = rows.as_array().unwrap();
+    let errors: Vec<f64> = rows.iter().map(|row| row["error"].as_f64().unwrap()).collect();
+    assert!(errors.is_sorted_by(|a, b| a >= b), "{errors:?}");
+    assert!(errors.iter().all(|&error| (1e-3..0.1).contains(&error)), "{errors:?}");
+    let of_q = |row: &&Value| row["used_by"][0] == "model.layers.0.self_attn.q_a_proj.weight";
+    let both: Vec<bool> = rows.iter().filter(of_q).map(|row| row["is_weight"].as_bool().unwrap()).collect();
+    assert!(both.contains(&true) && both.contains(&false), "the weight, and what it is multiplied with");
+    let row = rows.iter().filter(of_q).find(|row| row["is_weight"] == false).unwrap();
+    assert_eq!(row["saturated"], json!(0.0));
+    assert!(row["line"].as_str().unwrap().contains(".rs:"), "{row}");
+    assert!(row["elements"].as_f64().unwrap() > 0.0 && row["amax"].as_f64().unwrap() > 0.0);
+}

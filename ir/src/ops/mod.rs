@@ -39,6 +39,7 @@ ops! {
     // 8-bit floats.
     quantize::Quantize,
     dequantize::Dequantize,
+    quantize_stats::QuantizeStats,
     // The same elements elsewhere.
     reshape::Reshape,
     slice::Slice,

@@ -105,7 +105,7 @@ impl<'a> States<'a> {
             if let Some(&(user, _)) = users.iter().find(|&&user| !self.updates(user)).or(users.last()) {
                 diag = diag.label(self.f.values.get(user).and_then(|data| data.loc), "used here");
             }
-            let help = "a cache is used once: as what a `cache_write` or a call updates; use the updated value after it";
+            let help = "state is used once: as what a `cache_write` or a call updates; use the updated value after it";
             return (versions, Some(diag.help(help)));
         }
         loop {

@@ -177,6 +177,28 @@ fn cache_write() {
 }
 
 #[test]
+fn quantize_stats() {
+    for c in [1, 7, 16, 53] {
+        let sizes = [("r", 3), ("c", c), ("h", 2)];
+        for ty in ["f32[r, h, c]", "f32[c]"] {
+            for given in [[&sizes[..], &[]], [&[], &sizes[..]]] {
+                let case =
+                    Case::new(quantize_stats::QuantizeStats {}, &[ty, ty, "f32[]"], given[0], given[1]);
+                // Some are zero, some become zero, and some are beyond the limit of 1.5.
+                let x = |i: usize| if i % 5 == 2 { 0.0 } else { wild(0, i) };
+                let item = |operand: usize, i: usize| match operand {
+                    0 => x(i),
+                    1 if i % 3 == 0 => 0.0,
+                    1 => x(i) + wild(1, i) / 8.0,
+                    _ => 1.5,
+                };
+                case.check(&case.arrays(item), TOLERANCE);
+            }
+        }
+    }
+}
+
+#[test]
 fn assign() {
     for c in [19, 7, 1] {
         let sizes = [("r", 5), ("c", c), ("h", 3)];

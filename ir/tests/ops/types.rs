@@ -138,6 +138,16 @@ fn rows() {
         &["i32[b, s]"],
         "the start i32[b, s] should have the axes [b] @0",
     );
+    let op = || quantize_stats::QuantizeStats {};
+    accepts(op(), &["bf16[b, t, r]", "bf16[b, t, r]", "f32[]"], "f32[b, t, 6]");
+    refuses(
+        op(),
+        &["bf16[b, t]", "f32[b, t]", "f32[]"],
+        "the rounded numbers f32[b, t] are not like bf16[b, t] @1",
+    );
+    refuses(op(), &["f32[t]", "f32[t]", "f32[1]"], "the limit is f32[1], not one number @2");
+    refuses(op(), &["f32[]", "f32[]", "f32[]"], "`quantize_stats` takes rows, not f32[] @0");
+
     accepts(assign::Assign {}, &["bf16[b, t]", "bf16[b, t]"], "bf16[b, t]");
     refuses(
         assign::Assign {},

@@ -1,6 +1,6 @@
 //! What a recipe makes of each product, and why.
 
-use super::{Expansion, Recipe};
+use super::{Expansion, Recipe, gradient};
 use eva_ir::attr::{Axis, Spec};
 use eva_ir::dim::Dim;
 use eva_ir::graph::{Def, Function, Module, ParamKind, Value};
@@ -13,6 +13,8 @@ pub enum Fate {
     Eight,
     /// It can be given operands of 8 bits.
     Convert(Conversion),
+    /// It is a weight's gradient, and can be given operands of 8 bits.
+    Gradient(OfTokens),
     /// It stays as it is, and this is why.
     High(String),
     /// The recipe wants 8 bits, and this is why that cannot be.
@@ -32,6 +34,18 @@ pub struct Conversion {
     pub param: Value,
     /// That parameter, if it is stored in 8 bits.
     pub stored: Option<Value>,
+}
+
+/// How the gradient of a weight, a sum over tokens of two activations, gets operands of 8 bits: each is turned, so that tokens
+/// are its last axis, and quantized along them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OfTokens {
+    /// For each operand, its axes in the order that they get: those that stay, then tokens.
+    pub order: [Vec<usize>; 2],
+    /// How many of them are tokens.
+    pub tokens: usize,
+    /// The product of what comes of them.
+    pub spec: Spec,
 }
 
 /// A weight parameter that a value is another view of.
@@ -64,11 +78,21 @@ fn weight_of(f: &Function, value: Value) -> Option<Of> {
     }
 }
 
-/// The name of the weight that a product multiplies with.
-pub fn weight_name(f: &Function, value: Value) -> Option<String> {
+/// The name of the weight that a product multiplies with, or of the gradient of one that it is.
+pub fn weight_name(module: &Module, f: &Function, value: Value) -> Option<String> {
+    if let Def::Op(Op::GroupedOuter(_), _) = &f.values[value].def {
+        return Some(gradient::of_weight(module, f, value)? + crate::grad::GRADIENT);
+    }
     let (_, args, _) = product(f, value)?;
-    let of = args.iter().find_map(|&arg| weight_of(f, arg))?;
-    Some(f.values[of.param].name.clone())
+    match args.iter().find_map(|&arg| weight_of(f, arg)) {
+        Some(of) => Some(f.values[of.param].name.clone()),
+        None => Some(gradient::of_weight(module, f, value)? + crate::grad::GRADIENT),
+    }
+}
+
+/// The weight parameter that `value` is another view of, or a cast.
+pub fn weight(f: &Function, value: Value) -> Option<Value> {
+    weight_of(f, value).map(|of| of.param)
 }
 
 /// Whether `name` is that of the weight that makes keys and values of latents.
@@ -77,7 +101,7 @@ fn is_expansion(name: &str) -> bool {
 }
 
 /// Whether `value` depends on weights and constants alone.
-fn of_weights(f: &Function, value: Value) -> bool {
+pub fn of_weights(f: &Function, value: Value) -> bool {
     let (mut stack, mut seen) = (vec![value], std::collections::HashSet::new());
     while let Some(at) = stack.pop() {
         if !seen.insert(at) {
@@ -113,8 +137,18 @@ pub fn fate(
     chosen: bool,
     multiple: i64,
 ) -> Option<Fate> {
-    if let Def::Op(Op::Attend(_), _) = &f.values[value].def {
-        return Some(Fate::High("attention's own products are kept".into()));
+    match &f.values[value].def {
+        Def::Op(Op::Attend(_) | Op::AttendLse(_) | Op::AttendGrad(_), _) => {
+            return Some(Fate::High("attention's own products are kept".into()));
+        }
+        Def::Op(Op::GroupedOuter(_), _) => {
+            let name = gradient::of_weight(module, f, value).unwrap_or_default();
+            let kept = kept(recipe, &name, false, chosen).map(Fate::High);
+            let why =
+                "each expert has its own number of tokens, and sums over tiles of those are not there yet";
+            return Some(kept.unwrap_or_else(|| Fate::Fallback(why.into())));
+        }
+        _ => {}
     }
     let (spec, args, grouped) = product(f, value)?;
     if args.iter().all(|&arg| f.tensor(arg).is_some_and(|ty| ty.scales.is_some())) {
@@ -127,27 +161,36 @@ pub fn fate(
     let (weight, of) = match weights {
         [Some(of), None] => (0, of),
         [None, Some(of)] => (1, of),
-        _ => return Some(Fate::High("attention's own products are kept".into())),
+        _ => {
+            let Some(name) = gradient::of_weight(module, f, value) else {
+                return Some(Fate::High("attention's own products are kept".into()));
+            };
+            let kept = kept(recipe, &name, false, chosen).map(Fate::High);
+            return Some(kept.unwrap_or_else(|| gradient::conversion(module, f, spec, args, multiple)));
+        }
     };
     let name = f.values[of.param].name.as_str();
-    if !of.eight
-        && let Some(reason) = recipe.keeps(name)
-    {
-        return Some(Fate::High(reason.into()));
+    if let Some(why) = kept(recipe, name, of.eight, chosen) {
+        return Some(Fate::High(why));
+    }
+    Some(conversion(module, f, spec, args, weight, of, grouped, multiple))
+}
+
+/// Why products with the weight `name`, and its gradient, stay as they are; none if they do not.
+fn kept(recipe: &Recipe, name: &str, eight: bool, chosen: bool) -> Option<String> {
+    if !eight && let Some(reason) = recipe.keeps(name) {
+        return Some(reason.into());
     }
     if recipe.activations.is_none() {
-        return Some(Fate::High("activations stay as they are".into()));
+        return Some("activations stay as they are".into());
     }
     let wanted = match recipe.expansion {
         Expansion::Quantized => true,
         Expansion::AbsorbedQuantized => chosen,
         Expansion::Free => false,
     };
-    if is_expansion(name) && !wanted {
-        let why = "its other operand stays as it is, so that attention is free to absorb it";
-        return Some(Fate::High(why.into()));
-    }
-    Some(conversion(module, f, spec, args, weight, of, grouped, multiple))
+    let why = "its other operand stays as it is, so that attention is free to absorb it";
+    (is_expansion(name) && !wanted).then(|| why.into())
 }
 
 #[expect(clippy::too_many_arguments, reason = "all that is known of one product")]

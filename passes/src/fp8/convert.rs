@@ -1,15 +1,20 @@
 //! Giving products operands of 8 bits.
 
-use super::contraction::{Conversion, Fate, fate};
+use super::contraction::{Conversion, Fate, OfTokens, fate};
 use super::whole::{Made, Part};
 use super::{Casting, Options};
 use crate::rebuild::{Rebuild, functions};
+use eva_ir::attr::{Dims, Spec};
 use eva_ir::diag::Diag;
+use eva_ir::dim::Dim;
 use eva_ir::graph::{Def, Function, Module, Value};
 use eva_ir::op::TypeError;
 use eva_ir::ops::Op;
 use eva_ir::ops::cast::Cast;
+use eva_ir::ops::einsum::Einsum;
 use eva_ir::ops::quantize::Quantize;
+use eva_ir::ops::reshape::Reshape;
+use eva_ir::ops::scale::Scale;
 use eva_ir::scales;
 use eva_ir::types::DType;
 use std::collections::HashMap;
@@ -19,20 +24,15 @@ use std::collections::HashMap;
 pub fn convert(module: &Module, options: &Options, chosen: bool) -> Result<Module, Diag> {
     let Some(recipe) = &options.recipe else { return Ok(module.clone()) };
     functions(module, |f| {
-        let mut pass = Convert {
-            module,
-            r: Rebuild::new(f),
-            quantized: HashMap::new(),
-            whole: Made::new(),
-            changed: false,
-        };
+        let mut pass = Convert::new(module, f);
         for value in f.values.keys() {
             let fate = fate(module, f, value, recipe, chosen, options.multiple());
             let done = match (fate, recipe.activations) {
                 (Some(Fate::Convert(conversion)), Some(casting)) => {
                     pass.product(f, value, &conversion, casting, recipe.weights).is_ok()
                 }
-                _ => false,
+                (Some(Fate::Gradient(of)), Some(casting)) => pass.gradient(f, value, &of, casting).is_ok(),
+                _ => pass.single(f, value),
             };
             if !done {
                 pass.r.copy(value);
@@ -48,16 +48,20 @@ pub fn refusal(
     module: &Module,
     f: &Function,
     value: Value,
-    conversion: &Conversion,
+    fate: &Fate,
     activations: Casting,
     weights: Casting,
 ) -> Option<String> {
-    let mut pass =
-        Convert { module, r: Rebuild::new(f), quantized: HashMap::new(), whole: Made::new(), changed: false };
+    let mut pass = Convert::new(module, f);
     for before in f.values.keys().take_while(|before| *before != value) {
         pass.r.copy(before);
     }
-    pass.product(f, value, conversion, activations, weights).err().map(|error| error.message)
+    let done = match fate {
+        Fate::Convert(conversion) => pass.product(f, value, conversion, activations, weights),
+        Fate::Gradient(of) => pass.gradient(f, value, of, activations),
+        _ => Ok(()),
+    };
+    done.err().map(|error| error.message)
 }
 
 struct Convert<'f> {
@@ -65,11 +69,92 @@ struct Convert<'f> {
     r: Rebuild<'f>,
     /// What is quantized how: an operand of several products is quantized once.
     quantized: HashMap<(Value, Quantize), Value>,
+    /// Operands turned for gradients: tokens last, as one axis.
+    turned: HashMap<(Value, Vec<usize>, usize), Value>,
+    /// The sums in `f32` of gradients of narrower types.
+    sums: HashMap<Value, Value>,
     whole: Made,
     changed: bool,
 }
 
-impl Convert<'_> {
+impl<'f> Convert<'f> {
+    fn new(module: &'f Module, f: &'f Function) -> Self {
+        let (quantized, turned, sums) = Default::default();
+        Convert { module, r: Rebuild::new(f), quantized, turned, sums, whole: Made::new(), changed: false }
+    }
+
+    /// A weight's gradient, as a sum of 8-bit products over tokens.
+    fn gradient(
+        &mut self,
+        f: &Function,
+        value: Value,
+        of: &OfTokens,
+        casting: Casting,
+    ) -> Result<(), TypeError> {
+        let Def::Op(_, old) = &f.values[value].def else { return Err(TypeError::new("it is no op")) };
+        let mut args = Vec::with_capacity(2);
+        for (&arg, order) in old.iter().zip(&of.order) {
+            let x = self.turned(f, arg, order, of.tokens)?;
+            let ty = self.r.new.tensor(x).ok_or_else(|| TypeError::new("an operand is several tensors"))?;
+            let scales = casting.scales(ty, ty.rank() - 1, &[]);
+            let op = Quantize::new(ty, casting.to, &scales, casting.least);
+            args.push(self.quantize(x, op, arg)?);
+        }
+        let op = Einsum { spec: of.spec.clone() };
+        let dtype = f.tensor(value).map_or(DType::F32, |ty| ty.dtype);
+        if dtype == DType::F32 {
+            self.r.replace(value, op, &args)?;
+        } else {
+            let sums = self.r.op(&format!("{}_sums", f.values[value].name), op, &args, value)?;
+            self.r.replace(value, Cast { to: dtype }, &[sums])?;
+            self.sums.insert(value, sums);
+        }
+        self.changed = true;
+        Ok(())
+    }
+
+    /// An operand with its axes in this order, the last `tokens` of them as one.
+    fn turned(
+        &mut self,
+        f: &Function,
+        arg: Value,
+        order: &[usize],
+        tokens: usize,
+    ) -> Result<Value, TypeError> {
+        let key = (arg, order.to_vec(), tokens);
+        if let Some(&known) = self.turned.get(&key) {
+            return Ok(known);
+        }
+        let ty = f.tensor(arg).ok_or_else(|| TypeError::new("an operand is several tensors"))?;
+        let name = format!("{}_tokens", f.values[arg].name);
+        let mut x = self.r.get(arg);
+        if !order.is_sorted() {
+            let axes: Vec<usize> = (0..ty.rank()).collect();
+            let spec = Spec::new(&[&axes], order, |axis| char::from(b'a' + (axis as u8) % 26));
+            x = self.r.op(&name, Einsum { spec }, &[x], arg)?;
+        }
+        if tokens > 1 {
+            let (kept, summed) = order.split_at(order.len() - tokens);
+            let all = Dim::product(summed.iter().map(|&axis| &ty.shape[axis]));
+            let shape = Dims(kept.iter().map(|&axis| ty.shape[axis].clone()).chain([all]).collect());
+            x = self.r.op(&name, Reshape { shape }, &[x], arg)?;
+        }
+        self.turned.insert(key, x);
+        Ok(x)
+    }
+
+    /// A gradient that counts as a narrower type and is cast to `f32`: the sums themselves, which were never rounded.
+    fn single(&mut self, f: &Function, value: Value) -> bool {
+        let Def::Op(Op::Cast(cast), args) = &f.values[value].def else { return false };
+        let Some(&sums) = self.sums.get(&args[0]).filter(|_| cast.to == DType::F32) else { return false };
+        if f.results.contains(&value) {
+            let by = eva_ir::attr::Real::new(1.0);
+            return self.r.replace(value, Scale { by }, &[sums]).is_ok();
+        }
+        self.r.map.insert(value, sums);
+        true
+    }
+
     fn product(
         &mut self,
         f: &Function,

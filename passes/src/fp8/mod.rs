@@ -11,6 +11,8 @@ pub mod accumulate;
 mod contraction;
 mod convert;
 mod file;
+mod gradient;
+pub mod observe;
 mod recipe;
 mod whole;
 
@@ -28,6 +30,8 @@ pub struct Options {
     pub recipe: Option<Recipe>,
     /// Whether a product that the recipe wants in 8 bits and that cannot be is a mistake.
     pub deny_fallback: bool,
+    /// Whether functions give statistics of what they quantize among their results ([`observe`]).
+    pub observe: bool,
     /// What the sums of the target's 8-bit products are multiples of; 0 if they are of any length. Compiling fills it in.
     pub multiple: i64,
 }
@@ -73,14 +77,14 @@ pub fn products(module: &Module, f: &Function, options: &Options) -> Vec<Product
             Fate::Eight => Outcome::Eight,
             Fate::High(why) => Outcome::High(why),
             Fate::Fallback(why) => Outcome::Fallback(why),
-            Fate::Convert(conversion) => {
+            fate @ (Fate::Convert(_) | Fate::Gradient(_)) => {
                 let activations = recipe.activations.unwrap_or(recipe.weights);
-                let why = convert::refusal(module, f, value, &conversion, activations, recipe.weights);
+                let why = convert::refusal(module, f, value, &fate, activations, recipe.weights);
                 Outcome::Fallback(why.unwrap_or_else(|| "it was made after the pass `fp8`".into()))
             }
         };
         let data = &f.values[value];
-        let weight = contraction::weight_name(f, value);
+        let weight = contraction::weight_name(module, f, value);
         Some(Product { value, name: data.name.clone(), weight, loc: data.loc, outcome })
     };
     f.values.keys().filter_map(product).collect()

@@ -7,7 +7,7 @@
 //! a value that is computed again earns what saving it would cost, less its computation, and needs its operands.
 
 use super::reverse::Joint;
-use super::{Kept, Options, Pair, Restored, Split, assemble, distinct};
+use super::{GRADIENT, Kept, Options, Pair, Restored, Split, assemble, distinct, rename};
 use crate::cost::Cost;
 use eva_ir::diag::Diag;
 use eva_ir::entity::Entity;
@@ -42,7 +42,10 @@ pub(super) fn split(
                 joint.grown.op(&name, op, &[], param).map_err(|e| Diag::new("eva::internal", e.message))?
             }
         };
-        gradients.push(distinct(&mut joint, value, &gradients)?);
+        let value = distinct(&mut joint, value, &gradients)?;
+        let name = format!("{}{GRADIENT}", joint.grown.function.values[joint.params[i]].name);
+        rename(&mut joint, value, &name);
+        gradients.push(value);
     }
     let graph = &joint.grown.function;
     let after = after_seeds(graph, &joint.seeds);

@@ -1,10 +1,10 @@
 //! Writing one kernel: views of the operands, loops by the op that owns them, a chain behind.
 
-use super::{FnLower, buf_data};
+use super::FnLower;
 use eva_ir::dim::Dim;
 use eva_ir::graph::{Def, Value};
 use eva_ir::kernel::build::{Build, Tile};
-use eva_ir::kernel::{Access, Buf, Elem, Scaled};
+use eva_ir::kernel::{Access, Buf, BufData, Elem, Scaled};
 use eva_ir::lower::{BufView, Cx, LowerError, Request, TileFn, View};
 use eva_ir::types::TensorType;
 use std::cell::RefCell;
@@ -306,4 +306,17 @@ fn aligned_groups(shape: &[Dim], groups: &[usize]) -> Option<Vec<usize>> {
     }
     own.reverse();
     Some(own)
+}
+
+/// Whether a kernel reads or writes through a view; the kernel's parameter for it, but for its scales.
+fn buf_data(view: &BufView, access: Access) -> BufData {
+    BufData {
+        name: view.name.clone(),
+        dtype: view.dtype,
+        access,
+        shape: view.shape.clone(),
+        strides: view.strides.clone(),
+        offset: view.offset.clone(),
+        scaled: None,
+    }
 }

@@ -22,7 +22,7 @@ use eva_ir::entity::{Arena, Entity};
 use eva_ir::estimate::Estimate;
 use eva_ir::eval::Sizes;
 use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value};
-use eva_ir::kernel::{Access, Kernel};
+use eva_ir::kernel::Kernel;
 use eva_ir::lower::{BufView, LowerError, Lowering};
 use eva_ir::ops::Op;
 use eva_ir::ops::reshape::Reshape;
@@ -48,8 +48,13 @@ pub fn lower(module: &Module, target: &Target) -> Result<Plan, Error> {
         }
         funcs.push(FuncPlan { alternatives, ..base });
     }
-    let mut plan =
-        Plan { tiles: kernels.finish(), kernels: Arena::default(), funcs, dims: module.dims.clone() };
+    let mut plan = Plan {
+        tiles: kernels.finish(),
+        kernels: Arena::default(),
+        funcs,
+        dims: module.dims.clone(),
+        statistics: Vec::new(),
+    };
     prepare::link(module, &mut plan);
     Ok(plan)
 }
@@ -484,17 +489,4 @@ impl<'a> FnLower<'a> {
 /// Whether a tensor is in row-major order without an offset.
 fn is_packed(view: &BufView) -> bool {
     view.offset == Dim::from(0) && view.is_row_major()
-}
-
-/// Whether a kernel reads or writes through a view; the kernel's parameter for it, but for its scales.
-fn buf_data(view: &BufView, access: Access) -> eva_ir::kernel::BufData {
-    eva_ir::kernel::BufData {
-        name: view.name.clone(),
-        dtype: view.dtype,
-        access,
-        shape: view.shape.clone(),
-        strides: view.strides.clone(),
-        offset: view.offset.clone(),
-        scaled: None,
-    }
 }

@@ -7,7 +7,7 @@ use super::ui::{
     Bars, CacheArg, CacheTypeArg, FormArg, NO_CUDA, NumericsArg, TypeArg, Usage, bytes, count, device, emit,
     name_of, numerics, say,
 };
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::{ArgGroup, Args as ClapArgs, ValueEnum};
 use eva::engine::{LoadOptions, Model, check_prompt};
 use eva::model::config::Config;
@@ -72,6 +72,10 @@ pub struct Args {
     numerics: Option<NumericsArg>,
     #[command(flatten)]
     fp8: Fp8Args,
+    /// Keep statistics of everything that is quantized, and say what it changed most: on standard error, or as JSON in a
+    /// file
+    #[arg(long, value_name = "FILE.json", num_args = 0..=1, default_missing_value = "-", conflicts_with = "artifact")]
+    fp8_report: Option<PathBuf>,
     /// What caches keep of a token
     #[arg(long, value_enum, default_value_t = CacheArg::Auto)]
     cache: CacheArg,
@@ -143,6 +147,7 @@ fn load_options(args: &Args) -> anyhow::Result<LoadOptions> {
         numerics: numerics(form, moved)?,
         fp8: args.fp8.recipe().or_else(|| Recipe::named(&made.fp8?)),
         deny_fp8_fallback: args.fp8.deny_fallback(),
+        fp8_report: args.fp8_report.is_some(),
         cache: CacheOptions { elements: args.kv_cache_dtype.into(), ..args.cache.options(args.page_size) },
         check_finite: args.check_finite,
         expanded_cache: args.cache == CacheArg::Expanded,
@@ -228,6 +233,9 @@ pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
     }
     let prompt = match prompts.as_slice() {
         [prompt] if args.pages.is_none() => prompt.clone(),
+        _ if args.fp8_report.is_some() => {
+            return Err(Usage("--fp8-report is of one prompt, without --pages".into()).into());
+        }
         _ => return many::run(args, &prompts, tokenizer.as_ref(), sampling, verbose, bars),
     };
 
@@ -289,6 +297,9 @@ pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
         let words: Vec<String> = tokens.iter().map(u32::to_string).collect();
         emit(&format!("{}\n", words.join(",")))?;
     }
+    if let Some(path) = &args.fp8_report {
+        report(path, generator.report())?;
+    }
     if verbose {
         let executable = model.executable();
         let speed = |n: usize, time: Duration| {
@@ -327,6 +338,19 @@ pub fn run(args: &Args, verbose: bool, bars: &Bars) -> anyhow::Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// How many values a report for people has.
+const WORST: usize = 20;
+
+/// Says what quantizing did, or writes it to a file.
+fn report(path: &Path, report: &eva::quantized::Report) -> anyhow::Result<()> {
+    if path == Path::new("-") {
+        say(report.text(WORST).trim_end());
+        return Ok(());
+    }
+    let json = serde_json::to_string_pretty(&report.rows())? + "\n";
+    std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// What a compilation spent its time on.
