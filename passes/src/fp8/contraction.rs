@@ -138,7 +138,7 @@ pub fn fate(
     multiple: i64,
 ) -> Option<Fate> {
     match &f.values[value].def {
-        Def::Op(Op::Attend(_) | Op::AttendLse(_) | Op::AttendGrad(_), _) => {
+        Def::Op(Op::Attend(_) | Op::AttendLse(_) | Op::AttendGradKeys(_) | Op::AttendGradQueries(_), _) => {
             return Some(Fate::High("attention's own products are kept".into()));
         }
         Def::Op(Op::GroupedOuter(_), _) => {
