@@ -95,7 +95,7 @@ impl Target {
             product: [64, 64, 16],
             outer: [64, 64, 16],
             attention: [16, 32],
-            attention_grad: [16, 32],
+            attention_grad: [16, 8],
             tensor: Some(TensorSchedule {
                 product: [128, 256, 64],
                 codes: [128, 256, 128],

@@ -105,10 +105,15 @@ pub fn check_differences(module: &Module, sizes: &Sizes, args: &[Array], seed: u
             args[i].data.iter_mut().zip(&direction).for_each(|(x, d)| *x += step * d);
             value_of(&args)
         };
-        let want = (at(step) - at(-step)) / (2.0 * step);
+        let by = |step: f64| (at(step) - at(-step)) / (2.0 * step);
+        let want = by(step);
         let have = gradient(name);
         let have: f64 = have.map_or(0.0, |g| g.data.iter().zip(&direction).map(|(g, d)| g * d).sum());
         let scale = 1.0f64.max(want.abs()).max(have.abs());
+        // Where a shorter step says something else, another element became the largest on the way.
+        if (want - by(step / 4.0)).abs() > limit * scale {
+            continue;
+        }
         let text = eva_ir::text::print(module);
         assert!((have - want).abs() <= limit * scale, "`{name}`: {have} along it, {want} by steps\n{text}");
     }

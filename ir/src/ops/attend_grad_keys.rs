@@ -105,8 +105,12 @@ impl OpDef for AttendGradKeys {
         let first_key = cx.program_tile(o.extent(roles.key), bk);
         let start = o.start(&at)?;
         let these = (roles.key, bk, first_key);
-        let keys: Vec<_> = (0..o.pairs()).map(|pair| o.load(2 * pair + 1, &at, these)).collect();
-        let values = o.load(o.values(), &at, these);
+        // What the ordinary units multiply goes through registers, where it would be kept: it is loaded again instead.
+        let staying = |at: &At<'k>| -> Vec<Tile<'k>> {
+            let keys = (0..o.pairs()).map(|pair| o.load(2 * pair + 1, at, these));
+            keys.chain([o.load(o.values(), at, these)]).collect()
+        };
+        let kept = tensor.then(|| staying(&at));
 
         // The first new token that sees a key of these. Compared as floats, exact up to 2^24.
         let first_block = (first_key - start).max(cx.k.int(0)) / bm as i64;
@@ -123,11 +127,10 @@ impl OpDef for AttendGradKeys {
                 let first = (first_block + i) * bm as i64;
                 let rows = (roles.query, bm, first);
                 let zero = || cx.k.full([bk, bm], 0.0);
+                let own = kept.clone().unwrap_or_else(|| staying(at));
+                let (values, keys) = own.split_last().expect("there are values");
                 let grad = o.load(o.grad(), at, rows);
-                let queries: Vec<_> = (0..o.pairs()).map(|pair| o.load(2 * pair, at, rows)).collect();
-                let mut across: Vec<_> =
-                    (0..o.pairs()).map(|pair| o.load_transposed(2 * pair, at, rows)).collect();
-                across.push(o.load_transposed(o.grad(), at, rows));
+                let queries = (0..o.pairs()).map(|pair| o.load(2 * pair, at, rows));
                 let mut sum_of = |operand: usize| {
                     let coords = roles.sums().into_iter().map(|axis| match axis {
                         _ if axis == roles.query => Coord::Cols(first),
@@ -140,11 +143,13 @@ impl OpDef for AttendGradKeys {
                     })
                 };
                 let (lse, delta) = (sum_of(n + 1), sum_of(n + 2));
-                let scores = keys.iter().zip(&queries).fold(zero(), |sum, (&k, &q)| sum.add_dot(k, q));
+                let scores = keys.iter().zip(queries).fold(zero(), |sum, (&k, q)| sum.add_dot(k, q));
                 let p = o.probabilities(scores, lse, key.le(lane + first.cast(Elem::F32)), tensor);
-                let ds = p * (zero().add_dot(values, grad) - delta);
+                let ds = p * (zero().add_dot(*values, grad) - delta);
                 let left = |i: usize| if i == o.pairs() { p } else { ds };
                 let add = |(i, (sum, right)): (usize, (&Tile<'k>, Tile<'k>))| sum.add_dot(left(i), right);
+                let across = (0..o.pairs()).map(|pair| o.load_transposed(2 * pair, at, rows));
+                let across = across.chain([o.load_transposed(o.grad(), at, rows)]);
                 sums.iter().zip(across).enumerate().map(add).collect()
             })
         });

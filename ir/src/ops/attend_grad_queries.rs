@@ -5,6 +5,7 @@ use super::attend::roles;
 use crate::attr::{Real, Spec};
 use crate::eval::{Array, Sizes};
 use crate::kernel::Elem;
+use crate::kernel::build::Tile;
 use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
@@ -90,21 +91,26 @@ impl OpDef for AttendGradQueries {
             args[operand].at(&Request { coords: coords.collect(), rows: bm, cols: 1, limits: Vec::new() })
         };
         let (lse, delta) = (sum_of(n + 1)?, sum_of(n + 2)?);
-        let queries: Vec<_> = (0..o.pairs()).map(|pair| o.load(2 * pair, &at, rows)).collect();
-        let grad = o.load(o.grad(), &at, rows);
+        // What the ordinary units multiply goes through registers, where it would be kept: it is loaded again instead.
+        let staying = || -> Vec<Tile<'k>> {
+            let queries = (0..o.pairs()).map(|pair| o.load(2 * pair, &at, rows));
+            queries.chain([o.load(o.grad(), &at, rows)]).collect()
+        };
+        let kept = tensor.then(staying);
 
         let init: Vec<_> = o.widths[..o.pairs()].iter().map(|&width| cx.k.full([bm, width], 0.0)).collect();
         let sums = cx.k.fold_all(blocks, &init, |i, sums| {
             let these = (roles.key, bk, i * bk as i64);
             let zero = || cx.k.full([bm, bk], 0.0);
-            let keys: Vec<_> = (0..o.pairs()).map(|pair| o.load(2 * pair + 1, &at, these)).collect();
-            let across = (0..o.pairs()).map(|pair| o.load_transposed(2 * pair + 1, &at, these));
-            let across: Vec<_> = across.collect();
+            let own = kept.clone().unwrap_or_else(staying);
+            let (grad, queries) = own.split_last().expect("there is a gradient");
+            let keys = (0..o.pairs()).map(|pair| o.load(2 * pair + 1, &at, these));
             let values = o.load(o.values(), &at, these);
-            let scores = queries.iter().zip(&keys).fold(zero(), |sum, (&q, &k)| sum.add_dot(q, k));
+            let scores = queries.iter().zip(keys).fold(zero(), |sum, (&q, k)| sum.add_dot(q, k));
             let seen = (lane + these.2.cast(Elem::F32)).le(last_seen);
             let p = o.probabilities(scores, lse, seen, tensor);
-            let ds = p * (zero().add_dot(grad, values) - delta);
+            let ds = p * (zero().add_dot(*grad, values) - delta);
+            let across = (0..o.pairs()).map(|pair| o.load_transposed(2 * pair + 1, &at, these));
             sums.iter().zip(across).map(|(sum, keys)| sum.add_dot(ds, keys)).collect()
         });
         for (pair, sum) in sums.into_iter().enumerate() {

@@ -162,6 +162,52 @@ fn @columns(%x: f16[m, k], weight %w: f16[k, n]) -> f16[m, n] {
     case("products", module);
 }
 
+/// Attention with its sums and its backward, and gradients of experts' weights, of 16-bit floats.
+#[test]
+fn gradients_of_tensor_cores_mean_the_same_as_ptx() {
+    let module = "
+dim b
+dim s
+dim t
+dim g = 150
+dim e = 3
+dim h = 2
+dim n = 72
+dim p = 16
+dim v = 40
+
+fn @attention(
+  %q: bf16[b, s, h, n], %k: bf16[b, t, h, n], %r: bf16[b, s, h, p], %c: bf16[b, t, p], %v: bf16[b, t, h, v],
+  %start: i32[b], %delta: f32[b, h, s], %do: bf16[b, s, h, v],
+) -> bf16[b, s, h, v], bf16[b, s, h, n], bf16[b, s, h, p], bf16[b, t, h, n], f32[h, b, t, p], bf16[b, t, h, v] {
+  %both = attend_lse \"bshn,bthn,bshp,btp,bthv->bshv\" %q, %k, %r, %c, %v, %start {scale = 0.11} : (bf16[b, s, h, v], f32[b, h, s])
+  %o = get %both {index = 0} : bf16[b, s, h, v]
+  %lse = get %both {index = 1} : f32[b, h, s]
+  %gq = attend_grad_queries \"bshn,bthn,bshp,btp,bthv->bshv\" %q, %k, %r, %c, %v, %start, %lse, %delta, %do {scale = 0.11} : (bf16[b, s, h, n], bf16[b, s, h, p])
+  %dq = get %gq {index = 0} : bf16[b, s, h, n]
+  %dr = get %gq {index = 1} : bf16[b, s, h, p]
+  %gk = attend_grad_keys \"bshn,bthn,bshp,btp,bthv->bshv\" %q, %k, %r, %c, %v, %start, %lse, %delta, %do {scale = 0.11} : (bf16[b, t, h, n], f32[h, b, t, p], bf16[b, t, h, v])
+  %dk = get %gk {index = 0} : bf16[b, t, h, n]
+  %dc = get %gk {index = 1} : f32[h, b, t, p]
+  %dv = get %gk {index = 2} : bf16[b, t, h, v]
+  return %o, %dq, %dr, %dk, %dc, %dv
+}
+
+fn @experts(%x: bf16[g, n], %y: bf16[g, v], %offsets: i32[e + 1], %z: bf16[b, s, t]) -> f32[e, v, n], bf16[b, s, t] {
+  %w = grouped_outer \"gn,gv->evn\" %x, %y, %offsets : bf16[e, v, n]
+  %wide = cast %w {to = f32} : f32[e, v, n]
+  %same = scale %z {by = 2.0} : bf16[b, s, t]
+  return %wide, %same
+}
+
+// ints: start = 31 0
+// ints: offsets = 5 64 64 141
+// sizes: b=2 s=70 t=133
+// sizes: b=1 s=3 t=40
+";
+    case("gradients", module);
+}
+
 /// Codes and scales of several kinds; what is quantized before; weights of 8 bits that are numbers when they are read.
 #[test]
 fn products_of_codes_mean_the_same_as_ptx() {
