@@ -5,8 +5,10 @@
 //! intermediate values, the losses, greedy generation through the cache, and the MTP module.
 
 mod gradients;
+mod training;
 
 pub use gradients::compare_gradients;
+pub use training::compare_training;
 
 use crate::engine::{EngineError, LoadOptions, Model, Progress, default_recipe};
 use crate::model::config::Config;
@@ -350,9 +352,7 @@ impl Comparison<'_> {
         for (name, tensor) in recorded {
             match name.as_str() {
                 "input_ids" | "labels" | "gen.prompt" => self.row(name, None, None, "input"),
-                _ if name.starts_with("train.") => {
-                    self.skip(name, "training is not compared by this command")
-                }
+                _ if name.starts_with("train.") => self.skip(name, "training is compared by `--training`"),
                 _ if name.ends_with("topk_idx") => self.choices(name, computed),
                 // Weights are compared together with the choices they belong to.
                 _ if name.ends_with("topk_weight") && self.rows.iter().any(|row| row.name == *name) => {}

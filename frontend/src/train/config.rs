@@ -414,6 +414,28 @@ impl Default for MetricsConfig {
 }
 
 impl RunConfig {
+    /// A run of so many steps without a model, data, or a folder: all else as by default.
+    pub fn new(steps: u64) -> Self {
+        Self {
+            out: PathBuf::new(),
+            steps,
+            seed: 0,
+            threads: None,
+            target: Device::Cpu,
+            model: ModelConfig::default(),
+            data: DataConfig::default(),
+            optimizer: OptimizerConfig::default(),
+            schedule: ScheduleConfig::default(),
+            precision: PrecisionConfig::default(),
+            memory: MemoryConfig::default(),
+            balance: BalanceConfig::default(),
+            loss: LossConfig::default(),
+            eval: EvalConfig::default(),
+            checkpoint: CheckpointConfig::default(),
+            metrics: MetricsConfig::default(),
+        }
+    }
+
     /// Reads a file, with settings in the form `key=value` over it (`data.batch=4`).
     pub fn load(path: &Path, set: &[String]) -> Result<Self, RunConfigError> {
         read::load(path, set)

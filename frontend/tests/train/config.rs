@@ -110,7 +110,6 @@ lr = inf
 
 [schedule]
 at = [0.5, 0.4, 0.9]
-warmup = 6
 
 [precision]
 gradient_scale = 3.0

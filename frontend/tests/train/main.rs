@@ -1,5 +1,6 @@
 //! Training: configurations, data, optimizers, checkpoints, the loop.
 
+mod compare;
 mod config;
 mod data;
 mod optimizer;

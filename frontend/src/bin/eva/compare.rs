@@ -4,7 +4,7 @@ use super::fp8::Fp8Args;
 use super::ui::{FormArg, NumericsArg, TypeArg, count, device, emit, numerics};
 use anyhow::Context;
 use clap::Args as ClapArgs;
-use eva::compare::{CompareOptions, RECORDED, Row, compare, compare_gradients};
+use eva::compare::{CompareOptions, RECORDED, Row, compare, compare_gradients, compare_training};
 use eva::engine::{LoadOptions, Progress};
 use eva_runtime::Device;
 use std::path::PathBuf;
@@ -25,6 +25,9 @@ pub struct Args {
     /// Recorded gradients of the loss by every weight, under the weights' names: compare these
     #[arg(long, value_name = "FILE")]
     gradients: Option<PathBuf>,
+    /// Train as the reference did, and compare the recorded losses and norms of gradients
+    #[arg(long, conflicts_with = "gradients")]
+    training: bool,
     /// What to run on: cpu, cuda (the first GPU) or cuda:N
     #[arg(long, value_name = "TARGET", default_value = "cpu", value_parser = device)]
     target: Device,
@@ -64,6 +67,7 @@ pub fn run(args: &Args, progress: &dyn Progress) -> anyhow::Result<bool> {
         Some(gradients) => {
             compare_gradients(&args.model_dir, &args.reference, gradients, &options, progress)?
         }
+        None if args.training => compare_training(&args.model_dir, &args.reference, &options, progress)?,
         None => compare(&args.model_dir, &args.reference, &options, progress)?,
     };
     if args.json {

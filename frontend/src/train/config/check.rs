@@ -83,9 +83,6 @@ pub(super) fn problems(config: &RunConfig) -> Vec<(&'static str, String)> {
     found.is(rises(&schedule.milestones), "schedule.milestones", || {
         format!("they are {:?}; they must be shares of all steps that do not fall", schedule.milestones)
     });
-    found.is(schedule.warmup <= config.steps, "schedule.warmup", || {
-        format!("it is {}, more than the {} steps of the run", schedule.warmup, config.steps)
-    });
 
     let scale = precision.gradient_scale;
     let power = scale.is_normal() && scale > 0.0 && scale.log2().fract() == 0.0;
