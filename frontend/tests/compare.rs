@@ -1,6 +1,6 @@
 //! Whole models as machine code against what Hugging Face transformers recorded.
 
-use eva::compare::{CompareOptions, Row, compare};
+use eva::compare::{CompareOptions, Row, compare, compare_gradients};
 use eva::engine::{LoadOptions, Model, Quiet};
 use std::path::PathBuf;
 
@@ -41,6 +41,28 @@ fn v3_tiny_absorbed_agrees_with_transformers() {
 #[test]
 fn v2_lite_tiny_agrees_with_transformers() {
     check("v2-lite-tiny", eva_passes::Form::Auto);
+}
+
+/// Gradients of the loss by every weight, those of an expert without tokens included.
+fn check_gradients(model: &str, least: usize) {
+    let [reference, gradients] =
+        ["expected.safetensors", "grads.safetensors"].map(|file| fixture(model).join(file));
+    let options = CompareOptions::default();
+    let rows = compare_gradients(&fixture(model), &reference, &gradients, &options, &Quiet);
+    let rows = rows.unwrap_or_else(|e| panic!("{e}"));
+    let failed: Vec<&Row> = rows.iter().filter(|row| !row.ok).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+    assert!(rows.iter().filter(|row| row.difference.is_some()).count() >= least, "{}", rows.len());
+}
+
+#[test]
+fn gradients_of_v3_tiny_agree_with_transformers() {
+    check_gradients("v3-tiny", 138);
+}
+
+#[test]
+fn gradients_of_v2_lite_tiny_agree_with_transformers() {
+    check_gradients("v2-lite-tiny", 108);
 }
 
 /// A run of the block-FP8 checkpoint: weights stay codes with scales of 128 x 128, with blocks of 16, 24 and more at edges.

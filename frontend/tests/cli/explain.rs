@@ -62,3 +62,27 @@ fn models_are_explained() {
     let message = refusal(2, &["explain", dir, "--why-not", "absorb"]);
     assert!(message.contains("there is no rule `absorb`; rules are mla_absorb_key"), "{message}");
 }
+
+/// What a training step takes, as fast as can be and within a budget; what does not fit is refused.
+#[test]
+fn memory_of_training_is_planned() {
+    let model = fixture("v3-tiny");
+    let model = model.to_str().unwrap();
+    let ask = |more: &[&str]| json(&[&[model, "--memory", "--batch", "2", "--new", "48"], more].concat());
+    let fast = ask(&[]);
+    let peak = fast["peak"].as_u64().unwrap();
+    let kept = |answer: &Value| -> u64 {
+        let functions = answer["functions"].as_array().unwrap();
+        let all = functions.iter().flat_map(|f| f["kept"].as_array().unwrap());
+        all.map(|kept| kept["bytes"].as_u64().unwrap()).sum()
+    };
+    assert!(kept(&fast) > 0 && peak > kept(&fast));
+    let budget = (peak * 9 / 10).to_string();
+    let small = ask(&["--budget", &budget]);
+    assert!(small["peak"].as_u64().unwrap() <= peak * 9 / 10);
+    assert!(kept(&small) < kept(&fast));
+    assert!(kept(&ask(&["--store", "bf16"])) < kept(&fast));
+    let refused = refusal(1, &["explain", model, "--memory", "--budget", "3kB"]);
+    assert!(refused.contains("a step takes") && refused.contains("3000"), "{refused}");
+    assert!(refusal(2, &["explain", model, "--memory", "--budget", "3 parsecs"]).contains("no unit"));
+}
