@@ -74,6 +74,7 @@ impl Target {
             tensor: None,
             row: 16384,
             block: 512,
+            sums: [1, 512],
             again: usize::MAX,
             sort: 128,
             places: None,
@@ -123,6 +124,7 @@ impl Target {
             }),
             row: 16384,
             block: 1024,
+            sums: [64, 32],
             // Of 4096 rows, 4 MB: rows that are far apart meet in the cache while more is written through it.
             again: 512,
             sort: 1024,

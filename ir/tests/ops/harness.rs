@@ -110,6 +110,7 @@ impl<'a> Case<'a> {
             row: self.row,
             again: 6,
             block: 7,
+            sums: [3, 7],
             sort: 10,
             places: (self.row < 10).then_some(3),
         };

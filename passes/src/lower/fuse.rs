@@ -145,9 +145,15 @@ impl Fusion {
 
     fn find_chains(&mut self, f: &Function) {
         for (root, data) in f.values.iter() {
-            let Def::Op(op, _) = &data.def else { continue };
+            let Def::Op(op, args) = &data.def else { continue };
             if op.lowering() != Lowering::Kernel {
                 continue;
+            }
+            // Sums ask for tiles of several rows, which re-indexing ops cannot give.
+            if let (Op::Einsum(einsum), &[x]) = (op, args.as_slice())
+                && einsum.spec.out.len() < einsum.spec.inputs[0].len()
+            {
+                self.store_views(f, x);
             }
             let mut chain = Vec::new();
             let mut last = root;

@@ -4,7 +4,11 @@ use super::codes::{self, From, Operand};
 use crate::attr::{Axis, Spec};
 use crate::dim::Dim;
 use crate::kernel::build::Tile;
+use crate::ops::rows::try_fold;
 use crate::lower::{BufView, Coord, Cx, FewRows, LowerError, Request, View};
+
+/// What is added to the tile that it is given, where loops are.
+type Add<'a, 'k> = dyn FnMut(&mut Vec<(Axis, Tile<'k>)>, Tile<'k>) -> Result<Tile<'k>, LowerError> + 'a;
 
 /// Where a loop over each of some axes is.
 type Index<'k> = [(Axis, Tile<'k>)];
@@ -19,14 +23,15 @@ struct Plan {
     extents: Vec<Dim>,
 }
 
-/// Sums and transpositions: one program for each index of the result but the last, whose columns it holds.
+/// Sums and transpositions: one program for each index of the result but the last, whose columns it holds. Of the last axis
+/// that is summed it reads several indices at once, where the schedule says so.
 pub fn one<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>) -> Result<(), LowerError> {
     let axes = &spec.inputs[0];
     let extent = |axis: Axis| &x.ty.shape[axes.iter().position(|&a| a == axis).expect("an axis is in its operand")];
-    let summed: Vec<Axis> = axes.iter().copied().filter(|a| !spec.out.contains(a)).collect();
+    let mut summed: Vec<Axis> = axes.iter().copied().filter(|a| !spec.out.contains(a)).collect();
     let mut coords: Vec<Option<Coord<'k>>> = vec![None; spec.axes()];
     let mut out = Vec::new();
-    let block = cx.schedule.block;
+    let [rows, block] = if summed.is_empty() { [1, cx.schedule.block] } else { cx.schedule.sums };
     let cols = spec.out.last().map_or(1, |&axis| cx.size(extent(axis)).map_or(block, |n| n.min(block)));
     for (i, &axis) in spec.out.iter().enumerate() {
         let coord = if i + 1 == spec.out.len() {
@@ -38,7 +43,6 @@ pub fn one<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>) -> Result<(), LowerError>
         out.push(coord);
     }
     let at = Request { coords: out, rows: 1, cols, limits: Vec::new() };
-    let zero = cx.k.full([1, cols], 0.0);
     let request = |summed_at: &Index<'k>| {
         let coord = |&axis: &Axis| {
             let inner = summed_at.iter().find(|(a, _)| *a == axis).map(|(_, i)| Coord::At(*i));
@@ -46,26 +50,49 @@ pub fn one<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>) -> Result<(), LowerError>
         };
         at.with_coords(axes.iter().map(coord).collect())
     };
-    let sum = sum_over(cx, &summed, &|axis| extent(axis).clone(), zero, &mut Vec::new(), &mut |index| {
-        x.at(&request(index))
-    })?;
+    let of = |axis: Axis| extent(axis).clone();
+    let inner = if rows > 1 { summed.pop() } else { None };
+    let zero = cx.k.full([if inner.is_some() { rows } else { 1 }, cols], 0.0);
+    let sum = match inner {
+        None => sum_over(cx, &summed, &of, zero, &mut Vec::new(), &mut |index, acc| Ok(acc + x.at(&request(index))?))?,
+        Some(inner) => {
+            let place = axes.iter().position(|&a| a == inner).expect("a summed axis is in its operand");
+            let end = cx.extent(extent(inner));
+            let sum = sum_over(cx, &summed, &of, zero, &mut Vec::new(), &mut |index, acc| {
+                index.push((inner, end));
+                let around = request(index);
+                index.pop();
+                let trips = end.div_ceil(rows as i64);
+                let [sum] = try_fold(trips, [acc], |i, [acc]| {
+                    let first = i * rows as i64;
+                    let mut coords = around.coords.clone();
+                    coords[place] = Coord::Rows(first);
+                    let tile = x.at(&Request { coords, rows, ..around.clone() })?;
+                    let counted = (cx.k.iota(0, rows) + first).lt(end);
+                    Ok([acc + counted.select(tile, cx.k.float(0.0))])
+                })?;
+                Ok(sum)
+            })?;
+            sum.sum_along(0)
+        }
+    };
     cx.emit(&at, sum)
 }
 
-/// `acc + Σ term` over every index of `axes`: a loop each.
+/// What is added to `acc` for every index of `axes`: a loop each.
 fn sum_over<'k>(
     cx: &Cx<'k>,
     axes: &[Axis],
     extent: &dyn Fn(Axis) -> Dim,
     acc: Tile<'k>,
     index: &mut Vec<(Axis, Tile<'k>)>,
-    term: &mut dyn FnMut(&Index<'k>) -> Result<Tile<'k>, LowerError>,
+    add: &mut Add<'_, 'k>,
 ) -> Result<Tile<'k>, LowerError> {
-    let Some((&axis, rest)) = axes.split_first() else { return Ok(acc + term(index)?) };
+    let Some((&axis, rest)) = axes.split_first() else { return add(index, acc) };
     let mut error = None;
     let [sum] = cx.k.fold(cx.extent(&extent(axis)), [acc], |i, [acc]| {
         index.push((axis, i));
-        let sum = sum_over(cx, rest, extent, acc, index, term);
+        let sum = sum_over(cx, rest, extent, acc, index, add);
         index.pop();
         [sum.unwrap_or_else(|e| {
             error = Some(e);
