@@ -47,6 +47,11 @@ impl Report {
         self.sites.is_empty()
     }
 
+    /// The results of a call that have statistics.
+    pub fn results(&self) -> impl Iterator<Item = &str> {
+        self.sites.iter().map(|(site, _)| site.result.as_str())
+    }
+
     /// Adds what a call gave.
     pub fn add(&mut self, results: &[(String, Tensor)]) {
         for (site, sums) in &mut self.sites {

@@ -325,6 +325,8 @@ pub struct MetricsConfig {
     pub every: u64,
     /// Whether TensorBoard's events are written, too. Default true.
     pub tensorboard: bool,
+    /// Whether statistics of what is quantized are written, too, which takes some time. Default false.
+    pub fp8: bool,
     /// A loss that is above the mean of those before by this many of their standard deviations is a spike; 0 for none.
     /// Default 8.
     pub spike: f64,
@@ -409,7 +411,7 @@ impl Default for CheckpointConfig {
 
 impl Default for MetricsConfig {
     fn default() -> Self {
-        Self { every: 1, tensorboard: true, spike: 8.0, on_spike: OnError::Continue }
+        Self { every: 1, tensorboard: true, fp8: false, spike: 8.0, on_spike: OnError::Continue }
     }
 }
 

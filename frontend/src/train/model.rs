@@ -37,6 +37,8 @@ pub struct Graphs {
     pub module: Module,
     /// What the passes are told.
     pub passes: eva_passes::Options,
+    /// Whether every batch must be as large as the run says, since the extents are fixed.
+    pub whole: bool,
 }
 
 impl Graphs {
@@ -62,13 +64,20 @@ impl Graphs {
                 "`loss.mtp` is above 0, but the model has no MTP module (`num_nextn_predict_layers`)";
             return Err(EngineError::Unsupported(message.into()));
         }
-        let module = crate::model::training(config, &training).map_err(EngineError::Module)?;
-        let recipe = run.recipe().map_err(EngineError::Unsupported)?;
-        let fp8 = eva_passes::fp8::Options { recipe, ..Default::default() };
-        let passes = eva_passes::Options { fp8, ..Default::default() };
-        let options = grad::Options { store: run.memory.keep, ..Default::default() };
+        let mut module = crate::model::training(config, &training).map_err(EngineError::Module)?;
         let sizes = [("b", run.data.batch), ("s", run.data.sequence)];
         let sizes: BTreeMap<Sym, i64> = sizes.map(|(name, n)| (Sym::from(name), n as i64)).into();
+        let recipe = run.recipe().map_err(EngineError::Unsupported)?;
+        let whole = recipe.is_some();
+        if whole {
+            // Tiles of tokens share a scale in the gradients of weights, so their number must be known.
+            for (sym, value) in &mut module.dims {
+                *value = value.or_else(|| sizes.get(sym).copied());
+            }
+        }
+        let fp8 = eva_passes::fp8::Options { recipe, observe: run.metrics.fp8, ..Default::default() };
+        let passes = eva_passes::Options { fp8, ..Default::default() };
+        let options = grad::Options { store: run.memory.keep, ..Default::default() };
         let module = match run.memory.activations {
             None => {
                 let options = grad::Options { cost: CostOptions { sizes, ..Default::default() }, ..options };
@@ -84,7 +93,7 @@ impl Graphs {
                 fitted.map_err(eva_runtime::Error::from)?.module
             }
         };
-        Ok(Self { module, passes })
+        Ok(Self { module, passes, whole })
     }
 }
 

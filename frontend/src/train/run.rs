@@ -253,6 +253,14 @@ impl Going<'_> {
             n => n,
         };
         let all = held.sequences().min((batches as u64).saturating_mul(data.batch as u64));
+        let all = match self.trainer.needs_whole_batches() {
+            true => all - all % data.batch as u64,
+            false => all,
+        };
+        if all == 0 {
+            self.observer.say("warning: what is held out is less than a batch, and is not measured");
+            return Ok(());
+        }
         let starts = (0..all).step_by(data.batch);
         let batches = starts.map(|first| {
             let numbers: Vec<u64> = (first..all.min(first + data.batch as u64)).collect();

@@ -8,6 +8,7 @@ use super::optimizer::{Buffers, Optimizer, OptimizerError};
 use super::params::{Group, Layout, WIDTH};
 use super::schedule::rate;
 use crate::prelude::DType;
+use crate::quantized::Report;
 use eva_ir::dim::Dim;
 use eva_ir::graph::ParamKind;
 use eva_runtime::{CompileOptions, Executable, Part, Session, Shared, Tensor, Weights};
@@ -57,6 +58,9 @@ pub struct Trainer {
     /// Whether `loss` has what is computed of the parameters as they are now.
     fresh: bool,
     optimizer: Optimizer,
+    /// Of what is quantized, if the run has statistics of it; empty.
+    statistics: Report,
+    whole: bool,
     run: RunConfig,
 }
 
@@ -109,13 +113,19 @@ impl Trainer {
             Buffers { layout: &layout, params: &params, gradients: &whole, partial: partial.as_ref() };
         let scale = run.precision.gradient_scale;
         let optimizer = Optimizer::new(&run.optimizer, scale, &buffers, &compile)?;
-        let run = run.clone();
-        Ok(Self { layout, weights, params, gradients, grad, loss, fresh: false, optimizer, run })
+        let statistics = Report::new(exe.plan(), LOSS_GRAD);
+        let (run, whole, fresh) = (run.clone(), graphs.whole, false);
+        Ok(Self { layout, weights, params, gradients, grad, loss, fresh, optimizer, statistics, whole, run })
     }
 
     /// Where parameters are.
     pub fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// Whether every batch must be as large as the run says.
+    pub fn needs_whole_batches(&self) -> bool {
+        self.whole
     }
 
     /// The executable of the model.
@@ -170,7 +180,7 @@ impl Trainer {
     pub fn step(&mut self, step: u64, batches: &[Batch]) -> Result<StepReport, TrainError> {
         let counted = batches.iter().map(|batch| batch.counted).sum::<u64>().max(1) as f64;
         let scale = self.run.precision.gradient_scale;
-        let mut sum = Sum::default();
+        let (mut sum, mut quantized) = (Sum::default(), self.statistics.clone());
         for (i, batch) in batches.iter().enumerate() {
             let share = batch.counted as f64 / counted;
             let into: Vec<(&str, &Part)> = self
@@ -181,6 +191,9 @@ impl Trainer {
             let inputs = Inputs::new(&self.grad, batch, Some(share * scale));
             self.grad.start_into(&inputs.with(batch), None, &[], &into)?;
             sum.take(&mut self.grad, share)?;
+            let of = |name: &str| Ok((name.to_string(), self.grad.take(name)?));
+            let taken: Vec<_> = self.statistics.results().map(of).collect::<Result<_, TrainError>>()?;
+            quantized.add(&taken);
             if i > 0 {
                 self.optimizer.accumulate()?;
             }
@@ -199,6 +212,7 @@ impl Trainer {
         let tokens = batches.iter().map(|batch| batch.ids.shape().iter().product::<usize>() as u64).sum();
         let mut more: Vec<(String, f64)> = sum.scalars.into_iter().collect();
         more.extend(sum.loads.iter().flat_map(|(layer, load)| utilisation(layer, load)));
+        more.extend(changes(&quantized));
         Ok(StepReport { step, loss: sum.loss, grad_norm: norm.into(), lr, tokens, more })
     }
 
@@ -345,4 +359,23 @@ fn utilisation(layer: &str, load: &[f64]) -> [(String, f64); 3] {
     let layer = layer.trim_start_matches("layers.");
     [("max", most), ("min", least), ("variance", variance)]
         .map(|(what, x)| (format!("balance.{layer}.{what}"), x))
+}
+
+/// What quantizing did in a step: the mean and the largest of the relative errors, and the largest shares of numbers that became
+/// zero or were cut off.
+fn changes(report: &Report) -> Vec<(String, f64)> {
+    let rows = report.rows();
+    if rows.is_empty() {
+        return Vec::new();
+    }
+    let most = |of: fn(&crate::quantized::Row) -> f64| rows.iter().map(of).fold(0.0, f64::max);
+    let error = |row: &crate::quantized::Row| row.error.unwrap_or(0.0);
+    let mean = rows.iter().map(error).sum::<f64>() / rows.len() as f64;
+    let all = [
+        ("error.mean", mean),
+        ("error.max", most(error)),
+        ("underflow.max", most(|row| row.underflow)),
+        ("saturated.max", most(|row| row.saturated)),
+    ];
+    all.into_iter().map(|(what, x)| (format!("fp8.{what}"), x)).collect()
 }

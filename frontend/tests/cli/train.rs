@@ -203,6 +203,26 @@ fn a_full_disk_leaves_the_last_checkpoint() {
 }
 
 #[test]
+fn what_8_bits_change_is_written_down() {
+    let dir = folder(3, "[metrics]\nfp8 = true\n[precision]\nfp8 = \"deepseek-v3\"\n");
+    let ran = finish(train(&dir, &["--json"]), "");
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let text = fs::read_to_string(dir.path().join("out/metrics.jsonl")).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 4);
+    for line in &lines[..3] {
+        let [mean, max, zero] =
+            ["fp8.error.mean", "fp8.error.max", "fp8.underflow.max"].map(|key| line[key].as_f64().unwrap());
+        // Three bits of mantissa: a relative error of some hundredths.
+        assert!(0.01 < mean && mean <= max && max < 0.2, "{line}");
+        assert!((0.0..0.5).contains(&zero), "{line}");
+    }
+    let out = dir.path().join("out");
+    let ran = eva(&["plot", path_of(&out)]);
+    assert!(ran.out.contains("out/fp8.svg"), "{}{}", ran.out, ran.err);
+}
+
+#[test]
 fn what_cannot_be_is_said_before_anything_is_done() {
     let dir = folder(5, "");
     let refused = |more: &[&str]| {

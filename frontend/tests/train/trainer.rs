@@ -36,7 +36,11 @@ fn graphs() -> Graphs {
     });
     let module = p.finish().unwrap_or_else(|diags| panic!("{diags}"));
     let module = eva_passes::grad::differentiate(&module, "loss", &Default::default());
-    Graphs { module: module.unwrap_or_else(|diag| panic!("{diag:?}")), passes: Default::default() }
+    Graphs {
+        module: module.unwrap_or_else(|diag| panic!("{diag:?}")),
+        passes: Default::default(),
+        whole: false,
+    }
 }
 
 fn group(name: &str) -> Group {
