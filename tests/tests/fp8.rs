@@ -315,15 +315,16 @@ fn delayed_scales_follow_what_came_before() {
 /// A norm quantized in its own kernel, with and without another use of it.
 #[test]
 fn norms_are_quantized_by_rows() {
-    for (per, ty) in [
-        ("per = [1, 1, 16], scales = single", "b, s, m/16"),
-        ("per = [1, 1, 16], scales = pow2", "b, s, m/16; pow2"),
-        ("per = [1, 1, 48], scales = e8m0", "b, s, m/48; e8m0"),
+    for (m, per, ty) in [
+        (48, "per = [1, 1, 16], scales = single", "b, s, m/16"),
+        (48, "per = [1, 1, 16], scales = pow2", "b, s, m/16; pow2"),
+        (48, "per = [1, 1, 48], scales = e8m0", "b, s, m/48; e8m0"),
+        (1536, "per = [1, 1, 128], scales = single", "b, s, m/128"),
     ] {
         for results in ["%d", "%d, %n"] {
             let types = if results == "%d" { "f32[b, s, m]" } else { "f32[b, s, m], f32[b, s, m]" };
             let text = format!(
-                "dim b dim s dim m = 48
+                "dim b dim s dim m = {m}
                 fn @f(%x: f32[b, s, m], %g: f32[m]) -> {types} {{
                     %n = rms_norm %x, %g {{eps = 1e-6}} : f32[b, s, m]
                     %q = quantize %n {{to = f8e4m3, {per}, least = 1e-4}} : f8e4m3[{ty}]
