@@ -38,7 +38,10 @@ pub fn widens(f: &Function, op: &Op, args: &[Value]) -> bool {
 
 impl Fusion {
     /// Decides for every value of `f`.
-    pub fn new(module: &Module, f: &Function) -> Self {
+    ///
+    /// With `by_rows`, what is computed in whole rows is quantized there, in blocks of them. (A GPU's threads have the columns
+    /// of such a row, and blocks would be rows of another tile.)
+    pub fn new(module: &Module, f: &Function, by_rows: bool) -> Self {
         let mut this = Self {
             stored: vec![false; f.values.len()],
             chains: HashMap::new(),
@@ -50,7 +53,7 @@ impl Fusion {
         };
         this.store_what_must_be(f);
         state::keep_old_versions(&mut this, module, f);
-        this.find_chains(module, f);
+        this.find_chains(module, f, by_rows);
         this
     }
 
@@ -151,7 +154,7 @@ impl Fusion {
         }
     }
 
-    fn find_chains(&mut self, module: &Module, f: &Function) {
+    fn find_chains(&mut self, module: &Module, f: &Function, by_rows: bool) {
         for (root, data) in f.values.iter() {
             let Def::Op(op, args) = &data.def else { continue };
             if op.lowering() != Lowering::Kernel {
@@ -181,7 +184,7 @@ impl Fusion {
                 last = user;
             }
             self.stored[last.index()] = true;
-            if op.emits_rows() && !self.in_place.contains_key(&last) {
+            if by_rows && op.emits_rows() && !self.in_place.contains_key(&last) {
                 self.find_quantized(module, f, last);
             }
             self.chains.insert(root, chain);
