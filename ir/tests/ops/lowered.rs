@@ -188,7 +188,7 @@ fn quantize_stats() {
                 let x = |i: usize| if i % 5 == 2 { 0.0 } else { wild(0, i) };
                 let item = |operand: usize, i: usize| match operand {
                     0 => x(i),
-                    1 if i % 3 == 0 => 0.0,
+                    1 if i.is_multiple_of(3) => 0.0,
                     1 => x(i) + wild(1, i) / 8.0,
                     _ => 1.5,
                 };

@@ -96,5 +96,23 @@ fn run(device: Device, dtype: &str, tokens: usize, steps: usize) -> Result<Gradi
     println!(
         "{tokens} tokens in {dtype}, loss {loss:?}: median {median:.2} ms, least {least:.2} ms of {steps}"
     );
+    #[cfg(feature = "cuda")]
+    if device != Device::Cpu {
+        slowest(&mut session, &inputs)?;
+    }
     parts.iter().map(|(name, part)| Ok((name.clone(), part.read()?.to_f64()))).collect()
+}
+
+/// Says which kernels take longest.
+#[cfg(feature = "cuda")]
+fn slowest(session: &mut Session, inputs: &[(&str, &Tensor)]) -> Result<(), Box<dyn Error>> {
+    use eva_runtime::cuda::bench::{CallOptions, Timed, launches};
+    let exe = session.executable().clone();
+    let mut call = Timed { session, inputs, states: None, sizes: &[] };
+    let mut kernels = launches(&mut call, &CallOptions { runs: 3, ..CallOptions::default() })?;
+    kernels.sort_by_key(|(_, time)| std::cmp::Reverse(*time));
+    for (kernel, time) in kernels.iter().take(24) {
+        println!("{:9.1} µs {}", time.as_secs_f64() * 1e6, exe.plan().kernels[*kernel].name);
+    }
+    Ok(())
 }
