@@ -53,6 +53,11 @@ pub trait OpDef: Declared {
         Err(LowerError::new(format!("`{}` has no kernel of its own", Self::NAME)))
     }
 
+    /// [`Lowering::Kernel`]: whether each tile that is handed to `cx.emit` is a row of the result, and all of it.
+    fn emits_rows(&self) -> bool {
+        false
+    }
+
     /// [`Lowering::Alias`]: the result as another view of operand 0's buffer; `None` if this one cannot be.
     fn alias(&self, arg: &crate::lower::BufView) -> Option<crate::lower::BufView> {
         let _ = arg;
@@ -194,6 +199,8 @@ macro_rules! ops {
             pub fn whole_rows(&self) -> bool { match self { $(Op::$Op(op) => op.whole_rows()),* } }
             /// See [`OpDef::repeats_rows`].
             pub fn repeats_rows(&self) -> bool { match self { $(Op::$Op(op) => op.repeats_rows()),* } }
+            /// See [`OpDef::emits_rows`].
+            pub fn emits_rows(&self) -> bool { match self { $(Op::$Op(op) => op.emits_rows()),* } }
             /// See [`OpDef::kernel`].
             pub fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
                 match self { $(Op::$Op(op) => op.kernel(cx, args)),* }

@@ -169,7 +169,10 @@ fn by_name(p: &mut Passes, name: &str, options: &Options) -> Result<(), Error> {
     match name {
         "cache" => p.run("cache", |m| cache::lay_out(m, &options.cache)),
         "fp8" => p.run("fp8", |m| {
-            let module = fp8::convert(m, &options.fp8, false)?;
+            let mut module = fp8::convert(m, &options.fp8, false)?;
+            if let Some(delayed) = options.fp8.recipe.as_ref().and_then(|recipe| recipe.delayed) {
+                module = fp8::delay(&module, delayed)?;
+            }
             if options.fp8.observe { fp8::observe::observe(&module) } else { Ok(module) }
         }),
         "fp8_absorbed" => p.run("fp8_absorbed", |m| fp8::convert(m, &options.fp8, true)),

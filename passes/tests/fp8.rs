@@ -309,3 +309,48 @@ fn gradients_by_the_recipe() {
         diags.0[0].message
     );
 }
+
+/// A norm and what is quantized of it are one kernel; what else uses the norm has it stored besides.
+#[test]
+fn norms_are_quantized_where_they_are_computed() {
+    use eva_passes::plan::{Base, Step};
+    let text = |m: usize, more: &str, results: &str| {
+        format!(
+            "dim b dim m = {m} dim r = 48 dim e = 7
+            fn @f(%x: f32[b, m], weight %g: f32[m], weight %w: f8e4m3[r/128, m/128], weight %gate: f32[e, m]) -> {results} {{
+              %n = rms_norm %x, %g {{eps = 1e-6}} : f32[b, m]
+              %half = scale %n {{by = 0.5}} : f32[b, m]
+              %q = quantize %half {{to = f8e4m3, per = [1, 128], scales = single, least = 1e-4}} : f8e4m3[b, m/128]
+              %y = einsum \"bm,rm->br\" %q, %w : f32[b, r]
+              {more}
+            }}"
+        )
+    };
+    let alone = "return %y";
+    let router = "%z = einsum \"bm,em->be\" %half, %gate : f32[b, e]
+              return %y, %z";
+    for (m, more, results, launches, temps) in [
+        (256, alone, "f32[b, r]", vec!["f.half", "f.y"], vec!["q", "q_scale_inv"]),
+        (256, router, "f32[b, r], f32[b, e]", vec!["f.half", "f.y", "f.z"], vec!["half", "q", "q_scale_inv"]),
+        (250, alone, "f32[b, r]", vec!["f.half", "f.q", "f.y"], vec!["half", "q", "q_scale_inv"]),
+    ] {
+        let module = parse(&text(m, more, results));
+        let target = eva_passes::target::Target::cpu();
+        let plan =
+            eva_passes::compile(&module, &target, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+        let f = &plan.funcs[module.func("f").unwrap()];
+        let launched = f.steps.iter().filter_map(|step| match step {
+            Step::Launch { name, .. } => Some(name.as_str()),
+            Step::Call { .. } => None,
+        });
+        assert_eq!(launched.collect::<Vec<_>>(), launches, "{m} {more}");
+        let mut kept: Vec<&str> = Vec::new();
+        for base in &f.bases {
+            if let Base::Temp(temp) = base {
+                kept.push(&temp.name);
+            }
+        }
+        kept.sort_unstable();
+        assert_eq!(kept, temps, "{m} {more}");
+    }
+}

@@ -1,7 +1,7 @@
 //! 8-bit floats with scales, along the whole chain.
 
 use eva_ir::text::parse;
-use eva_runtime::{CompileOptions, Executable};
+use eva_runtime::{CompileOptions, Executable, Session, Tensor, Weights};
 use eva_tests::scaled::apart;
 use eva_tests::{arguments, as_written, check_chain, run_machine, sizes};
 use std::collections::HashMap;
@@ -227,5 +227,112 @@ fn gradients_and_statistics() {
     assert_eq!(sites.len(), 5, "x and the gradient of y for two products each, w for both: {sites:?}");
     for seed in [3, 4] {
         check_chain(&module, func, &[], &HashMap::new(), seed);
+    }
+}
+
+/// One scale that is given: some numbers are cut off, some become zero.
+#[test]
+fn a_scale_that_is_given() {
+    for (ty, scaled) in [("b, m", "b/*, m/*"), ("3, b, m", "3/*, b/*, m/*"), ("m", "m/*")] {
+        let text = format!(
+            "dim b dim m = 53
+            fn @f(%x: f32[{ty}], %amax: f32[]) -> f8e4m3[{scaled}], f32[{ty}] {{
+                %near = offset %amax {{by = 0.25}} : f32[]
+                %q = quantize_by %x, %near {{to = f8e4m3, least = 0.001}} : f8e4m3[{scaled}]
+                %d = dequantize %q {{to = f32}} : f32[{ty}]
+                %y = scale %d {{by = 2.0}} : f32[{ty}]
+                return %q, %y
+            }}"
+        );
+        check(&text, "f", &[("b", 5)]);
+        check(&text.replace("to = f8e4m3", "to = f8e5m2").replace("f8e4m3[", "f8e5m2["), "f", &[("b", 1)]);
+    }
+}
+
+/// A layer with delayed scales, called twice: the first call has no history, and the next have that of those before.
+#[test]
+fn delayed_scales_follow_what_came_before() {
+    let text = "dim b dim m = 37 dim r = 21
+        fn @layer(%x: f32[b, m], weight %up: f32[r, m], weight %down: f32[m, r]) -> f32[b, m] {
+            %y = einsum \"bm,rm->br\" %x, %up : f32[b, r]
+            %z = silu %y : f32[b, r]
+            %w = einsum \"br,mr->bm\" %z, %down : f32[b, m]
+            return %w
+        }
+        fn @f(%x: f32[b, m], weight %a: f32[r, m], weight %b: f32[m, r], weight %c: f32[r, m], weight %d: f32[m, r]) -> f32[b, m] {
+            %one = call @layer %x, %a, %b : f32[b, m]
+            %two = call @layer %one, %c, %d : f32[b, m]
+            return %two
+        }";
+    let toml = "name = 'short'\nbase = 'tensorwise-delayed'\n[delayed]\nwindow = 3\nmargin = 1\n";
+    let recipe = eva_passes::fp8::Recipe::from_toml(toml).unwrap();
+    let fp8 = eva_passes::fp8::Options { recipe: Some(recipe), ..Default::default() };
+    let options = eva_passes::Options { fp8, ..Default::default() };
+    let module = eva_passes::run_pass("fp8", &parse(text).unwrap(), &options)
+        .unwrap()
+        .unwrap_or_else(|e| panic!("{e}"));
+    let func = module.func("f").unwrap();
+    let names: Vec<&str> = module.funcs[func]
+        .params()
+        .filter(|(_, kind)| *kind == eva_ir::graph::ParamKind::State)
+        .map(|(value, _)| module.funcs[func].values[value].name.as_str())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "one.x_f8e4m3.amax_history",
+            "one.z_f8e4m3.amax_history",
+            "two.x_f8e4m3.amax_history",
+            "two.z_f8e4m3.amax_history"
+        ]
+    );
+    check_chain(&module, func, &[("b", 4)], &HashMap::new(), 7);
+
+    // As machine code, call after call: the history is what came, and what exceeds it is cut off.
+    let executable =
+        Executable::compile(&module, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    let numbers =
+        |n: usize, by: f32| (0..n).map(|i| by * ((i * 7 % 11) as f32 - 5.0) / 5.0).collect::<Vec<f32>>();
+    let weight =
+        |shape: &[usize]| Arc::new(Tensor::from_f32(shape, &numbers(shape.iter().product(), 0.3)).into());
+    let weights = Weights::from([
+        ("a".to_string(), weight(&[21, 37])),
+        ("b".to_string(), weight(&[37, 21])),
+        ("c".to_string(), weight(&[21, 37])),
+        ("d".to_string(), weight(&[37, 21])),
+    ]);
+    let mut session = Session::new(Arc::new(executable), "f", &weights).unwrap();
+    let mut states = session.whole_states(&[]).unwrap();
+    let mut histories = Vec::new();
+    for by in [1.0, 4.0, 0.5, 0.25] {
+        let x = Tensor::from_f32(&[4, 37], &numbers(4 * 37, by));
+        session.run(&[("x", &x)], Some(&mut states), &[]).unwrap();
+        histories.push(states.get("one.x_f8e4m3.amax_history").unwrap().to_f32());
+    }
+    assert_eq!(histories, [[1.0, 0.0, 0.0], [4.0, 1.0, 0.0], [0.5, 4.0, 1.0], [0.25, 0.5, 4.0]]);
+}
+
+/// A norm quantized in its own kernel, with and without another use of it.
+#[test]
+fn norms_are_quantized_by_rows() {
+    for (m, per, ty) in [
+        (48, "per = [1, 1, 16], scales = single", "b, s, m/16"),
+        (48, "per = [1, 1, 16], scales = pow2", "b, s, m/16; pow2"),
+        (48, "per = [1, 1, 48], scales = e8m0", "b, s, m/48; e8m0"),
+        (1536, "per = [1, 1, 128], scales = single", "b, s, m/128"),
+    ] {
+        for results in ["%d", "%d, %n"] {
+            let types = if results == "%d" { "f32[b, s, m]" } else { "f32[b, s, m], f32[b, s, m]" };
+            let text = format!(
+                "dim b dim s dim m = {m}
+                fn @f(%x: f32[b, s, m], %g: f32[m]) -> {types} {{
+                    %n = rms_norm %x, %g {{eps = 1e-6}} : f32[b, s, m]
+                    %q = quantize %n {{to = f8e4m3, {per}, least = 1e-4}} : f8e4m3[{ty}]
+                    %d = dequantize %q {{to = f32}} : f32[b, s, m]
+                    return {results}
+                }}"
+            );
+            check(&text, "f", &[("b", 3), ("s", 5)]);
+        }
     }
 }

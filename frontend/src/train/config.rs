@@ -456,13 +456,18 @@ impl RunConfig {
     /// The recipe of 8-bit floats, if there is one.
     pub fn recipe(&self) -> Result<Option<Recipe>, String> {
         let Some(name) = &self.precision.fp8 else { return Ok(None) };
-        if let Some(recipe) = Recipe::named(name) {
-            return Ok(Some(recipe));
+        let file = || {
+            let no_file =
+                |e| format!("`{name}` is no recipe ({}), and no file: {e}", Recipe::NAMES.join(", "));
+            let text = std::fs::read_to_string(Path::new(name)).map_err(no_file)?;
+            Recipe::from_toml(&text).map_err(|e| format!("{name}: {e}"))
+        };
+        let recipe = Recipe::named(name).map_or_else(file, Ok)?;
+        if recipe.delayed.is_some() {
+            let why = "its histories would be lost where a run goes on from a checkpoint";
+            return Err(format!("`{name}` has delayed scales: {why}; `tensorwise-current` has none"));
         }
-        let path = Path::new(name);
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| format!("`{name}` is no recipe ({}), and no file: {e}", Recipe::NAMES.join(", ")))?;
-        Recipe::from_toml(&text).map(Some).map_err(|e| format!("{name}: {e}"))
+        Ok(Some(recipe))
     }
 }
 

@@ -7,6 +7,7 @@ use eva_ir::entity::Entity;
 use eva_ir::graph::{Def, Function, Module, Value};
 use eva_ir::kernel::Access;
 use eva_ir::lower::Lowering;
+use eva_ir::ops::Op;
 use eva_passes::lower::fuse::Fusion;
 use eva_passes::plan::{self, Base, FuncPlan, Plan};
 use petgraph::unionfind::UnionFind;
@@ -158,11 +159,19 @@ fn owners(
     body: &Function,
     by_name: &HashMap<&str, Vec<usize>>,
 ) -> Vec<Vec<usize>> {
-    let fusion = Fusion::new(module, body);
+    // Where rows are quantized as they are computed, what quantizes has no kernel of its own.
+    let by_rows = body.values.iter().any(|(_, data)| {
+        let name = format!("{function}.{}", data.name);
+        matches!(data.def, Def::Op(Op::Quantize(_), _)) && !by_name.contains_key(name.as_str())
+    });
+    let fusion = Fusion::new(module, body, by_rows);
     let uses = body.uses();
     let mut behind: UnionFind<usize> = UnionFind::new(body.values.len());
     for (value, _) in body.values.iter() {
         for &next in fusion.chain_of(value).unwrap_or_default() {
+            behind.union(value.index(), next.index());
+        }
+        if let Some(next) = fusion.quantized(value) {
             behind.union(value.index(), next.index());
         }
     }

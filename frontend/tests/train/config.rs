@@ -60,6 +60,8 @@ fn settings_go_over_the_file() {
 fn recipes_are_names_and_files() {
     let recipe = |set: &str| load(LEAST, &[set]).map(|run| run.recipe().unwrap().unwrap().name);
     assert_eq!(recipe("precision.fp8=deepseek-v3"), Ok("deepseek-v3".into()));
+    let delayed = recipe("precision.fp8=tensorwise-delayed").unwrap_err();
+    assert!(delayed.contains("`tensorwise-delayed` has delayed scales"), "{delayed}");
     let missing = recipe("precision.fp8=no-such").unwrap_err();
     assert!(missing.contains("is no recipe (dequant, ") && missing.contains("no-such` "), "{missing}");
 }

@@ -342,3 +342,32 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_last() {
     assert!(seen.said.iter().any(|line| line.contains("the last good one: ")), "{:?}", seen.said);
     assert_eq!(last(&run), before);
 }
+
+/// With a recipe, gradients of weights are sums of 8-bit products too; experts' alone are not, and that is said.
+#[test]
+fn recipes_reach_gradients() {
+    use eva_passes::fp8::{Outcome, products};
+    let folder = TempDir::new().unwrap();
+    let run = config(folder.path(), "[precision]\nfp8 = \"deepseek-v3\"\n");
+    let model = include_str!("../../../tests/fixtures/v3-tiny/config.json");
+    let graphs = Graphs::of(&run, &Config::from_json(model).unwrap()).unwrap_or_else(|e| panic!("{e}"));
+    let done = eva_passes::optimize(&graphs.module, &graphs.passes).unwrap_or_else(|e| panic!("{e}"));
+    let mut eight = Vec::new();
+    for (_, f) in done.funcs.iter().filter(|(_, f)| f.prepares.is_none()) {
+        for product in products(&done, f, &graphs.passes.fp8) {
+            match product.outcome {
+                Outcome::Eight => eight.push(product.name),
+                Outcome::Fallback(why) => {
+                    assert!(
+                        why.starts_with("each expert has its own number of tokens"),
+                        "{}: {why}",
+                        product.name
+                    );
+                }
+                Outcome::High(_) => {}
+            }
+        }
+    }
+    let gradients = eight.iter().filter(|name| name.ends_with(".grad")).count();
+    assert!(gradients >= 8, "{eight:?}");
+}

@@ -38,6 +38,7 @@ ops! {
     step::Step,
     // 8-bit floats.
     quantize::Quantize,
+    quantize_by::QuantizeBy,
     dequantize::Dequantize,
     quantize_stats::QuantizeStats,
     // The same elements elsewhere.

@@ -4,6 +4,7 @@ use crate::attr::{Dims, Real, Word};
 use crate::codes;
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
+use crate::kernel::Buf;
 use crate::kernel::build::Tile;
 use crate::kernel::run::round;
 use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
@@ -49,6 +50,16 @@ pub fn code(x: f32, scale: f32, to: DType) -> u8 {
     codes::encode(to, f64::from((x / scale).clamp(-largest, largest)))
 }
 
+/// `x / scale`, at most `largest` in magnitude: what is rounded to a code.
+pub(super) fn clamped<'k>(x: Tile<'k>, scale: Tile<'k>, largest: f64) -> Tile<'k> {
+    let k = x.build();
+    let y = (x.single() / scale).single();
+    // Comparisons with NaN do not hold, so it stays.
+    let (most, least) = (k.float(largest), k.float(-largest));
+    let y = most.lt(y).select(most, y);
+    y.lt(least).select(least, y)
+}
+
 impl Quantize {
     /// The op that makes `scales`' blocks of `ty`.
     pub fn new(ty: &TensorType, to: DType, scales: &Scales, least: f64) -> Self {
@@ -59,6 +70,36 @@ impl Quantize {
         });
         let per = Dims(per.collect());
         Self { to, per, scales: scales.encoding.name().into(), least: Real::new(least) }
+    }
+
+    /// How many neighbours along the last axis share a scale, where rows have scales of their own and are whole blocks.
+    pub fn blocks_of_rows(&self, ty: &TensorType, constant: &dyn Fn(&Dim) -> Option<i64>) -> Option<usize> {
+        let scales = ty.scales.as_ref()?;
+        let (last, leading) = scales.blocks.split_last()?;
+        let Block::Of(n) = *last else { return None };
+        let length = constant(ty.shape.last()?)?;
+        let whole = length > 0 && length % i64::from(n) == 0 && leading.iter().all(|block| *block == Block::Each);
+        whole.then_some(n as usize)
+    }
+
+    /// Writes the codes and scales of a row that is computed as a whole, `n` neighbours of which share a scale: as a part of
+    /// the kernel that computes it.
+    pub fn row<'k>(&self, n: usize, x: Tile<'k>, at: &Request<'k>, codes: Buf, scales: Buf) {
+        let k = x.build();
+        let blocks = [at.cols / n, n];
+        let x = x.single().reshape(blocks);
+        let least = k.full([blocks[0], 1], f64::from(self.least.get() as f32));
+        let largest = f64::from(largest(self.to));
+        let mut scale = (x.max(-x).max_along(1).max(least) / k.full([blocks[0], 1], largest)).single();
+        if self.encoding().is_power_of_two() {
+            scale = scale.round(DType::E8M0);
+        }
+        let y = clamped(x, scale, largest).reshape([1, at.cols]);
+        let mut index: Vec<Tile<'k>> = at.coords.iter().map(|c| c.start()).collect();
+        k.store(codes, &index, at.axes(), &at.limits, y);
+        let last = index.len() - 1;
+        index[last] = k.int(0);
+        k.store(scales, &index, [None, Some(last)], &[], scale.reshape([1, blocks[0]]));
     }
 
     fn encoding(&self) -> Encoding {
@@ -267,11 +308,7 @@ impl<'k> Blocks<'_, 'k> {
         self.nest(&loops, axes, &at, none, &|at, carried| {
             match tile(at) {
                 Ok(x) => {
-                    let y = (x.single() / scale).single();
-                    // Comparisons with NaN do not hold, so it stays.
-                    let (most, least) = (cx.k.float(largest), cx.k.float(-largest));
-                    let y = most.lt(y).select(most, y);
-                    let y = y.lt(least).select(least, y);
+                    let y = clamped(x, scale, largest);
                     let index: Vec<Tile<'k>> = at.coords.iter().map(|c| c.start()).collect();
                     cx.k.store((cx.write)(0), &index, at.axes(), &at.limits, y);
                 }

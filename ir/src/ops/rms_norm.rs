@@ -65,6 +65,10 @@ impl OpDef for RmsNorm {
         Lowering::Kernel
     }
 
+    fn emits_rows(&self) -> bool {
+        true
+    }
+
     /// One program a row, which is held whole.
     fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
         let [x, gain] = args else { unreachable!("operands were counted") };

@@ -138,6 +138,11 @@ fn rows() {
         &["i32[b, s]"],
         "the start i32[b, s] should have the axes [b] @0",
     );
+    let by = |to| quantize_by::QuantizeBy { to, least: eva_ir::attr::Real::new(1e-12) };
+    accepts(by(DType::F8E4M3), &["bf16[b, t]", "f32[]"], "f8e4m3[b/*, t/*]");
+    refuses(by(DType::F8E4M3), &["f32[b]", "f32[1]"], "the largest magnitude is f32[1], not one number @1");
+    refuses(by(DType::F16), &["f32[b]", "f32[]"], "`quantize_by` makes f8e4m3 or f8e5m2, not f16");
+
     let op = || quantize_stats::QuantizeStats {};
     accepts(op(), &["bf16[b, t, r]", "bf16[b, t, r]", "f32[]"], "f32[b, t, 6]");
     refuses(

@@ -65,7 +65,12 @@ fn weight_of(f: &Function, value: Value) -> Option<Of> {
                 return Some(Of { param: at, eight });
             }
             Def::Op(
-                Op::Reshape(_) | Op::Slice(_) | Op::Cast(_) | Op::Dequantize(_) | Op::Quantize(_),
+                Op::Reshape(_)
+                | Op::Slice(_)
+                | Op::Cast(_)
+                | Op::Dequantize(_)
+                | Op::Quantize(_)
+                | Op::QuantizeBy(_),
                 args,
             ) => at = args[0],
             Def::Op(Op::Einsum(einsum), args)

@@ -1,6 +1,6 @@
 //! Recipes as TOML files.
 
-use super::{Casting, Expansion, High, Recipe, Tiles};
+use super::{Casting, Delayed, Expansion, High, Recipe, Tiles};
 use eva_ir::scales::Encoding;
 use eva_ir::types::DType;
 use serde::{Deserialize, Serialize};
@@ -33,7 +33,18 @@ struct File {
     #[serde(skip_serializing_if = "Option::is_none")]
     weights: Option<Cast>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    delayed: Option<History>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     high: Option<Vec<Kept>>,
+}
+
+/// A [`Delayed`].
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct History {
+    window: u32,
+    #[serde(default)]
+    margin: i32,
 }
 
 /// A [`Casting`], of which what is left out is that of the recipe to start from.
@@ -79,6 +90,10 @@ impl Recipe {
     /// scales = "pow2"               # or "single", "e8m0"
     /// least = 1e-4                  # the least magnitude that a scale is made of
     ///
+    /// # [delayed]                   # where activations have one scale: it is made of the calls before
+    /// # window = 16                 # of so many
+    /// # margin = 1                  # and doubled so often, for what grows
+    ///
     /// [[high]]                      # weights whose products stay as they are: the base's are replaced
     /// weights = "*down_proj*"
     /// reason = "outliers"
@@ -115,6 +130,37 @@ impl Recipe {
             None => base.as_ref().map_or(Expansion::Free, |base| base.expansion),
             Some(word) => chosen("expansion", word, &EXPANSIONS)?,
         };
+        let delayed = match &file.delayed {
+            None => base.as_ref().and_then(|base| base.delayed),
+            Some(History { window, margin }) => {
+                let number = |key: &str, found: String, expected: &str| RecipeError::Value {
+                    key: format!("delayed.{key}"),
+                    found,
+                    expected: expected.into(),
+                };
+                if !(1..=65536).contains(window) {
+                    return Err(number("window", window.to_string(), "a number from 1 to 65536"));
+                }
+                if !(-64..=64).contains(margin) {
+                    return Err(number("margin", margin.to_string(), "a number from -64 to 64"));
+                }
+                Some(Delayed { window: *window, margin: *margin })
+            }
+        };
+        let single = activations.is_some_and(|casting: Casting| {
+            casting.tiles == Tiles::Tensor && casting.encoding == Encoding::F32
+        });
+        if delayed.is_some() && !single {
+            return Err(RecipeError::Value {
+                key: "delayed".into(),
+                found: "there".into(),
+                expected: "no such table, or activations with `tiles = \"tensor\"` and `scales = \"single\"`"
+                    .into(),
+            });
+        }
+        if delayed.is_some() && expansion == Expansion::AbsorbedQuantized {
+            return Err(wrong("expansion", "absorbed-quantized", &["free", "quantized"]));
+        }
         let mut high = base.map_or_else(Recipe::usual_high, |base| base.high);
         if let Some(kept) = file.high {
             if kept.iter().any(|kept| kept.weights.is_empty()) {
@@ -122,7 +168,7 @@ impl Recipe {
             }
             high = kept.into_iter().map(|Kept { weights, reason }| High { weights, reason }).collect();
         }
-        Ok(Recipe { name: file.name, activations, weights, expansion, high })
+        Ok(Recipe { name: file.name, activations, weights, expansion, high, delayed })
     }
 
     /// The recipe as the text of a file.
@@ -138,6 +184,7 @@ impl Recipe {
             expansion: expansion.map(|(word, _)| word.to_string()),
             activations: self.activations.map(Cast::of),
             weights: Some(Cast::of(self.weights)),
+            delayed: self.delayed.map(|Delayed { window, margin }| History { window, margin }),
             high: Some(kept.collect()),
         };
         toml::to_string(&file).expect("tables of words and numbers can be written")
@@ -267,6 +314,14 @@ mod tests {
             (
                 "name = 'a'\nbase = 'w8a8'\n[activations]\nleast = 0",
                 "`activations.least` is 0; expected a positive number that an f32 can be",
+            ),
+            (
+                "name = 'a'\nbase = 'tensorwise-delayed'\n[delayed]\nwindow = 0",
+                "`delayed.window` is 0; expected a number from 1 to 65536",
+            ),
+            (
+                "name = 'a'\nbase = 'rowwise'\n[delayed]\nwindow = 4",
+                "`delayed` is there; expected no such table, or activations with `tiles = \"tensor\"` and `scales = \"single\"`",
             ),
         ] {
             assert_eq!(refusal(text), message, "{text}");

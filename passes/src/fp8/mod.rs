@@ -10,6 +10,7 @@
 pub mod accumulate;
 mod contraction;
 mod convert;
+mod delayed;
 mod file;
 mod gradient;
 pub mod observe;
@@ -18,10 +19,11 @@ mod whole;
 
 use contraction::{Fate, fate};
 pub use convert::convert;
+pub use delayed::delay;
 use eva_ir::diag::{Diag, Diags, Loc};
 use eva_ir::graph::{Def, Function, Module, Value};
 pub use file::RecipeError;
-pub use recipe::{Casting, Expansion, High, Recipe, Tiles};
+pub use recipe::{Casting, Delayed, Expansion, High, Recipe, Tiles};
 
 /// What a compilation is told of 8-bit floats.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -9,6 +9,7 @@
 //! function gives, beside what it gave, six numbers for each row of everything that was quantized ([`PARTS`]).
 
 use crate::rebuild::{free_name, ill_typed, push_op};
+use eva_ir::attr::{Dims, Real};
 use eva_ir::diag::{Diag, Loc};
 use eva_ir::entity::Arena;
 use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value, ValueData, call_type};
@@ -16,8 +17,11 @@ use eva_ir::op::TypeError;
 use eva_ir::ops::dequantize::Dequantize;
 use eva_ir::ops::full::Full;
 use eva_ir::ops::get::Get;
+use eva_ir::ops::maximum::Maximum;
+use eva_ir::ops::quantize_by::QuantizeBy;
 pub use eva_ir::ops::quantize_stats::PARTS;
 use eva_ir::ops::quantize_stats::QuantizeStats;
+use eva_ir::ops::scale::Scale;
 use eva_ir::ops::{Op, OpKind};
 use eva_ir::types::{DType, Type};
 use serde::Serialize;
@@ -118,24 +122,43 @@ impl Writer<'_> {
                 self.map.insert(value, new);
             }
         }
-        if let Def::Op(Op::Quantize(_), args) = &data.def {
-            let stats = self.statistics(value, self.map[&args[0]]).map_err(|e| ill_typed("fp8", e))?;
-            self.stats.push(stats);
-        }
+        let given = match &data.def {
+            Def::Op(Op::Quantize(_), _) => None,
+            Def::Op(Op::QuantizeBy(op), args) => Some((op.clone(), self.map[&args[1]])),
+            _ => return Ok(()),
+        };
+        let x = self.map[&data.def.args()[0]];
+        let stats = self.statistics(value, x, given).map_err(|e| ill_typed("fp8", e))?;
+        self.stats.push(stats);
         Ok(())
     }
 
-    /// The statistics of what `x` was quantized to.
-    fn statistics(&mut self, quantized: Value, x: Value) -> Result<Value, TypeError> {
+    /// The statistics of what `x` was quantized to; by a scale of a magnitude that was given, if one was.
+    fn statistics(
+        &mut self,
+        quantized: Value,
+        x: Value,
+        given: Option<(QuantizeBy, Value)>,
+    ) -> Result<Value, TypeError> {
         let to = self.to.tensor(x).map_or(DType::F32, |ty| ty.dtype);
-        let name = &self.f.values[quantized].name;
+        let name = self.f.values[quantized].name.clone();
         let [numbers, limit, stats] =
             ["numbers", "limit", "stats"].map(|what| self.free(&format!("{name}.{what}")));
         let numbers = self.op(numbers, Dequantize { to }, &[self.map[&quantized]], quantized)?;
-        // A scale is made of the largest magnitude: nothing is cut off but what is no number.
-        let most = eva_ir::attr::Real::new(f64::from(f32::MAX));
-        let full = Full { value: most, shape: eva_ir::attr::Dims(Vec::new()), dtype: DType::F32 };
-        let limit = self.op(limit, full, &[], quantized)?;
+        let number =
+            |value: f64| Full { value: Real::new(value), shape: Dims(Vec::new()), dtype: DType::F32 };
+        let limit = match given {
+            // A scale is made of the largest magnitude: nothing is cut off but what is no number.
+            None => self.op(limit, number(f64::from(f32::MAX)), &[], quantized)?,
+            Some((op, amax)) => {
+                let [least, most] = ["least", "most"].map(|what| self.free(&format!("{name}.{what}")));
+                let least = self.op(least, number(op.least.get()), &[], quantized)?;
+                let most = self.op(most, Maximum {}, &[amax, least], quantized)?;
+                // What is less than half a step beyond the largest number is rounded to it.
+                let by = Real::new(if op.to == DType::F8E5M2 { 61440.0 / 57344.0 } else { 464.0 / 448.0 });
+                self.op(limit, Scale { by }, &[most], quantized)?
+            }
+        };
         self.op(stats, QuantizeStats {}, &[x, numbers, limit], quantized)
     }
 

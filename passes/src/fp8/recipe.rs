@@ -16,6 +16,17 @@ pub struct Recipe {
     pub expansion: Expansion,
     /// Weights whose products stay as they are: the first that fits a weight's name decides.
     pub high: Vec<High>,
+    /// Where activations have one scale: what it is made of, if not of the tensor itself.
+    pub delayed: Option<Delayed>,
+}
+
+/// Scales made of what came before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delayed {
+    /// Of how many calls the largest magnitudes count.
+    pub window: u32,
+    /// How often what they give is doubled, so that what grows from call to call is not cut off.
+    pub margin: i32,
 }
 
 /// How a tensor is quantized.
@@ -66,7 +77,7 @@ pub struct High {
 
 impl Recipe {
     /// The recipes that have names.
-    pub const NAMES: [&str; 10] = [
+    pub const NAMES: [&str; 11] = [
         "dequant",
         "w8a8",
         "w8a8-ue8m0",
@@ -75,6 +86,7 @@ impl Recipe {
         "deepseek-v3",
         "deepseek-v3-ue8m0",
         "tensorwise-current",
+        "tensorwise-delayed",
         "rowwise",
         "mxfp8",
     ];
@@ -85,7 +97,8 @@ impl Recipe {
     /// 1×128 (that of `kv_b_proj`, too), `w8a8-ue8m0` with powers of two as scales, `w8a8-absorb` all but `kv_b_proj`'s,
     /// and `w8a8-absorb-ue8m0` so with powers of two.
     /// `deepseek-v3` is `w8a8-absorb` for weights of any type (arXiv 2412.19437, section 3.3), `deepseek-v3-ue8m0` its form
-    /// with powers of two; `tensorwise-current` has a scale a tensor, `rowwise` one a row, `mxfp8` tiles of 1×32 with `e8m0`
+    /// with powers of two; `tensorwise-current` has a scale a tensor, `tensorwise-delayed` one made of the largest magnitudes
+    /// in the 16 calls before (of the call itself in the first), `rowwise` one a row, `mxfp8` tiles of 1×32 with `e8m0`
     /// scales on both sides (OCP microscaling formats).
     pub fn named(name: &str) -> Option<Recipe> {
         let activations =
@@ -105,7 +118,7 @@ impl Recipe {
             "w8a8-absorb" | "deepseek-v3" => (v3, Expansion::Free),
             "w8a8-absorb-ue8m0" => (pow2(Encoding::F32), Expansion::Free),
             "deepseek-v3-ue8m0" => (pow2(Encoding::Pow2), Expansion::Free),
-            "tensorwise-current" => (whole(Tiles::Tensor), Expansion::Free),
+            "tensorwise-current" | "tensorwise-delayed" => (whole(Tiles::Tensor), Expansion::Free),
             "rowwise" => (whole(Tiles::Row), Expansion::Free),
             "mxfp8" => ((Some(small), small), Expansion::Free),
             _ => return None,
@@ -116,7 +129,8 @@ impl Recipe {
         if stored_only {
             high.push(High { weights: "*".into(), reason: "it is stored with more than 8 bits".into() });
         }
-        Some(Recipe { name: name.into(), activations, weights, expansion, high })
+        let delayed = (name == "tensorwise-delayed").then_some(Delayed { window: 16, margin: 0 });
+        Some(Recipe { name: name.into(), activations, weights, expansion, high, delayed })
     }
 
     /// What DeepSeek-V3 keeps: embedding and head, routers, norms and biases; the projection of its next-token module.

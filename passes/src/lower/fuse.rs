@@ -20,6 +20,8 @@ pub struct Fusion {
     chains: HashMap<Value, Vec<Value>>,
     /// The op with loops behind which each value is fused.
     root_of: HashMap<Value, Value>,
+    /// The op that quantizes what a chain ends with, in its kernel.
+    quantized: HashMap<Value, Value>,
     /// New values of states that are computed where the states are; the version that each replaces.
     in_place: HashMap<Value, Value>,
     /// Views of old versions of states that are read when those are there no more.
@@ -36,19 +38,28 @@ pub fn widens(f: &Function, op: &Op, args: &[Value]) -> bool {
 
 impl Fusion {
     /// Decides for every value of `f`.
-    pub fn new(module: &Module, f: &Function) -> Self {
+    ///
+    /// With `by_rows`, what is computed in whole rows is quantized there, in blocks of them. (A GPU's threads have the columns
+    /// of such a row, and blocks would be rows of another tile.)
+    pub fn new(module: &Module, f: &Function, by_rows: bool) -> Self {
         let mut this = Self {
             stored: vec![false; f.values.len()],
             chains: HashMap::new(),
             root_of: HashMap::new(),
+            quantized: HashMap::new(),
             in_place: HashMap::new(),
             copied: HashSet::new(),
             uses: f.uses(),
         };
         this.store_what_must_be(f);
         state::keep_old_versions(&mut this, module, f);
-        this.find_chains(f);
+        this.find_chains(module, f, by_rows);
         this
+    }
+
+    /// The op that quantizes `last`, in the kernel that computes it.
+    pub fn quantized(&self, last: Value) -> Option<Value> {
+        self.quantized.get(&last).copied()
     }
 
     /// The version of a state in whose memory `value` is computed, being what replaces it.
@@ -143,7 +154,7 @@ impl Fusion {
         }
     }
 
-    fn find_chains(&mut self, f: &Function) {
+    fn find_chains(&mut self, module: &Module, f: &Function, by_rows: bool) {
         for (root, data) in f.values.iter() {
             let Def::Op(op, args) = &data.def else { continue };
             if op.lowering() != Lowering::Kernel {
@@ -173,6 +184,9 @@ impl Fusion {
                 last = user;
             }
             self.stored[last.index()] = true;
+            if by_rows && op.emits_rows() && !self.in_place.contains_key(&last) {
+                self.find_quantized(module, f, last);
+            }
             self.chains.insert(root, chain);
         }
         // An op that computes several results, or one that a chain passes through, is not stored itself.
@@ -181,6 +195,19 @@ impl Fusion {
             let n = chain.1.len();
             through.take(n).for_each(|v| self.stored[v.index()] = false);
         }
+    }
+
+    /// Has `last`, whose rows are computed whole, quantized where it is computed; it is stored if others use it, too.
+    fn find_quantized(&mut self, module: &Module, f: &Function, last: Value) {
+        let constant = |dim: &_| module.constant(dim);
+        let quantizes = |user: Value| match (&f.values[user].def, f.tensor(user)) {
+            (Def::Op(Op::Quantize(op), _), Some(ty)) => op.blocks_of_rows(ty, &constant).is_some(),
+            _ => false,
+        };
+        let users = self.uses.of(last);
+        let Some(&(user, _)) = users.iter().find(|(user, _)| quantizes(*user)) else { return };
+        self.quantized.insert(last, user);
+        self.stored[last.index()] = users.len() > 1 || f.results.contains(&last);
     }
 
     /// Stores the re-indexing ops among the unstored ops before `value`.

@@ -6,6 +6,7 @@ use eva_ir::graph::{Def, Value};
 use eva_ir::kernel::build::{Build, Tile};
 use eva_ir::kernel::{Access, Buf, BufData, Elem, Scaled};
 use eva_ir::lower::{BufView, Cx, LowerError, Request, TileFn, View};
+use eva_ir::ops::Op;
 use eva_ir::types::TensorType;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -197,7 +198,7 @@ impl<'k> Env<'k> {
         &self,
         root: Value,
         chain: &[Value],
-        home: &BufView,
+        home: Option<&BufView>,
         at: &Request<'k>,
         tile: Tile<'k>,
     ) -> Result<(), LowerError> {
@@ -222,12 +223,37 @@ impl<'k> Env<'k> {
             tile = op.tile(&self.cx(), &views, at)?;
             before = value;
         }
+        if let Some((quantized, home)) = self.low.behind.get(&root) {
+            self.quantize(*quantized, home, at, tile)?;
+        }
+        let Some(home) = home else { return Ok(()) };
         // The result has all the axes that the groups speak of, so an extent of 1 in it stretches nothing.
         let home = match &*self.groups.borrow() {
             Some(groups) => home.merge(groups).ok_or_else(|| LowerError::new("axes cannot be made fewer"))?,
             None => home.clone(),
         };
         self.store(&home, at, tile);
+        Ok(())
+    }
+
+    /// Stores the codes and scales of a row.
+    fn quantize(
+        &self,
+        value: Value,
+        home: &BufView,
+        at: &Request<'k>,
+        row: Tile<'k>,
+    ) -> Result<(), LowerError> {
+        let (Def::Op(Op::Quantize(op), _), Some(scales)) = (&self.low.f.values[value].def, &home.scales)
+        else {
+            return Err(LowerError::new("a row is quantized by another op"));
+        };
+        let n = op.blocks_of_rows(self.low.tensor(value), self.constant);
+        let n =
+            n.filter(|n| at.cols % n == 0).ok_or_else(|| LowerError::new("a row is not of whole blocks"))?;
+        let codes = add_buf(self.k, self.bases, home, Access::Write);
+        let scales = add_buf(self.k, self.bases, &scales.by, Access::Write);
+        op.row(n, row, at, codes, scales);
         Ok(())
     }
 

@@ -15,7 +15,7 @@ mod variants;
 
 use crate::Error;
 use crate::plan::{Base, CAPACITY, FuncPlan, ParamPlan, Plan, ResultPlan, Step, Temp, When};
-use crate::target::Target;
+use crate::target::{Machine, Target};
 use eva_ir::attr::Dims;
 use eva_ir::dim::{Dim, Sym};
 use eva_ir::entity::{Arena, Entity};
@@ -74,6 +74,8 @@ struct FnLower<'a> {
     sizes: HashMap<&'a Sym, i64>,
     /// The parts of each value that is in memory; a parameter that is only passed on has no need of any.
     homes: HashMap<Value, Vec<BufView>>,
+    /// What is quantized in the kernel of an op with loops, and where that goes.
+    behind: HashMap<Value, (Value, BufView)>,
     bases: Vec<Base>,
     /// The base of each result that has one.
     result_bases: Vec<Option<usize>>,
@@ -94,11 +96,12 @@ impl<'a> FnLower<'a> {
             target,
             name,
             f,
-            fusion: Fusion::new(module, f),
+            fusion: Fusion::new(module, f, matches!(target.machine, Machine::Cpu)),
             kernels,
             callees,
             sizes: module.dims.iter().filter_map(|(sym, n)| Some((sym, (*n)?))).collect(),
             homes: HashMap::with_capacity(f.values.len()),
+            behind: HashMap::new(),
             bases: Vec::new(),
             result_bases: vec![None; f.results.len()],
             steps: Vec::new(),
@@ -174,6 +177,8 @@ impl<'a> FnLower<'a> {
             }
             Lowering::Constant => self.constant(value, op),
             Lowering::Alias => self.alias(value, op, args[0]),
+            // Quantized where it was computed.
+            Lowering::Kernel if self.homes.contains_key(&value) => Ok(()),
             Lowering::Kernel => match self.fusion.chain_of(value) {
                 Some([]) => self.kernel(value, &[]),
                 _ => Ok(()),

@@ -47,8 +47,16 @@ impl FnLower<'_> {
     pub(super) fn kernel(&mut self, root: Value, chain: &[Value]) -> Result<(), LowerError> {
         let last = chain.last().copied().unwrap_or(root);
         let Def::Op(op, args) = &self.f.values[root].def else { unreachable!("a root is an op") };
+        let quantized = self.fusion.quantized(last);
+        if let Some(quantized) = quantized {
+            let home = self.new_home(quantized, 0);
+            self.homes.insert(quantized, vec![home.clone()]);
+            self.behind.insert(root, (quantized, home));
+        }
         let homes: Vec<BufView> = if op.updates_state() {
             vec![self.home(args[0])]
+        } else if quantized.is_some() && !self.fusion.is_stored(last) {
+            Vec::new()
         } else {
             (0..self.f.values[last].ty.parts().len()).map(|part| self.new_home(last, part)).collect()
         };
@@ -188,7 +196,7 @@ impl FnLower<'_> {
             let in_parts = matches!(variant, Variant::Parts(_));
             let emit = |part: usize, at: &Request<'_>, tile: Tile<'_>| {
                 if !in_parts {
-                    return env.finish(root, chain, &homes[part], at, tile);
+                    return env.finish(root, chain, homes.get(part), at, tile);
                 }
                 let view = part_view(&homes[part], groups.borrow().as_deref(), part)
                     .ok_or_else(|| LowerError::new("axes cannot be made fewer"))?;

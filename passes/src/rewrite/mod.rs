@@ -212,7 +212,8 @@ fn is_opaque(f: &Function, def: &Def) -> bool {
         Def::Op(Op::Dequantize(_), _) => false,
         Def::Op(Op::CacheWrite(_) | Op::PageWrite(_), args) => args.iter().any(eight),
         Def::Op(op, args) => {
-            matches!(op, Op::Quantize(_)) || args.iter().any(|arg| eight(arg) || replaced(arg))
+            matches!(op, Op::Quantize(_) | Op::QuantizeBy(_))
+                || args.iter().any(|arg| eight(arg) || replaced(arg))
         }
     }
 }
