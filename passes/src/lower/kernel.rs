@@ -249,8 +249,9 @@ impl<'k> Env<'k> {
             return Err(LowerError::new("a row is quantized by another op"));
         };
         let n = op.blocks_of_rows(self.low.tensor(value), self.constant);
-        let n =
-            n.filter(|n| at.cols.is_multiple_of(*n)).ok_or_else(|| LowerError::new("a row is not of whole blocks"))?;
+        let n = n
+            .filter(|n| at.cols.is_multiple_of(*n))
+            .ok_or_else(|| LowerError::new("a row is not of whole blocks"))?;
         let codes = add_buf(self.k, self.bases, home, Access::Write);
         let scales = add_buf(self.k, self.bases, &scales.by, Access::Write);
         op.row(n, row, at, codes, scales);
