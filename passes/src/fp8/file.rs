@@ -90,9 +90,9 @@ impl Recipe {
     /// scales = "pow2"               # or "single", "e8m0"
     /// least = 1e-4                  # the least magnitude that a scale is made of
     ///
-    /// # [delayed]                   # where activations have one scale: it is made of the calls before
-    /// # window = 16                 # of so many
-    /// # margin = 1                  # and doubled so often, for what grows
+    /// ## [delayed]                   # where activations have one scale: it is made of the calls before
+    /// ## window = 16                # of so many
+    /// ## margin = 1                  # and doubled so often, for what grows
     ///
     /// [[high]]                      # weights whose products stay as they are: the base's are replaced
     /// weights = "*down_proj*"
