@@ -13,7 +13,7 @@
 //! ```
 //!
 //! A function that is called becomes two, which all its calls share. What is saved between them is a cut through the graph
-//! of what the backward pass needs: each value is saved, or computed again of others ([`split`]).
+//! of what the backward pass needs: each value is saved, or computed again of others (`split.rs`).
 //!
 //! Attention is recognized first ([`crate::attend`]), so that its gradient is ops too, and its sums are kept; forms of
 //! attention are chosen afterwards, on what differentiation made.
