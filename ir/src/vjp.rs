@@ -7,12 +7,12 @@
 //!
 //! A gradient has the type of what it is the gradient of; only that of 8-bit floats is `f32`.
 
-use crate::attr::Spec;
+use crate::attr::{Dims, Real, Spec};
 use crate::dim::Dim;
 use crate::graph::{Def, Function, Value, ValueData, op_type};
 use crate::op::TypeError;
 use crate::ops::{Op, add, cast, dequantize, div, einsum, full, get, mul, reshape, scale, sub};
-use crate::types::{DType, TensorType, Type};
+use crate::types::{DType, TensorType};
 use std::collections::{HashMap, HashSet};
 
 /// Why there is no gradient.
@@ -92,6 +92,32 @@ impl Growing {
             self.known.entry((op.clone(), args.clone())).or_insert(value);
         }
         value
+    }
+
+    /// Gives `value` this name; whoever has it gets another.
+    pub fn rename(&mut self, value: Value, name: &str) {
+        if self.names.contains(name) {
+            let has_it = |(other, data): &(Value, &ValueData)| *other != value && data.name == name;
+            let other = self.function.values.iter().find(has_it).map(|(other, _)| other);
+            if let Some(other) = other {
+                let free = self.name(name);
+                self.function.values[other].name = free;
+            }
+        }
+        self.names.insert(name.into());
+        self.function.values[value].name = name.into();
+    }
+
+    /// A tensor of one number, of this type, for the sake of `source`.
+    pub fn full(
+        &mut self,
+        base: &str,
+        value: f64,
+        ty: &TensorType,
+        source: Value,
+    ) -> Result<Value, TypeError> {
+        let (value, shape) = (Real::new(value), Dims(ty.shape.to_vec()));
+        self.op(base, full::Full { value, shape, dtype: ty.dtype }, &[], source)
     }
 
     /// `op` of `args`, for the sake of `source`, whose line it gets.
@@ -206,14 +232,12 @@ impl<'a> Vjp<'a> {
 
     /// An op.
     pub fn op(&mut self, op: impl Into<Op>, args: &[Value]) -> Result<Value, NoGradient> {
-        let base = self.base.clone();
-        Ok(self.grown.op(&base, op, args, self.value)?)
+        Ok(self.grown.op(&self.base, op, args, self.value)?)
     }
 
     /// A tensor of one number, of this type.
     pub fn full(&mut self, value: f64, ty: &TensorType) -> Result<Value, NoGradient> {
-        let shape = crate::attr::Dims(ty.shape.iter().cloned().collect());
-        self.op(full::Full { value: crate::attr::Real::new(value), shape, dtype: ty.dtype }, &[])
+        Ok(self.grown.full(&self.base, value, ty, self.value)?)
     }
 
     /// `x + y`.
@@ -238,7 +262,7 @@ impl<'a> Vjp<'a> {
 
     /// `by · x`.
     pub fn scale(&mut self, x: Value, by: f64) -> Result<Value, NoGradient> {
-        self.op(scale::Scale { by: crate::attr::Real::new(by) }, &[x])
+        self.op(scale::Scale { by: Real::new(by) }, &[x])
     }
 
     /// The product along `spec`, such as `"ab,bc->ac"`.
@@ -249,10 +273,10 @@ impl<'a> Vjp<'a> {
 
     /// The same elements in another shape.
     pub fn reshape(&mut self, x: Value, shape: &[Dim]) -> Result<Value, NoGradient> {
-        if self.ty(x).shape.iter().eq(shape) {
+        if self.ty(x).shape[..] == *shape {
             return Ok(x);
         }
-        self.op(reshape::Reshape { shape: crate::attr::Dims(shape.to_vec()) }, &[x])
+        self.op(reshape::Reshape { shape: Dims(shape.to_vec()) }, &[x])
     }
 
     /// The same numbers with other elements; those of 8 bits as what they count as.
@@ -262,11 +286,6 @@ impl<'a> Vjp<'a> {
             from if from.is_f8() => self.op(dequantize::Dequantize { to }, &[x]),
             _ => self.op(cast::Cast { to }, &[x]),
         }
-    }
-
-    /// `x` as it enters a product with a gradient: 8-bit floats as the numbers they stand for.
-    pub fn plain(&mut self, x: Value) -> Result<Value, NoGradient> {
-        if self.ty(x).dtype.is_f8() { self.cast(x, DType::F32) } else { Ok(x) }
     }
 
     /// `x` repeated to fill `ty`, by the rule of broadcasting.
@@ -296,12 +315,11 @@ impl<'a> Vjp<'a> {
                 self.op(einsum::Einsum { spec }, &[x])?
             }
         };
-        let shape: Vec<Dim> = ty.shape.iter().cloned().collect();
-        self.reshape(summed, &shape)
+        self.reshape(summed, &ty.shape)
     }
 }
 
-/// Whether gradients can flow through a value of this type at all.
-pub fn is_differentiable(ty: &Type) -> bool {
-    ty.parts().iter().any(|part| part.dtype.is_float() || part.dtype.is_f8())
+/// Whether gradients can flow through a tensor of this type at all.
+pub fn is_differentiable(ty: &TensorType) -> bool {
+    ty.dtype.is_float() || ty.dtype.is_f8()
 }

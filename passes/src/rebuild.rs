@@ -1,10 +1,11 @@
 //! Copying a function while changing it. Values that nothing needs any more stay behind.
 
 use eva_ir::diag::Diag;
-use eva_ir::graph::{Alternative, Def, Function, Module, Value, ValueData, op_type};
+use eva_ir::graph::{Alternative, Def, Function, Module, Value, ValueData, call_type, op_type};
 use eva_ir::op::TypeError;
 use eva_ir::ops::Op;
-use std::collections::HashMap;
+use eva_ir::ops::get::Get;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// A function being copied from an older one.
@@ -15,13 +16,15 @@ pub struct Rebuild<'a> {
     pub new: Function,
     /// For each old value that has been dealt with, its new one.
     pub map: HashMap<Value, Value>,
+    /// The names of the old function's values and of the new one's, once a new one was needed.
+    taken: Option<HashSet<String>>,
 }
 
 impl<'a> Rebuild<'a> {
     /// Starts with the old function's parameters.
     pub fn new(old: &'a Function) -> Self {
         let new = Function { prepares: old.prepares, ..Function::new(&old.name) };
-        let mut this = Self { old, new, map: HashMap::new() };
+        let mut this = Self { old, new, map: HashMap::new(), taken: None };
         for (value, _) in old.params() {
             let new = this.new.values.push(old.values[value].clone());
             this.map.insert(value, new);
@@ -53,7 +56,7 @@ impl<'a> Rebuild<'a> {
         args: &[Value],
         source: Value,
     ) -> Result<Value, TypeError> {
-        let name = self.free_name(name);
+        let name = self.free(name);
         push_op(&mut self.new, self.old, name, op, args, source)
     }
 
@@ -71,12 +74,36 @@ impl<'a> Rebuild<'a> {
         without_dead(&self.new)
     }
 
-    fn free_name(&self, base: &str) -> String {
-        let taken = |name: &str| {
-            let in_new = self.new.values.iter().any(|(_, d)| d.name == name);
-            in_new || self.old.values.iter().any(|(_, d)| d.name == name)
-        };
-        free_name(base, 1, |name| !taken(name))
+    /// `base`, or a name like it that no value has; it is taken from now on.
+    pub fn free(&mut self, base: &str) -> String {
+        let (old, new) = (self.old.values.iter(), self.new.values.iter());
+        let names = || old.chain(new).map(|(_, data)| data.name.clone()).collect();
+        let taken = self.taken.get_or_insert_with(names);
+        let name = free_name(base, 1, |name| !taken.contains(name));
+        taken.insert(name.clone());
+        name
+    }
+
+    /// Copies the call `value` of a function that gives more than before, behind what it gave: `callee`, with these
+    /// arguments. The new call, whose parts are its results; what was a tensor is the first of them.
+    pub fn call_of_more(
+        &mut self,
+        value: Value,
+        callee: &Function,
+        args: Vec<Value>,
+    ) -> Result<Value, TypeError> {
+        let data = &self.old.values[value];
+        let Def::Call(func, _) = data.def else { return Err(TypeError::new("it is no call")) };
+        let ty = call_type(callee, &self.new.values, &args)?;
+        let single = data.ty.tensor().is_some();
+        let name = if single { self.free(&format!("{}.all", data.name)) } else { data.name.clone() };
+        let call = self.new.values.push(ValueData { name, ty, def: Def::Call(func, args), loc: data.loc });
+        if single {
+            self.replace(value, Get { index: 0 }, &[call])?;
+        } else {
+            self.map.insert(value, call);
+        }
+        Ok(call)
     }
 }
 

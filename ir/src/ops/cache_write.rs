@@ -8,7 +8,7 @@ use crate::scales::Block;
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
 use crate::vjp::{Shares, Vjp};
-use super::{put_rows::PutRows, take_rows::TakeRows};
+use super::take_rows::{TakeRows, put_rows};
 
 op! {
     /// `cache[b, t, …]` with rows `start[b] .. start[b] + s` of its axis 1 replaced by `new[b, s, …]`; rows that would
@@ -58,7 +58,7 @@ impl OpDef for CacheWrite {
         let g = cx.grad();
         let rows = cx.op(TakeRows { new: cx.ty(new).shape[1].clone() }, &[g, start])?;
         let of_cache = if cx.wants(0) {
-            let written = cx.op(PutRows { tokens: cx.ty(cache).shape[1].clone() }, &[rows, start])?;
+            let written = put_rows(cx, rows, start, cx.ty(cache).shape[1].clone())?;
             Some(cx.sub(g, written)?)
         } else {
             None

@@ -64,7 +64,7 @@ impl OpDef for Combine {
         let products = cx.op(Sum { axis: 1 }, &[products])?;
         let of_weight = cx.op(Embedding {}, &[products, position])?;
         let shape = cx.ty(weight).shape;
-        let of_weight = cx.reshape(of_weight, &shape.iter().cloned().collect::<Vec<_>>())?;
+        let of_weight = cx.reshape(of_weight, &shape)?;
         Ok(vec![Some(of_rows), None, Some(of_weight)])
     }
 

@@ -2,6 +2,7 @@
 
 use super::cross_entropy_rows::{self, CrossEntropyRows};
 use super::{cross_entropy_grad::CrossEntropyGrad, label_count::LabelCount};
+use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, View};
 use crate::op::{OpDef, TypeError, op};
@@ -23,9 +24,9 @@ impl OpDef for CrossEntropy {
 
     fn eval(&self, sizes: &Sizes, args: &[&Array]) -> Vec<Array> {
         let losses = CrossEntropyRows {}.eval(sizes, args).remove(0);
-        let classes = args[0].shape[1] as f64;
-        let count = args[1].data.iter().filter(|&&label| label >= 0.0 && label < classes).count();
-        vec![Array::new(&[], vec![losses.data.iter().sum::<f64>() / count.max(1) as f64])]
+        let classes = Dim::from(args[0].shape[1] as i64);
+        let count = LabelCount { classes }.eval(sizes, &args[1..]).remove(0);
+        vec![Array::new(&[], vec![losses.data.iter().sum::<f64>() / count.data[0]])]
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {

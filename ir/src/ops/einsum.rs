@@ -164,7 +164,6 @@ impl OpDef for Einsum {
             let mut operands = vec![g];
             for (j, &other) in args.iter().enumerate().filter(|&(j, _)| j != i) {
                 inputs.push(&self.spec.inputs[j]);
-                let other = cx.plain(other)?;
                 operands.push(cx.cast(other, dtype)?);
             }
             // Along an axis that was summed of this operand alone, the share is the same everywhere.

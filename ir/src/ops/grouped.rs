@@ -93,12 +93,10 @@ impl OpDef for Grouped {
             Spec::new(&inputs.map(|axes| &axes[..]), out, |axis| self.spec.letter(axis))
         };
         if cx.wants(0) {
-            let w = cx.plain(w)?;
             let w = cx.cast(w, dtype)?;
             shares[0] = Some(cx.op(Grouped { spec: spec([out, &inputs[1]], &inputs[0]) }, &[g, w, offsets])?);
         }
         if cx.wants(1) {
-            let x = cx.plain(x)?;
             let x = cx.cast(x, dtype)?;
             let spec = spec([&inputs[0], out], &inputs[1]);
             shares[1] = Some(cx.op(GroupedOuter { spec }, &[x, g, offsets])?);

@@ -49,7 +49,6 @@ ops! {
     embedding::Embedding,
     take_row::TakeRow,
     take_rows::TakeRows,
-    put_rows::PutRows,
     cache_write::CacheWrite,
     page_write::PageWrite,
     page_read::PageRead,

@@ -38,7 +38,7 @@ impl OpDef for Reshape {
     fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
         let [x] = cx.args();
         let (g, shape) = (cx.grad(), cx.ty(x).shape);
-        Ok(vec![Some(cx.reshape(g, &shape.iter().cloned().collect::<Vec<_>>())?)])
+        Ok(vec![Some(cx.reshape(g, &shape)?)])
     }
 
     fn lowering(&self) -> Lowering {

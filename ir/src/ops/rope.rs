@@ -40,15 +40,7 @@ impl OpDef for Rope {
     }
 
     fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
-        let [x, table] = args else { unreachable!("operands were counted") };
-        let pairs = Pairs::named(&self.pairs).expect("the type rule has checked it");
-        vec![Array::from_fn(&x.shape, |index| {
-            let (last, column) = (index.len() - 1, index[index.len() - 1]);
-            let mut partner = index.to_vec();
-            partner[last] = pairs.partner(column, x.shape[last]);
-            let turn = |row: usize| table.at(&[index[0], index[1], row, column]);
-            x.at(index) * turn(0) + x.at(&partner) * turn(1)
-        })]
+        vec![turned(&self.pairs, false, args)]
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
@@ -69,6 +61,20 @@ impl OpDef for Rope {
     fn tile<'k>(&self, cx: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {
         turn(&self.pairs, false, cx, args, at)
     }
+}
+
+/// A rotation, or its transposition: there partners are exchanged of what their sines make of them.
+pub(super) fn turned(pairs: &Word, transposed: bool, args: &[&Array]) -> Array {
+    let [x, table] = args else { unreachable!("operands were counted") };
+    let pairs = Pairs::named(pairs).expect("the type rule has checked it");
+    Array::from_fn(&x.shape, |index| {
+        let last = index.len() - 1;
+        let mut partner = index.to_vec();
+        partner[last] = pairs.partner(index[last], x.shape[last]);
+        let turn = |at: &[usize], row: usize| table.at(&[at[0], at[1], row, at[last]]);
+        let sine = turn(if transposed { &partner } else { index }, 1);
+        x.at(index) * turn(index, 0) + x.at(&partner) * sine
+    })
 }
 
 /// The tile of a rotation, or of its transposition.

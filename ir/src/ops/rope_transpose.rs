@@ -1,6 +1,5 @@
 //! `rope_transpose`: a rotation undone.
 
-use super::check::Pairs;
 use crate::attr::Word;
 use crate::eval::{Array, Sizes};
 use crate::kernel::build::Tile;
@@ -8,7 +7,7 @@ use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
 use crate::vjp::{Shares, Vjp};
-use super::rope::{Rope, turn};
+use super::rope::{Rope, turn, turned};
 
 op! {
     /// The transposition of `rope`: `x[b, s, …, p]` times the cosine row of `table[b, s, 2, p]`, plus partners exchanged
@@ -25,15 +24,7 @@ impl OpDef for RopeTranspose {
     }
 
     fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
-        let [x, table] = args else { unreachable!("operands were counted") };
-        let pairs = Pairs::named(&self.pairs).expect("the type rule has checked it");
-        vec![Array::from_fn(&x.shape, |index| {
-            let (last, column) = (index.len() - 1, index[index.len() - 1]);
-            let mut partner = index.to_vec();
-            partner[last] = pairs.partner(column, x.shape[last]);
-            let turn = |at: &[usize], row: usize| table.at(&[at[0], at[1], row, at[last]]);
-            x.at(index) * turn(index, 0) + x.at(&partner) * turn(&partner, 1)
-        })]
+        vec![turned(&self.pairs, true, args)]
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {

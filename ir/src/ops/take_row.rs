@@ -8,7 +8,7 @@ use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
 use crate::vjp::{Shares, Vjp};
-use super::put_rows::PutRows;
+use super::take_rows::put_rows;
 
 op! {
     /// `x[i, at[i], …]` for each `i`: one token of each sequence; zeros where `at[i]` is not in `0 .. s`.
@@ -44,8 +44,8 @@ impl OpDef for TakeRow {
         let (g, ty) = (cx.grad(), cx.ty(x));
         let mut one = ty.clone();
         one.shape[1] = 1.into();
-        let g = cx.reshape(g, &one.shape.iter().cloned().collect::<Vec<_>>())?;
-        Ok(vec![Some(cx.op(PutRows { tokens: ty.shape[1].clone() }, &[g, at])?), None])
+        let g = cx.reshape(g, &one.shape)?;
+        Ok(vec![Some(put_rows(cx, g, at, ty.shape[1].clone())?), None])
     }
 
     fn lowering(&self) -> Lowering {

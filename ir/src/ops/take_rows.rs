@@ -1,19 +1,19 @@
 //! `take_rows`: neighbouring tokens of each sequence.
 
-use super::put_rows::PutRows;
 use super::{check, rows};
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
+use crate::graph::Value;
 use crate::kernel::build::Tile;
 use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
-use crate::vjp::{Shares, Vjp};
+use crate::vjp::{NoGradient, Shares, Vjp};
 
 op! {
     /// `[b, new, …]`: row `start[i] + j` of axis 1 of `x[b, t, …]` for each sequence `i`; zeros for a row that is not in
-    /// `0 .. t`.
+    /// `0 .. t`. From `-start` on it is the transposition: rows in their place among zeros.
     "take_rows" => TakeRows(x, start) {
         /// The number of rows.
         new: Dim,
@@ -51,7 +51,7 @@ impl OpDef for TakeRows {
     fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
         let [x, start] = cx.args();
         let (g, tokens) = (cx.grad(), cx.ty(x).shape[1].clone());
-        Ok(vec![Some(cx.op(PutRows { tokens }, &[g, start])?), None])
+        Ok(vec![Some(put_rows(cx, g, start, tokens)?), None])
     }
 
     fn lowering(&self) -> Lowering {
@@ -76,7 +76,15 @@ impl OpDef for TakeRows {
     }
 }
 
+/// `[b, tokens, …]`: zeros, but rows `start[i] + j` of axis 1 are `new[i, j, …]`.
+pub(super) fn put_rows(cx: &mut Vjp<'_>, new: Value, start: Value, tokens: Dim) -> Result<Value, NoGradient> {
+    let ty = cx.ty(start);
+    let zero = cx.full(0.0, &ty)?;
+    let back = cx.sub(zero, start)?;
+    cx.op(TakeRows { new: tokens }, &[new, back])
+}
+
 /// Zero, of the elements that `x` has.
-pub(super) fn zero_of(x: Tile<'_>) -> Tile<'_> {
+fn zero_of(x: Tile<'_>) -> Tile<'_> {
     if x.ty().elem == crate::kernel::Elem::I64 { x.build().int(0) } else { x.build().float(0.0) }
 }

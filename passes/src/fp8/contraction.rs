@@ -32,8 +32,8 @@ pub struct Conversion {
     pub each: Vec<usize>,
     /// The weight parameter.
     pub param: Value,
-    /// That parameter, if it is stored in 8 bits.
-    pub stored: Option<Value>,
+    /// Whether it is stored in 8 bits.
+    pub stored: bool,
 }
 
 /// How the gradient of a weight, a sum over tokens of two activations, gets operands of 8 bits: each is turned, so that tokens
@@ -85,10 +85,10 @@ fn weight_of(f: &Function, value: Value) -> Option<Of> {
 
 /// The name of the weight that a product multiplies with, or of the gradient of one that it is.
 pub fn weight_name(module: &Module, f: &Function, value: Value) -> Option<String> {
-    if let Def::Op(Op::GroupedOuter(_), _) = &f.values[value].def {
-        return Some(gradient::of_weight(module, f, value)? + crate::grad::GRADIENT);
-    }
-    let (_, args, _) = product(f, value)?;
+    let args = match &f.values[value].def {
+        Def::Op(Op::GroupedOuter(_), _) => &[],
+        _ => product(f, value)?.1,
+    };
     match args.iter().find_map(|&arg| weight_of(f, arg)) {
         Some(of) => Some(f.values[of.param].name.clone()),
         None => Some(gradient::of_weight(module, f, value)? + crate::grad::GRADIENT),
@@ -232,11 +232,6 @@ fn conversion(
         _ => {}
     }
     let each = if grouped { vec![0] } else { Vec::new() };
-    Fate::Convert(Conversion {
-        weight,
-        summed: [left, right],
-        each,
-        param: of.param,
-        stored: of.eight.then_some(of.param),
-    })
+    let stored = of.eight;
+    Fate::Convert(Conversion { weight, summed: [left, right], each, param: of.param, stored })
 }

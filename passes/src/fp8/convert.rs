@@ -166,7 +166,8 @@ impl<'f> Convert<'f> {
         let Def::Op(op, old) = &f.values[value].def else { return Err(TypeError::new("it is no op")) };
         let mut args: Vec<Value> = old.iter().map(|&arg| self.r.get(arg)).collect();
         let weight = conversion.weight;
-        if let Some(param) = conversion.stored
+        let param = conversion.param;
+        if conversion.stored
             && let Err(error) = self.stored(f, old[weight], param)
         {
             let part = Part::of(f, value, weight, param).ok_or(error)?;
@@ -182,14 +183,10 @@ impl<'f> Convert<'f> {
         for side in 0..2 {
             let ty = f.tensor(old[side]).ok_or_else(|| TypeError::new("an operand is several tensors"))?;
             args[side] = match (side == weight, conversion.stored) {
-                (true, Some(param)) => self.stored(f, old[side], param)?,
-                (true, None) => {
+                (true, true) => self.stored(f, old[side], param)?,
+                (true, false) => {
                     let scales = weights.scales(ty, conversion.summed[side], &conversion.each);
-                    self.quantize(
-                        args[side],
-                        Quantize::new(ty, weights.to, &scales, weights.least),
-                        conversion.param,
-                    )?
+                    self.quantize(args[side], Quantize::new(ty, weights.to, &scales, weights.least), param)?
                 }
                 (false, _) => {
                     let scales = activations.scales(ty, conversion.summed[side], &[]);

@@ -12,12 +12,12 @@
 //! (Micikevicius et al., "FP8 formats for deep learning", 2022; the recipe is that of NVIDIA's Transformer Engine.)
 
 use super::recipe::Delayed;
-use crate::rebuild::{free_name, ill_typed, push_op};
+use crate::rebuild::{Rebuild, ill_typed};
 use eva_ir::attr::{Dims, Range, Real};
 use eva_ir::diag::Diag;
 use eva_ir::dim::Dim;
 use eva_ir::entity::Arena;
-use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value, ValueData, call_type};
+use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value};
 use eva_ir::op::TypeError;
 use eva_ir::ops::quantize::Quantize;
 use eva_ir::ops::{
@@ -25,8 +25,8 @@ use eva_ir::ops::{
     offset::Offset, quantize_by::QuantizeBy, reshape::Reshape, scale::Scale, slice::Slice, step::Step,
 };
 use eva_ir::scales::{Block, Encoding};
-use eva_ir::types::{DType, TensorType, Type};
-use std::collections::{HashMap, HashSet};
+use eva_ir::types::{DType, TensorType};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The module with histories for everything but weights that has one scale.
@@ -45,16 +45,15 @@ pub fn delay(module: &Module, delayed: Delayed) -> Result<Module, Diag> {
                 Diag::new("eva::fp8", message).help("use another recipe than one with delayed scales")
             );
         }
-        let taken = f.values.iter().map(|(_, data)| data.name.clone()).collect();
-        let to = Function::new(&f.name);
-        let (map, histories, next) = Default::default();
-        let mut writer = Writer { f, new: &new, more: &more, delayed, to, taken, map, histories, next };
+        let (histories, next) = Default::default();
+        let mut writer = Writer { r: Rebuild::new(f), new: &new, more: &more, delayed, histories, next };
         writer.declare();
-        for (value, _) in f.values.iter().skip(f.params().count()) {
+        for value in f.values.keys() {
             writer.value(value).map_err(|e| ill_typed("fp8", e))?;
         }
-        let Writer { mut to, map, next, histories, .. } = writer;
-        to.results = f.results.iter().map(|result| map[result]).chain(next).collect();
+        let Writer { r, next, histories, .. } = writer;
+        let mut to = r.new;
+        to.results = f.results.iter().map(|result| r.map[result]).chain(next).collect();
         more.push(histories.values().map(|(_, name)| name.clone()).collect());
         new.funcs.push(Arc::new(to));
     }
@@ -82,142 +81,107 @@ fn is_delayed(f: &Function, value: Value) -> bool {
 }
 
 struct Writer<'a> {
-    f: &'a Function,
+    r: Rebuild<'a>,
     new: &'a Module,
     /// The names of the histories that earlier functions have got.
     more: &'a Arena<Func, Vec<String>>,
     delayed: Delayed,
-    to: Function,
-    taken: HashSet<String>,
-    map: HashMap<Value, Value>,
     /// The histories, by the quantization or call that they are for and their number there, in order; with their names.
-    histories: std::collections::BTreeMap<(Value, usize), (Value, String)>,
+    histories: BTreeMap<(Value, usize), (Value, String)>,
     /// Their new versions.
     next: Vec<Value>,
 }
 
 impl Writer<'_> {
-    /// The parameters, with the histories behind them.
+    /// The histories, behind the parameters.
     fn declare(&mut self) {
-        for (value, _) in self.f.params() {
-            let new = self.to.values.push(self.f.values[value].clone());
-            self.map.insert(value, new);
-        }
-        for (value, data) in self.f.values.iter() {
+        let f = self.r.old;
+        for (value, data) in f.values.iter() {
             let names: Vec<String> = match &data.def {
                 Def::Call(callee, _) => {
                     self.more[*callee].iter().map(|name| format!("{}.{name}", data.name)).collect()
                 }
-                _ if is_delayed(self.f, value) => vec![format!("{}.amax_history", data.name)],
+                _ if is_delayed(f, value) => vec![format!("{}.amax_history", data.name)],
                 _ => Vec::new(),
             };
             for (i, name) in names.into_iter().enumerate() {
-                let name = self.free(&name);
+                let name = self.r.free(&name);
                 let ty = TensorType::new(DType::F32, [Dim::from(self.delayed.window as i64)]);
-                let state = self.to.param(ParamKind::State, &name, ty);
+                let state = self.r.new.param(ParamKind::State, &name, ty);
                 self.histories.insert((value, i), (state, name));
             }
         }
     }
 
     fn value(&mut self, value: Value) -> Result<(), TypeError> {
-        let data = &self.f.values[value];
-        let args: Vec<Value> = data.def.args().iter().map(|arg| self.map[arg]).collect();
-        let def = match &data.def {
-            Def::Call(callee, _) if !self.more[*callee].is_empty() => return self.call(value, *callee, args),
-            Def::Op(Op::Quantize(op), _) if self.histories.contains_key(&(value, 0)) => {
-                return self.quantize(value, op, args[0]);
+        match &self.r.old.values[value].def {
+            Def::Call(callee, _) if !self.more[*callee].is_empty() => self.call(value, *callee),
+            Def::Op(Op::Quantize(op), args) if self.histories.contains_key(&(value, 0)) => {
+                self.quantize(value, op, self.r.get(args[0]))
             }
-            Def::Op(op, _) => Def::Op(op.clone(), args),
-            Def::Call(callee, _) => Def::Call(*callee, args),
-            Def::Param(kind) => Def::Param(*kind),
-        };
-        let new = self.to.values.push(ValueData { def, ..data.clone() });
-        self.map.insert(value, new);
-        Ok(())
+            _ => {
+                self.r.copy(value);
+                Ok(())
+            }
+        }
     }
 
     fn quantize(&mut self, value: Value, op: &Quantize, x: Value) -> Result<(), TypeError> {
         let history = self.histories[&(value, 0)].0;
-        let name = self.f.values[value].name.clone();
+        let name = self.r.old.values[value].name.clone();
         let one = |shape: &[i64]| Reshape { shape: Dims(shape.iter().map(|&n| Dim::from(n)).collect()) };
 
         // The largest magnitude.
-        let ty = self.to.tensor(x).cloned().ok_or_else(|| TypeError::new("it is several tensors"))?;
-        let minus = self.op(&format!("{name}.minus"), Scale { by: Real::new(-1.0) }, &[x], value)?;
-        let mut now = self.op(&format!("{name}.size"), Maximum {}, &[x, minus], value)?;
+        let ty = self.r.new.tensor(x).cloned().ok_or_else(|| TypeError::new("it is several tensors"))?;
+        let minus = self.r.op(&format!("{name}.minus"), Scale { by: Real::new(-1.0) }, &[x], value)?;
+        let mut now = self.r.op(&format!("{name}.size"), Maximum {}, &[x, minus], value)?;
         for axis in (0..ty.rank()).rev() {
-            now = self.op(&format!("{name}.most"), Max { axis: axis as i64 }, &[now], value)?;
+            now = self.r.op(&format!("{name}.most"), Max { axis: axis as i64 }, &[now], value)?;
         }
         if ty.dtype != DType::F32 {
-            now = self.op(&format!("{name}.wide"), Cast { to: DType::F32 }, &[now], value)?;
+            now = self.r.op(&format!("{name}.wide"), Cast { to: DType::F32 }, &[now], value)?;
         }
-        let now = self.op(&format!("{name}.amax"), one(&[1]), &[now], value)?;
+        let now = self.r.op(&format!("{name}.amax"), one(&[1]), &[now], value)?;
 
         // That of the history; of this call, where there is none.
-        let past = self.op(&format!("{name}.past"), Max { axis: 0 }, &[history], value)?;
-        let seen = self.op(&format!("{name}.seen"), Step {}, &[past], value)?;
-        let twice = self.op(&format!("{name}.twice"), Scale { by: Real::new(-2.0) }, &[seen], value)?;
-        let first = self.op(&format!("{name}.first"), Offset { by: Real::new(2.0) }, &[twice], value)?;
-        let given = self.op(&format!("{name}.given"), Mul {}, &[now, first], value)?;
-        let mut amax = self.op(&format!("{name}.used"), Add {}, &[past, given], value)?;
+        let past = self.r.op(&format!("{name}.past"), Max { axis: 0 }, &[history], value)?;
+        let seen = self.r.op(&format!("{name}.seen"), Step {}, &[past], value)?;
+        let twice = self.r.op(&format!("{name}.twice"), Scale { by: Real::new(-2.0) }, &[seen], value)?;
+        let first = self.r.op(&format!("{name}.first"), Offset { by: Real::new(2.0) }, &[twice], value)?;
+        let given = self.r.op(&format!("{name}.given"), Mul {}, &[now, first], value)?;
+        let mut amax = self.r.op(&format!("{name}.used"), Add {}, &[past, given], value)?;
         if self.delayed.margin != 0 {
             let by = Real::new(f64::from(self.delayed.margin).exp2());
-            amax = self.op(&format!("{name}.roomy"), Scale { by }, &[amax], value)?;
+            amax = self.r.op(&format!("{name}.roomy"), Scale { by }, &[amax], value)?;
         }
-        let amax = self.op(&format!("{name}.given_amax"), one(&[]), &[amax], value)?;
+        let amax = self.r.op(&format!("{name}.given_amax"), one(&[]), &[amax], value)?;
         let by = QuantizeBy { to: op.to, least: op.least };
-        let quantized = push_op(&mut self.to, self.f, name.clone(), by, &[x, amax], value)?;
-        self.map.insert(value, quantized);
+        self.r.replace(value, by, &[x, amax])?;
 
         let mut next = now;
         if self.delayed.window > 1 {
             let range = Range { start: Dim::from(0), end: Dim::from(self.delayed.window as i64 - 1) };
-            let older = self.op(&format!("{name}.older"), Slice { axis: 0, range }, &[history], value)?;
-            next = self.op(&format!("{name}.newer"), Concat { axis: 0 }, &[now, older], value)?;
+            let older = self.r.op(&format!("{name}.older"), Slice { axis: 0, range }, &[history], value)?;
+            next = self.r.op(&format!("{name}.newer"), Concat { axis: 0 }, &[now, older], value)?;
         }
-        let next = self.op(&format!("{name}.amax_history.next"), Assign {}, &[history, next], value)?;
+        let next = self.r.op(&format!("{name}.amax_history.next"), Assign {}, &[history, next], value)?;
         self.next.push(next);
         Ok(())
     }
 
     /// A call of a function that has got histories.
-    fn call(&mut self, value: Value, callee: Func, mut args: Vec<Value>) -> Result<(), TypeError> {
-        let data = &self.f.values[value];
+    fn call(&mut self, value: Value, callee: Func) -> Result<(), TypeError> {
+        let data = &self.r.old.values[value];
         let count = self.more[callee].len();
-        args.extend((0..count).map(|i| self.histories[&(value, i)].0));
+        let histories = (0..count).map(|i| self.histories[&(value, i)].0);
+        let args = data.def.args().iter().map(|&arg| self.r.get(arg)).chain(histories).collect();
+        let call = self.r.call_of_more(value, &self.new.funcs[callee], args)?;
         let before = data.ty.parts().len();
-        let ty = call_type(&self.new.funcs[callee], &self.to.values, &args)?;
-        let single = matches!(data.ty, Type::Tensor(_));
-        let name = if single { self.free(&format!("{}.all", data.name)) } else { data.name.clone() };
-        let call = self.to.values.push(ValueData { name, ty, def: Def::Call(callee, args), loc: data.loc });
-        let same = match single {
-            true => push_op(&mut self.to, self.f, data.name.clone(), Get { index: 0 }, &[call], value)?,
-            false => call,
-        };
-        self.map.insert(value, same);
         for i in 0..count {
             let name = format!("{}.next", self.histories[&(value, i)].1);
-            let part = self.op(&name, Get { index: (before + i) as i64 }, &[call], value)?;
+            let part = self.r.op(&name, Get { index: (before + i) as i64 }, &[call], value)?;
             self.next.push(part);
         }
         Ok(())
-    }
-
-    fn free(&mut self, base: &str) -> String {
-        let name = free_name(base, 1, |name| !self.taken.contains(name));
-        self.taken.insert(name.clone());
-        name
-    }
-
-    fn op(
-        &mut self,
-        name: &str,
-        op: impl Into<Op>,
-        args: &[Value],
-        source: Value,
-    ) -> Result<Value, TypeError> {
-        let name = self.free(name);
-        push_op(&mut self.to, self.f, name, op, args, source)
     }
 }

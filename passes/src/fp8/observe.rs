@@ -8,11 +8,11 @@
 //! A caller has the results of what it calls among its own, named by the calls on the way. So every call of the outermost
 //! function gives, beside what it gave, six numbers for each row of everything that was quantized ([`PARTS`]).
 
-use crate::rebuild::{free_name, ill_typed, push_op};
+use crate::rebuild::{Rebuild, ill_typed};
 use eva_ir::attr::{Dims, Real};
 use eva_ir::diag::{Diag, Loc};
 use eva_ir::entity::Arena;
-use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value, ValueData, call_type};
+use eva_ir::graph::{Def, Func, Function, Module, ParamKind, Value};
 use eva_ir::op::TypeError;
 use eva_ir::ops::dequantize::Dequantize;
 use eva_ir::ops::full::Full;
@@ -23,9 +23,8 @@ pub use eva_ir::ops::quantize_stats::PARTS;
 use eva_ir::ops::quantize_stats::QuantizeStats;
 use eva_ir::ops::scale::Scale;
 use eva_ir::ops::{Op, OpKind};
-use eva_ir::types::{DType, Type};
+use eva_ir::types::DType;
 use serde::Serialize;
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// A quantization of which a function gives statistics.
@@ -74,15 +73,13 @@ pub fn observe(module: &Module) -> Result<Module, Diag> {
             more.push(Vec::new());
             continue;
         }
-        let taken = f.values.iter().map(|(_, data)| data.name.clone()).collect();
-        let to = Function { prepares: f.prepares, ..Function::new(&f.name) };
-        let mut writer =
-            Writer { f, new: &new, more: &more, to, taken, map: HashMap::new(), stats: Vec::new() };
+        let mut writer = Writer { r: Rebuild::new(f), new: &new, more: &more, stats: Vec::new() };
         for value in f.values.keys() {
-            writer.value(value)?;
+            writer.value(value).map_err(|e| ill_typed("fp8", e))?;
         }
-        let Writer { mut to, map, stats, .. } = writer;
-        to.results = f.results.iter().map(|result| map[result]).chain(stats.iter().copied()).collect();
+        let Writer { r, stats, .. } = writer;
+        let mut to = r.new;
+        to.results = f.results.iter().map(|result| r.map[result]).chain(stats.iter().copied()).collect();
         more.push(stats.iter().map(|&value| to.values[value].name.clone()).collect());
         if stats.is_empty() {
             new.funcs.push(f.clone());
@@ -94,41 +91,29 @@ pub fn observe(module: &Module) -> Result<Module, Diag> {
 }
 
 struct Writer<'a> {
-    f: &'a Function,
+    r: Rebuild<'a>,
     new: &'a Module,
     /// The names of the results that earlier functions have got.
     more: &'a Arena<Func, Vec<String>>,
-    to: Function,
-    taken: HashSet<String>,
-    map: HashMap<Value, Value>,
     /// The new results.
     stats: Vec<Value>,
 }
 
 impl Writer<'_> {
-    fn value(&mut self, value: Value) -> Result<(), Diag> {
-        let data = &self.f.values[value];
-        let args = || data.def.args().iter().map(|arg| self.map[arg]).collect::<Vec<_>>();
-        match &data.def {
-            Def::Call(callee, _) if !self.more[*callee].is_empty() => return self.call(value, *callee),
-            def => {
-                let new_args = args();
-                let def = match def {
-                    Def::Param(kind) => Def::Param(*kind),
-                    Def::Op(op, _) => Def::Op(op.clone(), new_args),
-                    Def::Call(callee, _) => Def::Call(*callee, new_args),
-                };
-                let new = self.to.values.push(ValueData { def, ..data.clone() });
-                self.map.insert(value, new);
-            }
+    fn value(&mut self, value: Value) -> Result<(), TypeError> {
+        let data = &self.r.old.values[value];
+        if let Def::Call(callee, _) = data.def
+            && !self.more[callee].is_empty()
+        {
+            return self.call(value, callee);
         }
-        let given = match &data.def {
-            Def::Op(Op::Quantize(_), _) => None,
-            Def::Op(Op::QuantizeBy(op), args) => Some((op.clone(), self.map[&args[1]])),
+        self.r.copy(value);
+        let (x, given) = match &data.def {
+            Def::Op(Op::Quantize(_), args) => (args[0], None),
+            Def::Op(Op::QuantizeBy(op), args) => (args[0], Some((op.clone(), self.r.get(args[1])))),
             _ => return Ok(()),
         };
-        let x = self.map[&data.def.args()[0]];
-        let stats = self.statistics(value, x, given).map_err(|e| ill_typed("fp8", e))?;
+        let stats = self.statistics(value, self.r.get(x), given)?;
         self.stats.push(stats);
         Ok(())
     }
@@ -140,66 +125,38 @@ impl Writer<'_> {
         x: Value,
         given: Option<(QuantizeBy, Value)>,
     ) -> Result<Value, TypeError> {
-        let to = self.to.tensor(x).map_or(DType::F32, |ty| ty.dtype);
-        let name = self.f.values[quantized].name.clone();
-        let [numbers, limit, stats] =
-            ["numbers", "limit", "stats"].map(|what| self.free(&format!("{name}.{what}")));
-        let numbers = self.op(numbers, Dequantize { to }, &[self.map[&quantized]], quantized)?;
+        let to = self.r.new.tensor(x).map_or(DType::F32, |ty| ty.dtype);
+        let name = self.r.old.values[quantized].name.clone();
+        let named = |what: &str| format!("{name}.{what}");
+        let numbers = self.r.op(&named("numbers"), Dequantize { to }, &[self.r.get(quantized)], quantized)?;
         let number =
             |value: f64| Full { value: Real::new(value), shape: Dims(Vec::new()), dtype: DType::F32 };
         let limit = match given {
             // A scale is made of the largest magnitude: nothing is cut off but what is no number.
-            None => self.op(limit, number(f64::from(f32::MAX)), &[], quantized)?,
+            None => self.r.op(&named("limit"), number(f64::from(f32::MAX)), &[], quantized)?,
             Some((op, amax)) => {
-                let [least, most] = ["least", "most"].map(|what| self.free(&format!("{name}.{what}")));
-                let least = self.op(least, number(op.least.get()), &[], quantized)?;
-                let most = self.op(most, Maximum {}, &[amax, least], quantized)?;
+                let least = self.r.op(&named("least"), number(op.least.get()), &[], quantized)?;
+                let most = self.r.op(&named("most"), Maximum {}, &[amax, least], quantized)?;
                 // What is less than half a step beyond the largest number is rounded to it.
                 let by = Real::new(if op.to == DType::F8E5M2 { 61440.0 / 57344.0 } else { 464.0 / 448.0 });
-                self.op(limit, Scale { by }, &[most], quantized)?
+                self.r.op(&named("limit"), Scale { by }, &[most], quantized)?
             }
         };
-        self.op(stats, QuantizeStats {}, &[x, numbers, limit], quantized)
+        self.r.op(&named("stats"), QuantizeStats {}, &[x, numbers, limit], quantized)
     }
 
     /// A call of a function that has got results.
-    fn call(&mut self, value: Value, callee: Func) -> Result<(), Diag> {
-        let data = &self.f.values[value];
-        let args: Vec<Value> = data.def.args().iter().map(|arg| self.map[arg]).collect();
+    fn call(&mut self, value: Value, callee: Func) -> Result<(), TypeError> {
+        let data = &self.r.old.values[value];
+        let args = data.def.args().iter().map(|&arg| self.r.get(arg)).collect();
+        let call = self.r.call_of_more(value, &self.new.funcs[callee], args)?;
         let before = data.ty.parts().len();
-        let ty =
-            call_type(&self.new.funcs[callee], &self.to.values, &args).map_err(|e| ill_typed("fp8", e))?;
-        let single = matches!(data.ty, Type::Tensor(_));
-        let name = if single { self.free(&format!("{}.all", data.name)) } else { data.name.clone() };
-        let call = self.to.values.push(ValueData { name, ty, def: Def::Call(callee, args), loc: data.loc });
-        let ill = |e| ill_typed("fp8", e);
-        let same = match single {
-            true => self.op(data.name.clone(), Get { index: 0 }, &[call], value).map_err(ill)?,
-            false => call,
-        };
-        self.map.insert(value, same);
         for (i, result) in self.more[callee].iter().enumerate() {
-            let name = self.free(&format!("{}.{result}", data.name));
-            let part = self.op(name, Get { index: (before + i) as i64 }, &[call], value).map_err(ill)?;
+            let index = (before + i) as i64;
+            let part = self.r.op(&format!("{}.{result}", data.name), Get { index }, &[call], value)?;
             self.stats.push(part);
         }
         Ok(())
-    }
-
-    fn free(&mut self, base: &str) -> String {
-        let name = free_name(base, 1, |name| !self.taken.contains(name));
-        self.taken.insert(name.clone());
-        name
-    }
-
-    fn op(
-        &mut self,
-        name: String,
-        op: impl Into<Op>,
-        args: &[Value],
-        source: Value,
-    ) -> Result<Value, TypeError> {
-        push_op(&mut self.to, self.f, name, op, args, source)
     }
 }
 

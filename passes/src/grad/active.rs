@@ -78,13 +78,12 @@ impl<'m> Active<'m> {
         let mut param = params.iter();
         for (_, data) in f.values.iter() {
             let of = |value: &Value| parts[value.index()].iter().any(|&part| part);
-            let can = |part: &eva_ir::types::TensorType| is_differentiable(&part.clone().into());
             let next: Vec<bool> = match &data.def {
                 Def::Param(_) => vec![*param.next().expect("one for each parameter")],
                 Def::Op(Op::Get(Get { index }), args) => vec![parts[args[0].index()][*index as usize]],
                 Def::Op(_, args) => {
                     let any = args.iter().any(of);
-                    data.ty.parts().iter().map(|part| any && can(part)).collect()
+                    data.ty.parts().iter().map(|part| any && is_differentiable(part)).collect()
                 }
                 Def::Call(callee, args) => {
                     let given: Vec<bool> = args.iter().map(of).collect();

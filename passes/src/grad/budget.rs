@@ -23,6 +23,8 @@ pub struct Fitted {
     pub seconds_per_byte: f64,
     /// The bytes of arena that a step takes.
     pub peak: usize,
+    /// The plan that they are of.
+    pub plan: Plan,
 }
 
 /// The prices that are tried, from the lowest.
@@ -45,7 +47,7 @@ pub fn fit(
         let (module, splits) = split.map_err(|diag| Error::Invalid(diag.into()))?;
         let plan = crate::compile(&module, target, passes)?;
         let peak = peak(&plan, &format!("{name}{}", super::GRADIENT), sizes)?;
-        Ok(Fitted { module, splits, seconds_per_byte, peak })
+        Ok(Fitted { module, splits, seconds_per_byte, peak, plan })
     };
     let Some(budget) = budget else { return at(options.seconds_per_byte) };
     let prices: Vec<f64> = LADDER.into_iter().filter(|&price| price >= options.seconds_per_byte).collect();

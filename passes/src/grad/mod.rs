@@ -144,7 +144,7 @@ pub fn differentiate_and_report(
     Ok((Module { verified: Default::default(), ..new }, splits))
 }
 
-/// Refuses a function that has no loss, or states.
+/// Refuses a function that has no loss.
 fn check_loss(f: &Function) -> Result<(), Diag> {
     let loss = f.results.first().and_then(|&loss| f.tensor(loss));
     if !loss.is_some_and(|ty| ty.rank() == 0 && ty.dtype.is_float()) {
@@ -202,8 +202,8 @@ fn whole(f: &Function, mut joint: Joint, options: &Options) -> Result<Function, 
     }
     let mut results = joint.results.clone();
     for (name, gradient) in gradients {
-        let value = distinct(&mut joint, gradient, &results)?;
-        rename(&mut joint, value, &format!("{name}{GRADIENT}"));
+        let value = distinct(&mut joint, gradient, &results);
+        joint.grown.rename(value, &format!("{name}{GRADIENT}"));
         results.push(value);
     }
     let mut order: Vec<Value> = joint.params.clone();
@@ -212,26 +212,15 @@ fn whole(f: &Function, mut joint: Joint, options: &Options) -> Result<Function, 
 }
 
 /// `value`, or a copy of it where it is a parameter or one of `results` already.
-fn distinct(joint: &mut Joint, value: Value, results: &[Value]) -> Result<Value, Diag> {
+fn distinct(joint: &mut Joint, value: Value, results: &[Value]) -> Value {
     let data = &joint.grown.function.values[value];
     if !results.contains(&value) && !matches!(data.def, Def::Param(_)) {
-        return Ok(value);
+        return value;
     }
     // Every copy is a value of its own, whatever is there already.
     let by = eva_ir::attr::Real::new(1.0);
     let data = ValueData { def: Def::Op(Scale { by }.into(), vec![value]), ..data.clone() };
-    Ok(joint.grown.push(data))
-}
-
-/// Gives `value` this name; whoever has it gets another.
-fn rename(joint: &mut Joint, value: Value, name: &str) {
-    let taken =
-        joint.grown.function.values.iter().find(|(_, data)| data.name == name).map(|(other, _)| other);
-    if let Some(other) = taken.filter(|&other| other != value) {
-        let free = joint.grown.name(name);
-        joint.grown.function.values[other].name = free;
-    }
-    joint.grown.function.values[value].name = name.into();
+    joint.grown.push(data)
 }
 
 /// The function of these parameters and results: of `graph` what they need. `inputs` are values that become inputs, of

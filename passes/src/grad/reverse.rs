@@ -2,12 +2,12 @@
 
 use super::active::Active;
 use super::{GRADIENT, Pair};
+use crate::rebuild::ill_typed;
 use eva_ir::diag::Diag;
 use eva_ir::entity::Entity;
 use eva_ir::graph::{Def, Func, Module, ParamKind, Value, ValueData, call_type};
 use eva_ir::op::TypeError;
-use eva_ir::ops::{Op, add::Add, full::Full, get::Get};
-use eva_ir::types::TensorType;
+use eva_ir::ops::{Op, add::Add, get::Get};
 use eva_ir::vjp::{Growing, NoGradient, Vjp, gradient_type};
 use std::collections::HashMap;
 
@@ -24,9 +24,9 @@ pub(super) struct Joint {
     pub gradients: Vec<(usize, String, Option<Value>)>,
 }
 
-/// A mistake in a gradient rule.
-fn internal(error: TypeError) -> Diag {
-    Diag::new("eva::internal", format!("the pass `grad` builds an ill-typed op: {}", error.message))
+/// A mistake of the pass's own.
+pub(super) fn internal(error: TypeError) -> Diag {
+    ill_typed("grad", error)
 }
 
 /// The joint graph of `func`, whose callees are `pairs` in `new`.
@@ -87,7 +87,7 @@ pub(super) fn reverse(
     }
     let mut gradients = Vec::new();
     for (i, &param) in params_at.iter().enumerate().filter(|(i, _)| params[*i]) {
-        let gradient = r.take(param, 1)?[0];
+        let gradient = r.take(param, 1)[0];
         gradients.push((i, r.grown.function.values[param].name.clone(), gradient));
     }
     Ok(Joint {
@@ -123,18 +123,19 @@ impl Reverse<'_> {
     }
 
     /// The gradients of the parts of a value.
-    fn take(&mut self, value: Value, parts: usize) -> Result<Vec<Option<Value>>, Diag> {
-        Ok((0..parts).map(|part| self.shares.remove(&(value, part))).collect())
+    fn take(&mut self, value: Value, parts: usize) -> Vec<Option<Value>> {
+        (0..parts).map(|part| self.shares.remove(&(value, part))).collect()
     }
 
     /// Hands the gradient of `value` on to what it was made of.
     fn back(&mut self, value: Value, wanted: &dyn Fn(Value) -> bool) -> Result<(), Diag> {
         let data = &self.grown.function.values[value];
         let (def, loc, parts) = (data.def.clone(), data.loc, data.ty.parts().len());
-        if matches!(def, Def::Param(_)) || (0..parts).all(|part| !self.shares.contains_key(&(value, part))) {
+        // Those of parameters stay where they are, until the end.
+        let grads = if matches!(def, Def::Param(_)) { Vec::new() } else { self.take(value, parts) };
+        if grads.iter().all(Option::is_none) {
             return Ok(());
         }
-        let grads = self.take(value, parts)?;
         let (op, args) = match def {
             Def::Param(_) => return Ok(()),
             Def::Op(Op::Get(Get { index }), args) => {
@@ -186,7 +187,7 @@ impl Reverse<'_> {
                 Some(grad) => grad,
                 None => {
                     let ty = gradient_type(&self.grown.function.values[call].ty.parts()[i]);
-                    self.zeros(&format!("{name}{GRADIENT}"), &ty, call)?
+                    self.grown.full(&format!("{name}{GRADIENT}"), 0.0, &ty, call).map_err(internal)?
                 }
             });
         }
@@ -203,11 +204,5 @@ impl Reverse<'_> {
             self.add(args[param], 0, share)?;
         }
         Ok(())
-    }
-
-    fn zeros(&mut self, base: &str, ty: &TensorType, source: Value) -> Result<Value, Diag> {
-        let shape = eva_ir::attr::Dims(ty.shape.iter().cloned().collect());
-        let op = Full { value: eva_ir::attr::Real::new(0.0), shape, dtype: ty.dtype };
-        self.grown.op(base, op, &[], source).map_err(internal)
     }
 }

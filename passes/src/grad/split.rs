@@ -6,14 +6,14 @@
 //! again, the cheapest choice is a closure of least cost, which is a minimum cut (Picard 1976, "Maximal closure of a graph"):
 //! a value that is computed again earns what saving it would cost, less its computation, and needs its operands.
 
-use super::reverse::Joint;
-use super::{GRADIENT, Kept, Options, Pair, Restored, Split, assemble, distinct, rename};
+use super::reverse::{Joint, internal};
+use super::{GRADIENT, Kept, Options, Pair, Restored, Split, assemble, distinct};
 use crate::cost::Cost;
 use eva_ir::diag::Diag;
 use eva_ir::entity::Entity;
 use eva_ir::graph::{Def, Function, Module, ParamKind, Value, ValueData};
 use eva_ir::lower::Lowering;
-use eva_ir::ops::{Op, cast::Cast, dequantize::Dequantize, full::Full, quantize::Quantize};
+use eva_ir::ops::{Op, cast::Cast, dequantize::Dequantize, quantize::Quantize};
 use eva_ir::scales::{Block, Scales};
 use eva_ir::vjp::gradient_type;
 use petgraph::algo::ford_fulkerson;
@@ -30,21 +30,17 @@ pub(super) fn split(
 ) -> Result<(Pair, Split), Diag> {
     // Gradients that did not come about are zeros.
     let mut gradients: Vec<Value> = Vec::new();
-    for (i, _, gradient) in joint.gradients.clone() {
+    for (i, param, gradient) in joint.gradients.clone() {
+        let (name, at) = (format!("{param}{GRADIENT}"), joint.params[i]);
         let value = match gradient {
             Some(gradient) => gradient,
             None => {
-                let param = joint.params[i];
-                let ty = gradient_type(joint.grown.function.tensor(param).expect("parameters are tensors"));
-                let shape = eva_ir::attr::Dims(ty.shape.iter().cloned().collect());
-                let op = Full { value: eva_ir::attr::Real::new(0.0), shape, dtype: ty.dtype };
-                let name = format!("{}.grad", joint.grown.function.values[param].name);
-                joint.grown.op(&name, op, &[], param).map_err(|e| Diag::new("eva::internal", e.message))?
+                let ty = gradient_type(joint.grown.function.tensor(at).expect("parameters are tensors"));
+                joint.grown.full(&name, 0.0, &ty, at).map_err(internal)?
             }
         };
-        let value = distinct(&mut joint, value, &gradients)?;
-        let name = format!("{}{GRADIENT}", joint.grown.function.values[joint.params[i]].name);
-        rename(&mut joint, value, &name);
+        let value = distinct(&mut joint, value, &gradients);
+        joint.grown.rename(value, &name);
         gradients.push(value);
     }
     let graph = &joint.grown.function;
@@ -58,7 +54,6 @@ pub(super) fn split(
     let mut report = Split { function: f.name.clone(), kept: Vec::new(), again: Vec::new() };
 
     // What is kept narrower than it is has a value of its own, and another that is made of it again.
-    let internal = |e: eva_ir::op::TypeError| Diag::new("eva::internal", e.message);
     let (mut kept, mut restored) = (Vec::new(), Vec::new());
     for &value in &saved {
         let name = joint.grown.function.values[value].name.clone();
