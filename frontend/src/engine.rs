@@ -322,16 +322,22 @@ pub fn check_prompt(config: &Config, prompt: &[u32], max_new: usize) -> Result<(
     Ok(())
 }
 
+/// Refuses what no model is written for.
+pub(crate) fn check_supported(config: &Config) -> Result<(), EngineError> {
+    if config.attention_bias {
+        let message = "`attention_bias` is true: attention projections with biases are not supported, and no public model has them";
+        return Err(EngineError::Unsupported(message.into()));
+    }
+    Ok(())
+}
+
 /// The module that a configuration describes, with weights typed as the checkpoint has them.
 pub fn module(
     config: &Config,
     checkpoint: Option<&Checkpoint>,
     options: &LoadOptions,
 ) -> Result<Module, EngineError> {
-    if config.attention_bias {
-        let message = "`attention_bias` is true: attention projections with biases are not supported, and no public model has them";
-        return Err(EngineError::Unsupported(message.into()));
-    }
+    check_supported(config)?;
     let stored = |name: &str| {
         let tensor = checkpoint.and_then(|c| c.get(name).or_else(|| c.get(&expert_name(name, 0)?)));
         tensor.and_then(|tensor| weights::dtype(tensor.dtype)).unwrap_or(DType::F32)

@@ -256,7 +256,7 @@ pub fn explain(module: &Module, name: &str, options: &Options, question: &Questi
                 value: reason.value,
                 guard: reason.guard,
                 blocking: reason.blocking,
-                line: reason.loc.map(|loc| line_of(loc, question)),
+                line: reason.loc.map(|loc| line_of(loc, question.text.as_ref())),
             };
             Some(WhyNot {
                 rule: name.clone(),
@@ -293,9 +293,9 @@ pub fn explain(module: &Module, name: &str, options: &Options, question: &Questi
     })
 }
 
-/// A line as people say it: `file:line`.
-pub(crate) fn line_of(loc: Loc, question: &Question) -> String {
-    match (loc, &question.text) {
+/// A line as people say it: `file:line`; `text` is the name and the text of the IR file, if there is one.
+pub(crate) fn line_of(loc: Loc, text: Option<&(String, String)>) -> String {
+    match (loc, text) {
         (Loc::Rust(at), _) => format!("{}:{}", at.file(), at.line()),
         (Loc::Text { start, .. }, Some((name, text))) => {
             format!("{name}:{}", text.bytes().take(start).filter(|&byte| byte == b'\n').count() + 1)

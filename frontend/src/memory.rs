@@ -81,7 +81,6 @@ pub fn memory(config: &Config, question: &Question, target: &Target) -> Result<A
     let options = Options { cost, store: question.store, ..Options::default() };
     let passes = eva_passes::Options::default();
     let fitted = fit(&module, "loss", &options, (target, &passes), &sizes, question.budget)?;
-    let plan = eva_passes::compile(&fitted.module, target, &passes)?;
     let value = |sym: &Sym| sizes.get(sym).copied().or_else(|| fitted.module.size_of(sym));
     let of = |ty: &TensorType| {
         let elements = ty.shape.iter().map(|dim| dim.eval(&value).unwrap_or(0)).product::<i64>();
@@ -104,9 +103,9 @@ pub fn memory(config: &Config, question: &Question, target: &Target) -> Result<A
         let (function, again) = (split.function.clone(), split.again.clone());
         Function { calls: calls(&function), function, kept: kept.collect(), again }
     });
-    let (functions, largest) = (functions.collect(), largest(&plan, &value));
+    let (functions, largest) = (functions.collect(), largest(&fitted.plan, &value));
+    let weights = weights(&fitted.plan, &of);
     let Fitted { seconds_per_byte, peak, .. } = fitted;
-    let weights = weights(&plan, &of);
     let (lengths, budget) = ((question.batch, question.tokens), question.budget);
     Ok(Answer { lengths, weights, peak, budget, seconds_per_byte, largest, functions })
 }

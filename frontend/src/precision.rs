@@ -106,7 +106,7 @@ pub fn precision(
             reason,
             flops,
             percent: 0.0,
-            line: product.loc.map(|loc| line_of(loc, question)),
+            line: product.loc.map(|loc| line_of(loc, question.text.as_ref())),
         });
     }
     let all: f64 = products.iter().map(|row| row.flops).sum();

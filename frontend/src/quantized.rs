@@ -1,6 +1,6 @@
 //! What quantizing did to a model's numbers, in real runs: what `eva generate --fp8-report` prints.
 
-use eva_ir::diag::Loc;
+use crate::explain::line_of;
 use eva_passes::fp8::observe::{Site, Sums};
 use eva_passes::plan::Plan;
 use eva_runtime::Tensor;
@@ -66,7 +66,7 @@ impl Report {
         let run = self.sites.iter().filter(|(_, sums)| sums.elements > 0.0);
         let mut rows: Vec<Row> = run
             .map(|(site, sums)| Row {
-                line: site.loc.map(line),
+                line: site.loc.map(|loc| line_of(loc, None)),
                 site: site.clone(),
                 elements: sums.elements,
                 amax: sums.amax(),
@@ -114,12 +114,5 @@ impl Report {
             ));
         }
         s
-    }
-}
-
-fn line(loc: Loc) -> String {
-    match loc {
-        Loc::Rust(at) => format!("{}:{}", at.file(), at.line()),
-        Loc::Text { start, .. } => format!("byte {start}"),
     }
 }

@@ -5,6 +5,7 @@
 //! intermediate values, the losses, greedy generation through the cache, and the MTP module.
 
 mod gradients;
+mod learner;
 mod training;
 
 pub use gradients::compare_gradients;
@@ -13,6 +14,7 @@ pub use training::compare_training;
 use crate::engine::{EngineError, LoadOptions, Model, Progress, default_recipe};
 use crate::model::config::Config;
 use crate::prelude::*;
+use crate::train::data::IGNORED;
 use eva_runtime::checkpoint::{Checkpoint, TensorRef};
 use eva_runtime::sample::Sampling;
 use eva_runtime::{CompileOptions, Executable, Session, Weights};
@@ -182,6 +184,12 @@ impl Ids {
         &self.ids[i * self.len..][..self.len]
     }
 
+    /// Of each sequence, `n` labels: for position `i` the one at `i + shift`, or one that does not count.
+    fn shifted(&self, n: usize, shift: usize) -> Vec<i64> {
+        let label = |b: usize, i: usize| self.row(b).get(i + shift).copied().unwrap_or(IGNORED);
+        (0..self.batch).flat_map(|b| (0..n).map(move |i| label(b, i))).collect()
+    }
+
     /// Ids as the engine takes them, checked against the vocabulary.
     fn checked(&self, model: &Model) -> Result<Vec<u32>, EngineError> {
         let ids: Vec<u32> = self.ids.iter().map(|&id| u32::try_from(id).unwrap_or(u32::MAX)).collect();
@@ -262,8 +270,7 @@ fn cross_entropy(
     let options = CompileOptions { device: model.executable().device(), ..CompileOptions::default() };
     let executable = Arc::new(Executable::compile(&module, &options)?);
     let mut session = Session::new(executable, "loss", &Weights::new())?;
-    let label = |b: usize, i: usize| labels.row(b).get(i + shift).copied().unwrap_or(-100);
-    let labels: Vec<i64> = (0..labels.batch).flat_map(|b| (0..n).map(move |i| label(b, i))).collect();
+    let labels = labels.shifted(n, shift);
     let logits = eva_runtime::Tensor::from_f64(F32, &[labels.len(), vocab], logits);
     let labels = eva_runtime::Tensor::from_i64(&[labels.len()], &labels);
     let results = session.run(&[("logits", &logits), ("labels", &labels)], None, &[])?;

@@ -11,6 +11,7 @@
 
 use super::causal_lm::Model;
 use super::norm::rms_norm;
+use super::weights::Weights;
 use crate::prelude::*;
 
 /// Adds `@mtp` (or `@mtp_{depth}`, for depths above 0, which take the state `hidden` of the one before).
@@ -28,14 +29,19 @@ pub(super) fn module(model: &Model, layer: &Func<Tensor>, depth: usize) {
         let w = model.weights(f, model.stored).at(&at);
 
         let embedded = model.embed(f, &format!("{at}.embed_tokens.weight"), &ids);
-        let embedded = rms_norm(&w.at("enorm"), &embedded, config.rms_eps);
-        let hidden = rms_norm(&w.at("hnorm"), &hidden, config.rms_eps);
-        let joined = embedded.concat(-1, &hidden);
-        let z = joined.linear(&w.get("eh_proj.weight", [&model.m, &(&model.m * 2)]));
+        let z = joined(model, &w, &embedded, &hidden);
 
         let z = f.call_tapped(layer, &at, &name, [&z, &model.rope(f, &start), &start]);
         let hidden = rms_norm(&w.at("shared_head.norm"), &z, config.rms_eps).named(&format!("{name}.hidden"));
         let logits = model.head(f, &format!("{at}.shared_head.head.weight"), &hidden);
         (logits.named(&format!("{name}.logits")), hidden)
     });
+}
+
+/// What the layer begins with: `z = W_eh [RMSNorm_e(embedded) ; RMSNorm_h(hidden)]`.
+pub(super) fn joined(model: &Model, w: &Weights, embedded: &Tensor, hidden: &Tensor) -> Tensor {
+    let eps = model.config.rms_eps;
+    let embedded = rms_norm(&w.at("enorm"), embedded, eps);
+    let hidden = rms_norm(&w.at("hnorm"), hidden, eps);
+    embedded.concat(-1, &hidden).linear(&w.get("eh_proj.weight", [&model.m, &(&model.m * 2)]))
 }

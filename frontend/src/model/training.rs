@@ -17,6 +17,7 @@ use super::config::Config;
 use super::layer::{Ffn, Layer};
 use super::mla::Tokens;
 use super::moe::{Experts, Routed, Router};
+use super::mtp;
 use super::norm::rms_norm;
 use crate::prelude::*;
 use eva_ir::ops::count_by_expert::CountByExpert;
@@ -81,7 +82,7 @@ pub fn training(config: &Config, training: &Training) -> Result<Module, Diags> {
     };
     let layers: Vec<_> = (0..config.layers).map(&mut layer_of).collect();
     let with_mtp = training.mtp.filter(|_| config.mtp_layers > 0);
-    let mtp = with_mtp.map(|weight| (weight, layer_of(config.layers)));
+    let predictor = with_mtp.map(|weight| (weight, layer_of(config.layers)));
     p.function("loss", |f| {
         let ids = f.input("ids", I64, [&model.b, &model.s]);
         let labels = f.input("labels", I64, [&model.b, &model.s]);
@@ -100,16 +101,13 @@ pub fn training(config: &Config, training: &Training) -> Result<Module, Diags> {
         let lm_loss = mean_loss(&model, &logits, &labels).named("lm_loss");
 
         let mut extra = Vec::new();
-        if let Some((weight, layer)) = &mtp {
+        if let Some((weight, layer)) = &predictor {
             let next_ids = f.input("next_ids", I64, [&model.b, &model.s]);
             let next_labels = f.input("next_labels", I64, [&model.b, &model.s]);
             let at = format!("model.layers.{}", config.layers);
             let w = model.weights(f, &stored).at(&at);
             let embedded = model.embed(f, "model.embed_tokens.weight", &next_ids);
-            let embedded = rms_norm(&w.at("enorm"), &embedded, config.rms_eps);
-            let hidden = rms_norm(&w.at("hnorm"), &hidden, config.rms_eps);
-            let joined = embedded.concat(-1, &hidden);
-            let z = joined.linear(&w.get("eh_proj.weight", [&model.m, &(&model.m * 2)]));
+            let z = mtp::joined(&model, &w, &embedded, &hidden);
             let z = losses.take(f.call(layer, &at, [&z, &rope, &start]), config.layers);
             let hidden = rms_norm(&w.at("shared_head.norm"), &z, config.rms_eps);
             let logits = model.head(f, model.head_weight(), &hidden);

@@ -2,13 +2,14 @@
 
 use super::config::RunConfig;
 use super::params::{Group, Layout};
-use crate::engine::EngineError;
+use crate::engine::{EngineError, check_supported};
 use crate::model::config::Config;
 use crate::model::{Balance, Training};
 use crate::prelude::*;
 use eva_ir::dim::Sym;
 use eva_ir::graph::ParamKind;
 use eva_passes::cost::CostOptions;
+use eva_passes::fp8::Recipe;
 use eva_passes::grad::{self, budget::fit};
 use eva_passes::plan::FuncPlan;
 use eva_passes::target::Target;
@@ -16,7 +17,7 @@ use eva_runtime::Device;
 use std::collections::BTreeMap;
 
 /// What the gradient of a weight is called, after the weight.
-pub const GRAD: &str = ".grad";
+pub use eva_passes::grad::GRADIENT as GRAD;
 
 /// What the routed tokens of each expert of a layer are called, after the layer.
 pub const LOAD: &str = ".load";
@@ -44,6 +45,15 @@ pub struct Graphs {
 impl Graphs {
     /// Those of a model, as a run trains it.
     pub fn of(run: &RunConfig, config: &Config) -> Result<Self, EngineError> {
+        Self::with_recipe(run, config, run.recipe().map_err(EngineError::Unsupported)?)
+    }
+
+    /// The same with this recipe of 8-bit floats, in place of the run's.
+    pub fn with_recipe(
+        run: &RunConfig,
+        config: &Config,
+        recipe: Option<Recipe>,
+    ) -> Result<Self, EngineError> {
         let RunConfig { precision, balance, loss, .. } = run;
         let training = Training {
             dtype: precision.compute,
@@ -55,10 +65,7 @@ impl Graphs {
             mtp: Some(loss.mtp).filter(|weight| *weight > 0.0),
             z_loss: loss.z,
         };
-        if config.attention_bias {
-            let message = "`attention_bias` is true: attention projections with biases are not supported";
-            return Err(EngineError::Unsupported(message.into()));
-        }
+        check_supported(config)?;
         if training.mtp.is_some() && config.mtp_layers == 0 {
             let message =
                 "`loss.mtp` is above 0, but the model has no MTP module (`num_nextn_predict_layers`)";
@@ -67,7 +74,6 @@ impl Graphs {
         let mut module = crate::model::training(config, &training).map_err(EngineError::Module)?;
         let sizes = [("b", run.data.batch), ("s", run.data.sequence)];
         let sizes: BTreeMap<Sym, i64> = sizes.map(|(name, n)| (Sym::from(name), n as i64)).into();
-        let recipe = run.recipe().map_err(EngineError::Unsupported)?;
         let whole = recipe.is_some();
         if whole {
             // Tiles of tokens share a scale in the gradients of weights, so their number must be known.

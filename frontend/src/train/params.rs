@@ -189,6 +189,12 @@ impl Tensors {
         Self { entries: specs.filter_map(entry).collect() }
     }
 
+    /// The extents of the tensor of this name, and where its elements are.
+    pub fn place(&self, name: &str) -> Option<(&[usize], Range<usize>)> {
+        let Entry { spec, offset } = self.entries.iter().find(|entry| entry.spec.name == name)?;
+        Some((&spec.shape, *offset..offset + spec.shape.iter().product::<usize>()))
+    }
+
     /// Numbers of a fresh model in a flat buffer: each tensor from the seed and its name alone, with this standard deviation;
     /// gains of norms 1, biases 0.
     pub fn fresh(&self, elements: usize, std: f64, seed: u64) -> Vec<f32> {

@@ -14,6 +14,10 @@ use eva_runtime::checkpoint::Checkpoint;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+/// Why a checkpoint is not trained.
+pub(crate) const EIGHT_BITS: &str =
+    "its weights are 8-bit floats: convert them first, with `eva convert --to bf16`";
+
 /// Runs a configuration. `stop` is looked at after each step: once it is true, the run saves and ends.
 pub fn run(
     run: &RunConfig,
@@ -42,9 +46,7 @@ pub fn run(
         None => Some(tensors.fresh(elements, run.model.init_std, run.init_seed())),
         Some(from) => {
             if config.quantization.is_some() {
-                let message =
-                    "its weights are 8-bit floats: convert them first, with `eva convert --to bf16`";
-                return Err(RunError::Refused(format!("{}: {message}", from.display())));
+                return Err(RunError::Refused(format!("{}: {EIGHT_BITS}", from.display())));
             }
             let checkpoint = Checkpoint::open(from)?;
             config.check(&checkpoint, run.loss.mtp > 0.0).map_err(EngineError::from)?;

@@ -183,13 +183,7 @@ impl Trainer {
         let (mut sum, mut quantized) = (Sum::default(), self.statistics.clone());
         for (i, batch) in batches.iter().enumerate() {
             let share = batch.counted as f64 / counted;
-            let into: Vec<(&str, &Part)> = self
-                .gradients
-                .iter()
-                .map(|(name, first, next)| (name.as_str(), next.as_ref().filter(|_| i > 0).unwrap_or(first)))
-                .collect();
-            let inputs = Inputs::new(&self.grad, batch, Some(share * scale));
-            self.grad.start_into(&inputs.with(batch), None, &[], &into)?;
+            self.backward(i, batch, share * scale)?;
             sum.take(&mut self.grad, share)?;
             let of = |name: &str| Ok((name.to_string(), self.grad.take(name)?));
             let taken: Vec<_> = self.statistics.results().map(of).collect::<Result<_, TrainError>>()?;
@@ -214,6 +208,27 @@ impl Trainer {
         more.extend(sum.loads.iter().flat_map(|(layer, load)| utilisation(layer, load)));
         more.extend(changes(&quantized));
         Ok(StepReport { step, loss: sum.loss, grad_norm: norm.into(), lr, tokens, more })
+    }
+
+    /// Computes the gradients of batch `i` of a step, times `seed`.
+    fn backward(&mut self, i: usize, batch: &Batch, seed: f64) -> Result<(), TrainError> {
+        let into: Vec<(&str, &Part)> = self
+            .gradients
+            .iter()
+            .map(|(name, first, next)| (name.as_str(), next.as_ref().filter(|_| i > 0).unwrap_or(first)))
+            .collect();
+        let inputs = Inputs::new(&self.grad, batch, Some(seed));
+        Ok(self.grad.start_into(&inputs.with(batch), None, &[], &into)?)
+    }
+
+    /// The loss of a batch, and the gradients of all parameters that are learned, flat; nothing changes.
+    pub fn gradients(&mut self, batch: &Batch) -> Result<(f64, Vec<f32>), TrainError> {
+        self.backward(0, batch, 1.0)?;
+        let mut sum = Sum::default();
+        sum.take(&mut self.grad, 1.0)?;
+        let Some((_, first, _)) = self.gradients.first() else { return Ok((sum.loss, Vec::new())) };
+        let all = Layout::part(first.memory(), 0..self.layout.learned(), DType::F32)?.read()?;
+        Ok((sum.loss, all.to_f32()))
     }
 
     /// Runs a step again, looking at what every kernel writes; in words, where the first number is that is not finite.

@@ -145,17 +145,36 @@ impl Kit {
 
     /// The weights' names and shapes, in the order of the parameters.
     fn shapes(&self) -> Vec<(String, Vec<usize>)> {
-        let Some(func) = self.module.func("layer") else { return Vec::new() };
-        let f = &self.module.funcs[func];
-        let shape = |ty: &eva_ir::types::TensorType| {
-            let extents = ty.shape.iter().map(|dim| self.module.constant(dim).unwrap_or(1) as usize);
-            extents.collect::<Vec<usize>>()
-        };
-        f.params()
-            .filter(|(_, kind)| *kind == eva_ir::graph::ParamKind::Weight)
-            .filter_map(|(value, _)| Some((f.values[value].name.clone(), shape(f.tensor(value)?))))
-            .collect()
+        shapes(&self.module, "layer")
     }
+}
+
+/// The names and shapes of the weights of a function, in the order of the parameters.
+fn shapes(module: &Module, function: &str) -> Vec<(String, Vec<usize>)> {
+    let Some(func) = module.func(function) else { return Vec::new() };
+    let f = &module.funcs[func];
+    let shape = |ty: &eva_ir::types::TensorType| {
+        let extents = ty.shape.iter().map(|dim| module.constant(dim).unwrap_or(1) as usize);
+        extents.collect::<Vec<usize>>()
+    };
+    f.params()
+        .filter(|(_, kind)| *kind == eva_ir::graph::ParamKind::Weight)
+        .filter_map(|(value, _)| Some((f.values[value].name.clone(), shape(f.tensor(value)?))))
+        .collect()
+}
+
+/// Random weights of these names and shapes.
+fn random_weights(
+    lab: &Lab,
+    exe: &Executable,
+    shapes: Vec<(String, Vec<usize>)>,
+) -> Result<Weights, BenchError> {
+    let weight = |(i, (name, shape)): (usize, (String, Vec<usize>))| {
+        let elements = lab.elements(0, i, exponent_of(&name, &shape));
+        let weight = elements.weight(exe, stored(&name), &shape, &name)?;
+        Ok((name, Arc::new(weight)))
+    };
+    shapes.into_iter().enumerate().map(weight).collect()
 }
 
 /// Weights whose products with numbers near 1 stay near 1; gains are near 1 themselves.
@@ -187,11 +206,7 @@ fn prepare(lab: &mut Lab, form: Form) -> Result<(Kit, Arc<Executable>), BenchErr
         }
     };
     if kit.weights.is_empty() {
-        for (i, (name, shape)) in kit.shapes().into_iter().enumerate() {
-            let elements = lab.elements(0, i, exponent_of(&name, &shape));
-            let weight = elements.weight(&exe, stored(&name), &shape, &name)?;
-            kit.weights.insert(name, Arc::new(weight));
-        }
+        kit.weights = random_weights(lab, &exe, kit.shapes())?;
     }
     Ok((kit, exe))
 }
@@ -307,21 +322,27 @@ fn check(reference: &Reference<'_>, step: Step, x: &Data, y: &Data, caches: &[Da
     (sure > 0).then_some(if kept > added || kept.is_nan() { kept } else { added })
 }
 
-/// Floating-point operations, bytes of weights and caches, and how many experts have rows, as expected of random
-/// choices.
-fn work(config: &Config, moe: &Moe, step: Step) -> (f64, f64, f64) {
+/// How many weights every token meets, and how many an expert has.
+fn sizes(config: &Config, moe: &Moe) -> (usize, usize) {
     let Config { hidden, heads, kv_lora, qk_nope, qk_rope, v_head, .. } = *config;
-    let Step { form, batch, new, cached } = step;
-    let tokens = (batch * new) as f64;
     let query = config.q_lora.map_or(0, |q| q * (hidden + heads * (qk_nope + qk_rope)));
-    let expansion = heads * (qk_nope + v_head) * kv_lora;
     let expert = 3 * hidden * moe.intermediate;
     let dense = query
         + hidden * (kv_lora + qk_rope)
-        + expansion
+        + heads * (qk_nope + v_head) * kv_lora
         + hidden * heads * v_head
         + moe.shared * expert
         + hidden * moe.routed;
+    (dense, expert)
+}
+
+/// Floating-point operations, bytes of weights and caches, and how many experts have rows, as expected of random
+/// choices.
+fn work(config: &Config, moe: &Moe, step: Step) -> (f64, f64, f64) {
+    let Config { heads, kv_lora, qk_nope, qk_rope, v_head, .. } = *config;
+    let Step { form, batch, new, cached } = step;
+    let tokens = (batch * new) as f64;
+    let (dense, expert) = sizes(config, moe);
     let width = match form {
         Form::Absorbed => 2 * kv_lora + qk_rope,
         _ => qk_nope + qk_rope + v_head,

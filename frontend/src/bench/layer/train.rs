@@ -4,7 +4,7 @@
 
 use super::super::lab::{Call, Lab};
 use super::super::{BenchError, Measured};
-use super::{CACHES, INPUTS, exponent_of, stored};
+use super::{CACHES, INPUTS, random_weights, shapes, sizes, stored};
 use crate::model::config::{Config, Moe};
 use crate::model::layer::Layer;
 use crate::model::mla::Tokens;
@@ -15,7 +15,7 @@ use eva_passes::Form;
 use eva_passes::cost::CostOptions;
 use eva_passes::grad::{self, GRADIENT, differentiate};
 use eva_passes::target::Target;
-use eva_runtime::{Executable, Session, Tensor as Data, Weights};
+use eva_runtime::{Executable, Session, Tensor as Data};
 use std::sync::Arc;
 
 /// How far the change of the loss may be from what the gradient says, over that: some choices of experts flip, and
@@ -62,15 +62,7 @@ pub(super) fn run(lab: &mut Lab, config: &Config, tokens: usize) -> Result<Measu
     let module = differentiate(&module, "loss", &options).map_err(internal)?;
     let exe = Arc::new(Executable::compile(&module, &lab.compile_options(Form::Expanded))?);
 
-    let plan = exe.func_plan(exe.func("loss.grad")?);
-    let mut weights = Weights::new();
-    for (i, param) in plan.weights().enumerate() {
-        let extents = param.ty.shape.iter().map(|dim| module.constant(dim).unwrap_or(1) as usize);
-        let shape: Vec<usize> = extents.collect();
-        let elements = lab.elements(0, i, exponent_of(&param.name, &shape));
-        let weight = elements.weight(&exe, stored(&param.name), &shape, &param.name)?;
-        weights.insert(param.name.clone(), Arc::new(weight));
-    }
+    let weights = random_weights(lab, &exe, shapes(&module, "loss.grad"))?;
     let mut session = Session::new(exe.clone(), "loss.grad", &weights)?;
     let shape = [1, tokens, config.hidden];
     let x = lab.elements(INPUTS, 0, 0).tensor(BF16, &shape)?;
@@ -117,15 +109,8 @@ pub(super) fn run(lab: &mut Lab, config: &Config, tokens: usize) -> Result<Measu
 
 /// Floating-point operations of forward and backward, and the bytes of weights read twice and gradients written.
 fn work(config: &Config, moe: &Moe, tokens: f64) -> (f64, f64) {
-    let Config { hidden, heads, kv_lora, qk_nope, qk_rope, v_head, .. } = *config;
-    let query = config.q_lora.map_or(0, |q| q * (hidden + heads * (qk_nope + qk_rope)));
-    let expert = 3 * hidden * moe.intermediate;
-    let dense = query
-        + hidden * (kv_lora + qk_rope)
-        + heads * (qk_nope + v_head) * kv_lora
-        + hidden * heads * v_head
-        + moe.shared * expert
-        + hidden * moe.routed;
+    let Config { heads, qk_nope, qk_rope, v_head, .. } = *config;
+    let (dense, expert) = sizes(config, moe);
     // Of attention's products backward has five, where forward has two.
     let attention = tokens * tokens / 2.0 * (heads * (qk_nope + qk_rope + v_head)) as f64;
     let flops = 6.0 * tokens * (dense + moe.per_token * expert) as f64 + 7.0 * attention;

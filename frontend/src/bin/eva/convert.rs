@@ -1,7 +1,6 @@
 //! `eva convert`: checkpoints to 8-bit floats, and back.
 
-use super::init::size;
-use super::ui::{Bars, Usage, bytes, emit};
+use super::ui::{Bars, Usage, bytes, emit, size};
 use clap::{Args as ClapArgs, ValueEnum};
 use eva::convert::{ConvertOptions, To, convert};
 use eva::model::config::ScaleFormat;

@@ -3,7 +3,7 @@
 use super::fp8::Fp8Args;
 use super::input::{Source, is_model};
 use super::print::of_model;
-use super::ui::{CacheTypeArg, FormArg, NumericsArg, TypeArg, Usage, emit, numerics};
+use super::ui::{CacheTypeArg, FormArg, NumericsArg, TypeArg, Usage, emit, numerics, size};
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use eva::explain::{Question, explain, explainable, text};
@@ -98,22 +98,10 @@ enum StoreArg {
     Fp8,
 }
 
-/// A number of bytes, perhaps with a unit.
+/// The most bytes that activations may take.
 fn budget(text: &str) -> Result<usize, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let unit = match unit.trim() {
-        "" | "B" => 1.0,
-        "kB" | "KB" => 1e3,
-        "MB" => 1e6,
-        "GB" => 1e9,
-        "KiB" => 1024.0,
-        "MiB" => 1048576.0,
-        "GiB" => 1073741824.0,
-        other => return Err(format!("`{other}` is no unit: B, kB, MB, GB, KiB, MiB or GiB")),
-    };
-    let number: f64 = number.parse().map_err(|_| format!("`{number}` is no number"))?;
-    Ok((number * unit) as usize)
+    let bytes = size(text).map_err(|why| format!("it has no unit or no number that is known: {why}"))?;
+    usize::try_from(bytes).map_err(|e| e.to_string())
 }
 
 /// What cost is.

@@ -1,6 +1,6 @@
 //! `eva init`: a model with random weights.
 
-use super::ui::{Bars, bytes, emit};
+use super::ui::{Bars, bytes, emit, size};
 use clap::{Args as ClapArgs, ValueEnum};
 use eva::init::{InitOptions, init};
 use eva::model::config::{Config, read_text};
@@ -77,21 +77,4 @@ pub fn run(args: &Args, bars: &Bars) -> anyhow::Result<bool> {
     };
     emit(&text)?;
     Ok(true)
-}
-
-/// A number of bytes, with a unit or without.
-pub(super) fn size(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => Some(1),
-        "kb" => Some(1000),
-        "mb" => Some(1_000_000),
-        "gb" => Some(1_000_000_000),
-        "kib" => Some(1 << 10),
-        "mib" => Some(1 << 20),
-        "gib" => Some(1 << 30),
-        _ => None,
-    };
-    let size = text[..digits].parse().ok().zip(unit).and_then(|(n, unit): (u64, u64)| n.checked_mul(unit));
-    size.filter(|&n| n > 0).ok_or_else(|| "it must be a number of bytes, as in 5GB, 500MiB or 4096".into())
 }

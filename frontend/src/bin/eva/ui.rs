@@ -306,6 +306,25 @@ pub fn count(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A number of bytes on the command line, with a unit or without.
+pub fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => Some(1u64),
+        "kb" => Some(1000),
+        "mb" => Some(1_000_000),
+        "gb" => Some(1_000_000_000),
+        "kib" => Some(1 << 10),
+        "mib" => Some(1 << 20),
+        "gib" => Some(1 << 30),
+        _ => None,
+    };
+    let number = text[..digits].parse::<f64>().ok();
+    let size = number.zip(unit).map(|(n, unit)| n * unit as f64);
+    let size = size.filter(|n| (1.0..u64::MAX as f64).contains(n)).map(|n| n as u64);
+    size.ok_or_else(|| "it must be a number of bytes, as in 5GB, 500MiB or 4096".into())
+}
+
 /// Bytes for people to read.
 pub fn bytes(n: usize) -> String {
     indicatif::BinaryBytes(n as u64).to_string()
