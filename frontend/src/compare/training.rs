@@ -16,7 +16,7 @@ const NORM: f64 = 1e-3;
 const NARROW: f64 = 0.05;
 
 /// Trains the model on the reference's `input_ids` and `labels`, as many steps as `train.losses` and `train.grad_norms` have
-/// ([`Learner::new`] says how).
+/// (`Learner::new` says how).
 /// A row for each loss and norm before a step. Position `i` is held against the label at `i + 1`.
 pub fn compare_training(
     dir: &Path,
