@@ -323,6 +323,8 @@ pub struct View<'k> {
     pub tile: TileFn<'k>,
     /// The tensor in memory, if that is all it is (a cast from the type in memory aside).
     pub buffer: Option<BufView>,
+    /// The axis along which elements are neighbours in memory, where that is certain and not the last one.
+    pub near: Option<usize>,
 }
 
 impl<'k> View<'k> {

@@ -125,7 +125,8 @@ fn optimize_observed(module: &Module, options: &Options) -> Result<(Module, Vec<
 /// Compiles `module` for `target`. Read top to bottom: this is the order things happen in.
 pub fn compile(module: &Module, target: &Target, options: &Options) -> Result<Plan, Error> {
     let machine = options.machine.clone().unwrap_or_else(|| target.costs.clone());
-    let fp8 = fp8::Options { multiple: target.sums_of_eight_bits(), ..options.fp8.clone() };
+    let (multiple, neighbours) = (target.sums_of_eight_bits(), target.sums_neighbours_of_eight_bits());
+    let fp8 = fp8::Options { multiple, neighbours, ..options.fp8.clone() };
     let options = Options { machine: Some(machine), fp8, ..options.clone() };
     let (module, statistics) = optimize_observed(module, &options)?;
     let mut plan = Plan { statistics, ..lower::lower(&module, target)? };

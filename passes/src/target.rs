@@ -64,6 +64,11 @@ impl Target {
         }
     }
 
+    /// Whether products of 8-bit floats sum neighbours in memory, on both sides: tensor cores take no others.
+    pub fn sums_neighbours_of_eight_bits(&self) -> bool {
+        matches!(self.machine, Machine::Hopper(_))
+    }
+
     /// A CPU: tiles sized for its caches, products by microkernels.
     pub fn cpu() -> Self {
         let schedule = Schedule {
@@ -74,6 +79,7 @@ impl Target {
             tensor: None,
             row: 16384,
             block: 512,
+            turned: 32,
             sums: [1, 512],
             again: usize::MAX,
             sort: 128,
@@ -124,6 +130,7 @@ impl Target {
             }),
             row: 16384,
             block: 1024,
+            turned: 32,
             sums: [64, 32],
             // Of 4096 rows, 4 MB: rows that are far apart meet in the cache while more is written through it.
             again: 512,

@@ -19,6 +19,8 @@ pub struct Schedule {
     pub row: usize,
     /// The columns of one tile where any number does.
     pub block: usize,
+    /// Rows of one tile of a transposition that is a part of another kernel: neighbours in memory before it.
+    pub turned: usize,
     /// Sums over axes that are not the last: rows that are read at once, and columns of one tile.
     pub sums: [usize; 2],
     /// The most columns of one tile of rows that are read several times: programs do some columns of all rows before

@@ -3,7 +3,8 @@
 use crate::attr::{Axis, Spec};
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
-use crate::lower::{Cx, LowerError, Lowering, View};
+use crate::kernel::build::Tile;
+use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{DType, Shape, TensorType, Type};
@@ -189,6 +190,20 @@ impl OpDef for Einsum {
 
     fn in_memory(&self, _: usize) -> bool {
         self.spec.inputs.len() > 1
+    }
+
+    /// A transposition, as a part of another kernel.
+    fn tile<'k>(&self, _: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {
+        let place = |axis: &Axis| self.spec.out.iter().position(|out| out == axis);
+        let ([x], [axes]) = (args, &self.spec.inputs[..]) else {
+            return Err(LowerError::new("a product has loops of its own"));
+        };
+        let coords: Option<Vec<Coord<'k>>> = axes.iter().map(|axis| Some(at.coords[place(axis)?])).collect();
+        let coords = coords.ok_or_else(|| LowerError::new("a sum has loops of its own"))?;
+        let limits = at.limits.iter().filter_map(|&(axis, end)| {
+            Some((axes.iter().position(|own| *own == self.spec.out[axis])?, end))
+        });
+        x.at(&Request { limits: limits.collect(), ..at.with_coords(coords) })
     }
 
     fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {

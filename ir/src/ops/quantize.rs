@@ -184,7 +184,12 @@ impl OpDef for Quantize {
         let blocks = cx.out[0].scales.as_ref().map(|scales| scales.blocks.to_vec()).unwrap_or_default();
         // A row's block is little for a program, and scales of neighbouring rows may be neighbours. What is computed on
         // the way may be known row by row only.
+        let near = x.near.map_or(0, |axis| axis + 2);
         let lines = match blocks[..] {
+            // Neighbours in memory are rows here.
+            [.., Block::Each, Block::Of(n)] if near == blocks.len() && n as usize <= cx.schedule.block => {
+                cx.schedule.turned
+            }
             [.., Block::Each, Block::Of(n)] if x.buffer.is_some() && n as usize <= cx.schedule.block => {
                 cx.schedule.block / n as usize
             }

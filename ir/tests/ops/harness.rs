@@ -110,6 +110,7 @@ impl<'a> Case<'a> {
             row: self.row,
             again: 6,
             block: 7,
+            turned: 3,
             sums: [3, 7],
             sort: 10,
             places: (self.row < 10).then_some(3),
@@ -162,7 +163,7 @@ impl<'a> Case<'a> {
                     let tile = k.load(read(&from), &index, at.axes(), [at.rows, at.cols], &at.limits);
                     Ok(if float && fused != 0.0 { tile + fused } else { tile })
                 });
-                View { ty: ty.clone(), tile, buffer: (fused == 0.0).then_some(buffer) }
+                View { ty: ty.clone(), tile, buffer: (fused == 0.0).then_some(buffer), near: None }
             };
             let views: Vec<View<'_>> = types.iter().enumerate().map(view).collect();
             if self.op.lowering() == Lowering::Kernel {

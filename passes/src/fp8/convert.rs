@@ -4,18 +4,20 @@ use super::contraction::{Conversion, Fate, OfTokens, fate};
 use super::whole::{Made, Part};
 use super::{Casting, Options};
 use crate::rebuild::{Rebuild, functions};
-use eva_ir::attr::{Dims, Spec};
+use eva_ir::attr::{Axis, Dims, Spec};
 use eva_ir::diag::Diag;
 use eva_ir::dim::Dim;
-use eva_ir::graph::{Def, Function, Module, Value};
+use eva_ir::graph::{Def, Function, Module, Uses, Value};
+use eva_ir::lower::Lowering;
 use eva_ir::op::TypeError;
 use eva_ir::ops::Op;
 use eva_ir::ops::cast::Cast;
 use eva_ir::ops::einsum::Einsum;
+use eva_ir::ops::grouped::Grouped;
 use eva_ir::ops::quantize::Quantize;
 use eva_ir::ops::reshape::Reshape;
 use eva_ir::ops::scale::Scale;
-use eva_ir::scales;
+use eva_ir::scales::{self, Scales};
 use eva_ir::types::DType;
 use std::collections::HashMap;
 
@@ -24,7 +26,7 @@ use std::collections::HashMap;
 pub fn convert(module: &Module, options: &Options, chosen: bool) -> Result<Module, Diag> {
     let Some(recipe) = &options.recipe else { return Ok(module.clone()) };
     functions(module, |f| {
-        let mut pass = Convert::new(module, f);
+        let mut pass = Convert::new(module, f, options.neighbours);
         for value in f.values.keys() {
             let fate = fate(module, f, value, recipe, chosen, options.multiple());
             let done = match (fate, recipe.activations) {
@@ -49,10 +51,10 @@ pub fn refusal(
     f: &Function,
     value: Value,
     fate: &Fate,
-    activations: Casting,
-    weights: Casting,
+    options: &Options,
+    [activations, weights]: [Casting; 2],
 ) -> Option<String> {
-    let mut pass = Convert::new(module, f);
+    let mut pass = Convert::new(module, f, options.neighbours);
     for before in f.values.keys().take_while(|before| *before != value) {
         pass.r.copy(before);
     }
@@ -69,18 +71,22 @@ struct Convert<'f> {
     r: Rebuild<'f>,
     /// What is quantized how: an operand of several products is quantized once.
     quantized: HashMap<(Value, Quantize), Value>,
-    /// Operands turned for gradients: tokens last, as one axis.
+    /// Operands turned: what is summed last, as one axis.
     turned: HashMap<(Value, Vec<usize>, usize), Value>,
     /// The sums in `f32` of gradients of narrower types.
     sums: HashMap<Value, Value>,
     whole: Made,
+    uses: Uses,
+    /// Whether products sum neighbours in memory.
+    neighbours: bool,
     changed: bool,
 }
 
 impl<'f> Convert<'f> {
-    fn new(module: &'f Module, f: &'f Function) -> Self {
+    fn new(module: &'f Module, f: &'f Function, neighbours: bool) -> Self {
         let (quantized, turned, sums) = Default::default();
-        Convert { module, r: Rebuild::new(f), quantized, turned, sums, whole: Made::new(), changed: false }
+        let (r, whole, uses) = (Rebuild::new(f), Made::new(), f.uses());
+        Convert { module, r, quantized, turned, sums, whole, uses, neighbours, changed: false }
     }
 
     /// A weight's gradient, as a sum of 8-bit products over tokens.
@@ -94,7 +100,7 @@ impl<'f> Convert<'f> {
         let Def::Op(_, old) = &f.values[value].def else { return Err(TypeError::new("it is no op")) };
         let mut args = Vec::with_capacity(2);
         for (&arg, order) in old.iter().zip(&of.order) {
-            let x = self.turned(f, arg, order, of.tokens)?;
+            let x = self.turned(f, arg, order, of.tokens, "tokens")?;
             let ty = self.r.new.tensor(x).ok_or_else(|| TypeError::new("an operand is several tensors"))?;
             let scales = casting.scales(ty, ty.rank() - 1, &[]);
             let op = Quantize::new(ty, casting.to, &scales, casting.least);
@@ -120,27 +126,57 @@ impl<'f> Convert<'f> {
         arg: Value,
         order: &[usize],
         tokens: usize,
+        suffix: &str,
     ) -> Result<Value, TypeError> {
         let key = (arg, order.to_vec(), tokens);
         if let Some(&known) = self.turned.get(&key) {
             return Ok(known);
         }
         let ty = f.tensor(arg).ok_or_else(|| TypeError::new("an operand is several tensors"))?;
-        let name = format!("{}_tokens", f.values[arg].name);
+        let name = format!("{}_{suffix}", f.values[arg].name);
+        let (kept, summed) = order.split_at(order.len() - tokens);
+        let follow = summed.windows(2).all(|w| w[1] == w[0] + 1);
         let mut x = self.r.get(arg);
+        let mut order = order.to_vec();
+        // What follows each other is made one before anything is moved: then nothing is between moving and quantizing.
+        let merged = summed.first().copied().filter(|_| tokens > 1 && follow);
+        if let Some(first) = merged {
+            x = self.merged(f, arg, [first, tokens])?;
+            order = kept.iter().map(|&axis| if axis < first { axis } else { axis + 1 - tokens }).collect();
+            order.push(first);
+        }
         if !order.is_sorted() {
-            let axes: Vec<usize> = (0..ty.rank()).collect();
-            let spec = Spec::new(&[&axes], order, |axis| char::from(b'a' + (axis as u8) % 26));
+            let axes: Vec<usize> = (0..order.len()).collect();
+            let spec = Spec::new(&[&axes], &order, |axis| char::from(b'a' + (axis as u8) % 26));
             x = self.r.op(&name, Einsum { spec }, &[x], arg)?;
         }
-        if tokens > 1 {
-            let (kept, summed) = order.split_at(order.len() - tokens);
+        if tokens > 1 && merged.is_none() {
             let all = Dim::product(summed.iter().map(|&axis| &ty.shape[axis]));
             let shape = Dims(kept.iter().map(|&axis| ty.shape[axis].clone()).chain([all]).collect());
             x = self.r.op(&name, Reshape { shape }, &[x], arg)?;
         }
         self.turned.insert(key, x);
         Ok(x)
+    }
+
+    /// An operand with `n` axes from `first` on as one. What is computed element by element, for it alone, is computed of
+    /// operands that are seen so: they are there, and it need not be.
+    fn merged(&mut self, f: &Function, arg: Value, [first, n]: [usize; 2]) -> Result<Value, TypeError> {
+        let ty = f.tensor(arg).ok_or_else(|| TypeError::new("an operand is several tensors"))?;
+        let name = format!("{}_merged", f.values[arg].name);
+        if let Def::Op(op, args) = &f.values[arg].def
+            && op.lowering() == Lowering::Pointwise
+            && !args.is_empty()
+            && self.uses.of(arg).len() == 1
+            && args.iter().all(|&arg| f.tensor(arg).is_some_and(|own| own.shape == ty.shape))
+        {
+            let args = args.iter().map(|&arg| self.merged(f, arg, [first, n])).collect::<Result<Vec<_>, _>>()?;
+            return self.r.op(&name, op.clone(), &args, arg);
+        }
+        let (before, rest) = ty.shape.split_at(first);
+        let (summed, behind) = rest.split_at(n);
+        let shape = before.iter().cloned().chain([Dim::product(summed)]).chain(behind.iter().cloned());
+        self.r.op(&name, Reshape { shape: Dims(shape.collect()) }, &[self.r.get(arg)], arg)
     }
 
     /// A gradient that counts as a narrower type and is cast to `f32`: the sums themselves, which were never rounded.
@@ -164,6 +200,7 @@ impl<'f> Convert<'f> {
         weights: Casting,
     ) -> Result<(), TypeError> {
         let Def::Op(op, old) = &f.values[value].def else { return Err(TypeError::new("it is no op")) };
+        let mut op = op.clone();
         let mut args: Vec<Value> = old.iter().map(|&arg| self.r.get(arg)).collect();
         let weight = conversion.weight;
         let param = conversion.param;
@@ -185,8 +222,19 @@ impl<'f> Convert<'f> {
             args[side] = match (side == weight, conversion.stored) {
                 (true, true) => self.stored(f, old[side], param)?,
                 (true, false) => {
-                    let scales = weights.scales(ty, conversion.summed[side], &conversion.each);
-                    self.quantize(args[side], Quantize::new(ty, weights.to, &scales, weights.least), param)?
+                    let summed = conversion.summed[side];
+                    let scales = weights.scales(ty, summed, &conversion.each);
+                    if self.neighbours && summed + 1 < ty.rank() {
+                        let order: Vec<usize> = (0..ty.rank()).filter(|&axis| axis != summed).chain([summed]).collect();
+                        op = with_order(&op, side, &order);
+                        let blocks = order.iter().map(|&axis| scales.blocks[axis]).collect();
+                        let x = self.turned(f, old[side], &order, 1, "turned")?;
+                        let ty = self.r.new.tensor(x).ok_or_else(|| TypeError::new("an operand is several tensors"))?;
+                        let quantize = Quantize::new(ty, weights.to, &Scales { blocks, ..scales }, weights.least);
+                        self.quantize(x, quantize, param)?
+                    } else {
+                        self.quantize(args[side], Quantize::new(ty, weights.to, &scales, weights.least), param)?
+                    }
                 }
                 (false, _) => {
                     let scales = activations.scales(ty, conversion.summed[side], &[]);
@@ -197,10 +245,10 @@ impl<'f> Convert<'f> {
         }
         let dtype = f.tensor(value).map_or(DType::F32, |ty| ty.dtype);
         if dtype == DType::F32 {
-            self.r.replace(value, op.clone(), &args)?;
+            self.r.replace(value, op, &args)?;
         } else {
             let name = format!("{}_sums", f.values[value].name);
-            let sums = self.r.op(&name, op.clone(), &args, value)?;
+            let sums = self.r.op(&name, op, &args, value)?;
             self.r.replace(value, Cast { to: dtype }, &[sums])?;
         }
         self.changed = true;
@@ -242,5 +290,20 @@ impl<'f> Convert<'f> {
                 None => Ok(new),
             }
         })
+    }
+}
+
+/// A product whose operand `side` has its axes in this order.
+fn with_order(op: &Op, side: usize, order: &[usize]) -> Op {
+    let turned = |spec: &Spec| {
+        let mut inputs = spec.inputs.clone();
+        inputs[side] = order.iter().map(|&axis| spec.inputs[side][axis]).collect();
+        let inputs: Vec<&[Axis]> = inputs.iter().map(|axes| &axes[..]).collect();
+        Spec::new(&inputs, &spec.out, |axis| spec.letter(axis))
+    };
+    match op {
+        Op::Einsum(einsum) => Einsum { spec: turned(&einsum.spec) }.into(),
+        Op::Grouped(grouped) => Grouped { spec: turned(&grouped.spec) }.into(),
+        other => other.clone(),
     }
 }

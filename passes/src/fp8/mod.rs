@@ -36,6 +36,8 @@ pub struct Options {
     pub observe: bool,
     /// What the sums of the target's 8-bit products are multiples of; 0 if they are of any length. Compiling fills it in.
     pub multiple: i64,
+    /// Whether the target's 8-bit products sum neighbours in memory, so that other weights are turned. Compiling fills it in.
+    pub neighbours: bool,
 }
 
 impl Options {
@@ -81,7 +83,7 @@ pub fn products(module: &Module, f: &Function, options: &Options) -> Vec<Product
             Fate::Fallback(why) => Outcome::Fallback(why),
             fate @ (Fate::Convert(_) | Fate::Gradient(_)) => {
                 let activations = recipe.activations.unwrap_or(recipe.weights);
-                let why = convert::refusal(module, f, value, &fate, activations, recipe.weights);
+                let why = convert::refusal(module, f, value, &fate, options, [activations, recipe.weights]);
                 Outcome::Fallback(why.unwrap_or_else(|| "it was made after the pass `fp8`".into()))
             }
         };

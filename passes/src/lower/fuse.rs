@@ -26,6 +26,8 @@ pub struct Fusion {
     in_place: HashMap<Value, Value>,
     /// Views of old versions of states that are read when those are there no more.
     copied: HashSet<Value>,
+    /// Transpositions that are a part of the kernel that quantizes what they give.
+    turned: HashSet<Value>,
     uses: Uses,
 }
 
@@ -36,11 +38,19 @@ pub fn widens(f: &Function, op: &Op, args: &[Value]) -> bool {
     cast.to == DType::F32 && matches!(from, Some(DType::Bf16 | DType::F16 | DType::F32))
 }
 
+/// The axis along which elements of a transposition are neighbours in memory, if that is not the last one.
+pub fn neighbours(def: &Def) -> Option<usize> {
+    let Def::Op(Op::Einsum(einsum), args) = def else { return None };
+    let last = einsum.spec.inputs[0].last().filter(|_| args.len() == 1)?;
+    einsum.spec.out.iter().position(|axis| axis == last)
+}
+
 impl Fusion {
     /// Decides for every value of `f`.
     ///
     /// With `by_rows`, what is computed in whole rows is quantized there, in blocks of them. (A GPU's threads have the columns
-    /// of such a row, and blocks would be rows of another tile.)
+    /// of such a row, and blocks would be rows of another tile.) Without, what is quantized is transposed there: a GPU's
+    /// threads read neighbours in one order and write neighbours in the other.
     pub fn new(module: &Module, f: &Function, by_rows: bool) -> Self {
         let mut this = Self {
             stored: vec![false; f.values.len()],
@@ -49,9 +59,13 @@ impl Fusion {
             quantized: HashMap::new(),
             in_place: HashMap::new(),
             copied: HashSet::new(),
+            turned: HashSet::new(),
             uses: f.uses(),
         };
         this.store_what_must_be(f);
+        if !by_rows {
+            this.find_turned(f);
+        }
         state::keep_old_versions(&mut this, module, f);
         this.find_chains(module, f, by_rows);
         this
@@ -70,6 +84,11 @@ impl Fusion {
     /// Whether a view of other memory must be a copy.
     pub fn is_copied(&self, value: Value) -> bool {
         self.copied.contains(&value)
+    }
+
+    /// Whether the value is a transposition that is a part of the kernel that uses it.
+    pub fn is_turned(&self, value: Value) -> bool {
+        self.turned.contains(&value)
     }
 
     /// Whether the value is in memory by the time it is used.
@@ -154,10 +173,27 @@ impl Fusion {
         }
     }
 
+    /// Finds transpositions that only an op that quantizes uses: of matrices, whatever axes come before.
+    fn find_turned(&mut self, f: &Function) {
+        for (value, data) in f.values.iter() {
+            let Def::Op(Op::Einsum(einsum), args) = &data.def else { continue };
+            let (spec, user) = (&einsum.spec, self.uses.of(value));
+            let quantized = matches!(user, [(user, _)] if matches!(f.values[*user].def, Def::Op(Op::Quantize(_), _)));
+            let turns = args.len() == 1
+                && spec.out.len() == spec.inputs[0].len()
+                && neighbours(&data.def).is_some_and(|axis| axis + 2 == spec.out.len());
+            let plain = f.tensor(value).is_some_and(|ty| ty.scales.is_none());
+            if turns && quantized && plain && !self.stored[value.index()] {
+                self.store_views(f, args[0]);
+                self.turned.insert(value);
+            }
+        }
+    }
+
     fn find_chains(&mut self, module: &Module, f: &Function, by_rows: bool) {
         for (root, data) in f.values.iter() {
             let Def::Op(op, args) = &data.def else { continue };
-            if op.lowering() != Lowering::Kernel {
+            if op.lowering() != Lowering::Kernel || self.turned.contains(&root) {
                 continue;
             }
             // Sums ask for tiles of several rows, which re-indexing ops cannot give.

@@ -171,7 +171,8 @@ impl<'k> Env<'k> {
             };
             let shape = if merged { self.merge_shape(&fixed.shape)? } else { fixed.shape.to_vec() };
             let ty = TensorType::new(fixed.dtype, shape);
-            return Ok(View { ty, tile: self.compute(value, merged)?, buffer });
+            let near = super::fuse::neighbours(&low.f.values[value].def);
+            return Ok(View { ty, tile: self.compute(value, merged)?, buffer, near });
         };
         let view = if merged { self.merge_view(&homes[0])? } else { homes[0].clone() };
         let ty = match fixed.scales {
@@ -180,7 +181,7 @@ impl<'k> Env<'k> {
         };
         let (cx, loaded) = (self.cx(), view.clone());
         let tile: TileFn<'k> = Rc::new(move |at| Ok(cx.load(&loaded, at)));
-        Ok(View { ty, tile, buffer: Some(view) })
+        Ok(View { ty, tile, buffer: Some(view), near: None })
     }
 
     /// The function that computes tiles of a value that is not in memory.
@@ -217,7 +218,7 @@ impl<'k> Env<'k> {
                     None => ty.shape.to_vec(),
                 };
                 let given: TileFn<'k> = Rc::new(move |_| Ok(tile));
-                Ok(View { ty: TensorType::new(ty.dtype, shape), tile: given, buffer: None })
+                Ok(View { ty: TensorType::new(ty.dtype, shape), tile: given, buffer: None, near: None })
             };
             let views: Vec<View<'k>> = args.iter().map(view).collect::<Result<_, _>>()?;
             tile = op.tile(&self.cx(), &views, at)?;

@@ -177,8 +177,8 @@ impl<'a> FnLower<'a> {
             }
             Lowering::Constant => self.constant(value, op),
             Lowering::Alias => self.alias(value, op, args[0]),
-            // Quantized where it was computed.
-            Lowering::Kernel if self.homes.contains_key(&value) => Ok(()),
+            // Quantized where it was computed, or transposed where it is quantized.
+            Lowering::Kernel if self.homes.contains_key(&value) || self.fusion.is_turned(value) => Ok(()),
             Lowering::Kernel => match self.fusion.chain_of(value) {
                 Some([]) => self.kernel(value, &[]),
                 _ => Ok(()),

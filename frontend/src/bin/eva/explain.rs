@@ -177,6 +177,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     };
     if matches!(args.target.as_str(), "h100" | "cuda") {
         options.fp8.multiple = Target::cuda().sums_of_eight_bits();
+        options.fp8.neighbours = Target::cuda().sums_neighbours_of_eight_bits();
     }
     if args.precision {
         let answer = precision::precision(&module, &name, &options, &question).map_err(blame)?;

@@ -4,7 +4,7 @@ use super::access;
 use super::info::Info;
 use super::layout::{Bit, Family, Order};
 use crate::target::Hopper;
-use eva_ir::kernel::{Inst, RegType};
+use eva_ir::kernel::{Inst, Place, RegType};
 
 /// The most threads that work on one program.
 const MOST_THREADS: usize = 1024;
@@ -12,6 +12,10 @@ const MOST_THREADS: usize = 1024;
 const MOST_THREADS_PRODUCT: usize = 256;
 /// Slots of an operand that a thread has registers for, beside all else.
 const MANY_SLOTS: usize = 64;
+/// Digits of the columns that a thread has of a tile that is read the other way round: 16 bytes of codes.
+const TURNED_SLOTS: usize = 4;
+/// Digits of a lane's number that go along its rows.
+const TURNED_LANES: usize = 4;
 /// Warps of a block whose programs need one warp each.
 const SHARE: usize = 4;
 
@@ -21,6 +25,9 @@ pub(super) fn family(info: &Info<'_>, target: &Hopper) -> (Family, usize) {
     tiles.visit(info, &info.kernel.body);
     let product = tiles.product.is_some();
     let [rows, cols] = tiles.product.unwrap_or(tiles.largest);
+    if tiles.turned && !product {
+        return (turned([rows, cols]), 1);
+    }
     // Operands go through registers on their way to shared memory, and may be larger than the product.
     let largest = tiles.largest[0] * tiles.largest[1];
     let most = match product {
@@ -53,6 +60,25 @@ pub(super) fn family(info: &Info<'_>, target: &Hopper) -> (Family, usize) {
     (Family { warps, bits, top: [None; 2], order: Order::Rows }, if warps == 1 { SHARE } else { 1 })
 }
 
+/// The layout where neighbours in memory are rows as they are read, and columns as they are written: lanes go down the
+/// columns, a thread has as many columns as one access writes, and two threads write neighbours.
+fn turned([rows, cols]: [usize; 2]) -> Family {
+    let digits = |n: usize| n.next_power_of_two().trailing_zeros() as usize;
+    let (down, along) = (digits(rows), digits(cols));
+    let own = along.min(TURNED_SLOTS);
+    let mut bits: [Vec<Bit>; 2] = [Vec::new(), vec![Bit::Slot; own]];
+    let mut threads = (0..).map(Bit::Thread);
+    bits[0].extend(threads.by_ref().take(down.min(TURNED_LANES)));
+    bits[1].extend(threads.by_ref().take(along - own));
+    let used = bits[0].len() + along - own;
+    let spare = (MOST_THREADS.trailing_zeros() as usize).saturating_sub(used);
+    // Half as many threads where each has two rows: more reads are under way at once.
+    let more = (down - bits[0].len()).saturating_sub(1).min(spare).max(5usize.saturating_sub(used));
+    bits[0].extend(threads.take(more));
+    let warps = 1 << (used + more - 5);
+    Family { warps, bits, top: [None; 2], order: Order::Rows }
+}
+
 /// What decides the layout.
 #[derive(Default)]
 struct Tiles {
@@ -62,6 +88,8 @@ struct Tiles {
     product: Option<[usize; 2]>,
     /// The most neighbouring elements that one access can have.
     width: usize,
+    /// Whether a tile is read whose rows are neighbours in memory, and whose columns are not.
+    turned: bool,
 }
 
 impl Tiles {
@@ -79,6 +107,7 @@ impl Tiles {
                 }
                 Inst::Load { out, place } => {
                     self.width = self.width.max(access::width(info, place, info.ty(*out)));
+                    self.turned |= is_turned(info, place, info.ty(*out));
                 }
                 Inst::Store { place, value } => {
                     self.largest = larger(self.largest, info.ty(*value));
@@ -89,4 +118,12 @@ impl Tiles {
             }
         }
     }
+}
+
+/// Whether the rows of a tile are neighbours in memory, and its columns are not.
+fn is_turned(info: &Info<'_>, place: &Place, ty: RegType) -> bool {
+    let [Some(row), Some(col)] = place.axes else { return false };
+    let strides = &info.kernel.bufs[place.buf].strides;
+    let near = |axis: usize| strides[axis].as_const() == Some(1);
+    ty.rows > 1 && ty.cols > 1 && near(row) && !near(col)
 }
