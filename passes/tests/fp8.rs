@@ -298,6 +298,26 @@ fn gradients_by_the_recipe() {
     assert!(quantized.contains(&"f8e4m3[m, b*s/128]".to_string()), "{quantized:?}");
     assert!(quantized.contains(&"f8e4m3[r, b*s/128]".to_string()), "{quantized:?}");
     assert!(quantized.contains(&"f8e4m3[b, s, m/128]".to_string()), "{quantized:?}");
+    // Where products sum neighbours, operands are turned first; tokens are one axis before anything moves.
+    let mut near = options.clone();
+    near.fp8.neighbours = true;
+    let turned = converted(&module, &near);
+    let f = &turned.funcs[turned.func("layer.backward").unwrap()];
+    for (_, data) in f.values.iter() {
+        let Def::Op(Op::Einsum(product), args) = &data.def else { continue };
+        if args.iter().all(|&arg| f.tensor(arg).is_some_and(|ty| ty.scales.is_some())) {
+            assert!(product.spec.inputs.iter().all(|axes| !product.spec.out.contains(axes.last().unwrap())));
+        }
+    }
+    let shapes = |op: fn(&Op) -> bool| -> Vec<String> {
+        let found = f.values.iter().filter(|(_, data)| matches!(&data.def, Def::Op(own, _) if op(own)));
+        found.map(|(_, data)| data.ty.to_string()).collect()
+    };
+    let moved = shapes(|op| matches!(op, Op::Einsum(e) if e.spec.inputs.len() == 1 && e.spec.out.len() == 2));
+    assert!(
+        moved.contains(&"f32[r, m]".to_string()) && moved.contains(&"f32[r, b*s]".to_string()),
+        "{moved:?}"
+    );
     // Where their number is not known, nothing is 8 bits in silence.
     let open = text::print(&module).replace("dim s = 50", "dim s");
     let mut deny = options.clone();

@@ -170,7 +170,8 @@ impl<'f> Convert<'f> {
             && self.uses.of(arg).len() == 1
             && args.iter().all(|&arg| f.tensor(arg).is_some_and(|own| own.shape == ty.shape))
         {
-            let args = args.iter().map(|&arg| self.merged(f, arg, [first, n])).collect::<Result<Vec<_>, _>>()?;
+            let args =
+                args.iter().map(|&arg| self.merged(f, arg, [first, n])).collect::<Result<Vec<_>, _>>()?;
             return self.r.op(&name, op.clone(), &args, arg);
         }
         let (before, rest) = ty.shape.split_at(first);
@@ -225,15 +226,25 @@ impl<'f> Convert<'f> {
                     let summed = conversion.summed[side];
                     let scales = weights.scales(ty, summed, &conversion.each);
                     if self.neighbours && summed + 1 < ty.rank() {
-                        let order: Vec<usize> = (0..ty.rank()).filter(|&axis| axis != summed).chain([summed]).collect();
+                        let order: Vec<usize> =
+                            (0..ty.rank()).filter(|&axis| axis != summed).chain([summed]).collect();
                         op = with_order(&op, side, &order);
                         let blocks = order.iter().map(|&axis| scales.blocks[axis]).collect();
                         let x = self.turned(f, old[side], &order, 1, "turned")?;
-                        let ty = self.r.new.tensor(x).ok_or_else(|| TypeError::new("an operand is several tensors"))?;
-                        let quantize = Quantize::new(ty, weights.to, &Scales { blocks, ..scales }, weights.least);
+                        let ty = self
+                            .r
+                            .new
+                            .tensor(x)
+                            .ok_or_else(|| TypeError::new("an operand is several tensors"))?;
+                        let quantize =
+                            Quantize::new(ty, weights.to, &Scales { blocks, ..scales }, weights.least);
                         self.quantize(x, quantize, param)?
                     } else {
-                        self.quantize(args[side], Quantize::new(ty, weights.to, &scales, weights.least), param)?
+                        self.quantize(
+                            args[side],
+                            Quantize::new(ty, weights.to, &scales, weights.least),
+                            param,
+                        )?
                     }
                 }
                 (false, _) => {

@@ -178,7 +178,8 @@ impl Fusion {
         for (value, data) in f.values.iter() {
             let Def::Op(Op::Einsum(einsum), args) = &data.def else { continue };
             let (spec, user) = (&einsum.spec, self.uses.of(value));
-            let quantized = matches!(user, [(user, _)] if matches!(f.values[*user].def, Def::Op(Op::Quantize(_), _)));
+            let quantized =
+                matches!(user, [(user, _)] if matches!(f.values[*user].def, Def::Op(Op::Quantize(_), _)));
             let turns = args.len() == 1
                 && spec.out.len() == spec.inputs[0].len()
                 && neighbours(&data.def).is_some_and(|axis| axis + 2 == spec.out.len());
