@@ -5,6 +5,7 @@
 //! [`testing`]).
 
 pub mod bench;
+pub mod chart;
 pub mod compare;
 pub mod convert;
 pub mod dsl;
