@@ -56,7 +56,7 @@ fn blocks(config: &Config, part: Part, times: usize) -> Module {
     let layer = Layer::of(&p, config, config.first_dense);
     let block = p.function("block", |f| {
         let x = f.input("x", F32, [&b, &s, &m]);
-        let rope = f.input("rope", F32, [b.clone(), s.clone(), Dim::from(2), layer.attention.rope.clone()]);
+        let rope = f.input("rope", F32, [b.clone(), s.clone(), Dim::from(2), layer.attention.rope().clone()]);
         let start = f.input("start", I32, [&b]);
         let tokens = Tokens { rope, start, cached: Some(t.clone()) };
         let w = Weights::new(f, &stored);
@@ -69,7 +69,7 @@ fn blocks(config: &Config, part: Part, times: usize) -> Module {
     });
     p.function("main", |f| {
         let x = f.input("x", F32, [&b, &s, &m]);
-        let rope = f.input("rope", F32, [b.clone(), s.clone(), Dim::from(2), layer.attention.rope.clone()]);
+        let rope = f.input("rope", F32, [b.clone(), s.clone(), Dim::from(2), layer.attention.rope().clone()]);
         let start = f.input("start", I32, [&b]);
         (0..times).fold(x, |x, i| f.call(&block, &format!("layers.{i}"), [&x, &rope, &start])).named("y")
     });

@@ -11,12 +11,13 @@
 //! # Ok::<(), eva::engine::EngineError>(())
 //! ```
 
-use crate::model::config::{CheckError, Config, ConfigError, ScaleFormat};
+use crate::model::config::{Attention, CheckError, Config, ConfigError, ScaleFormat};
 use crate::model::{Options, causal_lm};
 use crate::quantized::Report;
 use eva_ir::diag::Diags;
 use eva_ir::graph::Module;
 use eva_ir::types::DType;
+use eva_passes::cache::Layout;
 use eva_passes::fp8::{self, Recipe};
 use eva_passes::{CacheOptions, Exactness, Form, Pass, Rule};
 use eva_runtime::checkpoint::{Checkpoint, CheckpointError};
@@ -181,7 +182,7 @@ impl Model {
         compile.passes.numerics = options.numerics;
         compile.passes.rules = options.rules.clone();
         compile.passes.passes = options.passes.clone();
-        compile.passes.cache = options.cache;
+        compile.passes.cache = caches(&config, options.cache);
         let recipe = options.fp8.clone().or_else(|| default_recipe(&config));
         let (deny_fallback, observe) = (options.deny_fp8_fallback, options.fp8_report);
         compile.passes.fp8 = fp8::Options { recipe, deny_fallback, observe, ..Default::default() };
@@ -260,6 +261,16 @@ impl Model {
             eos: self.config.eos.clone(),
             logits: Vec::new(),
         })
+    }
+}
+
+/// How a model's caches are laid out where `options` ask for the fewest bytes. The keys and values of standard attention stay
+/// as they are written: they could be made again of their layer's input, which is less to keep, but for all cached tokens in
+/// each call.
+pub fn caches(config: &Config, options: CacheOptions) -> CacheOptions {
+    match config.attention {
+        Attention::Latent => options,
+        Attention::Standard => CacheOptions { layout: Layout::AsWritten, ..options },
     }
 }
 

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use eva::model::config::{
-    ActivationScheme, Config, ConfigError, ModelType, Moe, Quantization, ScaleFormat, Score, TopkMethod, Yarn,
+    ActivationScheme, Attention, Config, ConfigError, ModelType, Moe, Quantization, ScaleFormat, Score,
+    TopkMethod, Yarn,
 };
 use eva_runtime::checkpoint::CheckpointDType;
 use proptest::prelude::*;
@@ -235,7 +236,7 @@ fn wrong_sizes() {
     assert_eq!(
         refusal(with(v3(), json!({"num_key_value_heads": 2, "q_lora_rank": "remove"}))),
         [
-            "num_key_value_heads: is 2, but num_attention_heads is 4; MLA has as many of both",
+            "num_key_value_heads: is 2, but num_attention_heads is 4; there must be as many of both",
             "q_lora_rank: is missing; expected a rank, or null where queries are projected directly",
         ]
     );
@@ -289,6 +290,27 @@ fn unknown_names() {
     assert_eq!(
         refusal(json!({"model_type": 3, "rope_parameters": [], "n_routed_experts": 0}))[0],
         "model_type: is 3; expected \"deepseek_v2\" or \"deepseek_v3\""
+    );
+}
+
+#[test]
+fn standard_attention_has_no_latents() {
+    let standard = json!({"eva": {"attention": "standard", "kv_budget": 900}, "kv_lora_rank": "remove"});
+    let config = read(&with(v3(), standard));
+    assert_eq!((config.attention, config.kv_budget), (Attention::Standard, Some(900)));
+    assert_eq!((config.q_lora, config.kv_lora, config.qk_nope), (None, 0, 32));
+    assert_eq!(config.cache_width(), 4 * (32 + 16 + 40));
+    let whole = read(&with(v3(), json!({"eva": {"attention": "standard"}, "qk_nope_head_dim": 0})));
+    assert_eq!((whole.qk_head(), whole.cache_width()), (16, 4 * (16 + 40)));
+
+    let latent = read(&with(v3(), json!({"eva": {"attention": "latent"}})));
+    assert_eq!((latent.attention, latent.kv_lora, latent.kv_budget), (Attention::Latent, 32, None));
+    assert_eq!(
+        refusal(with(v3(), json!({"eva": {"attention": "linear"}, "qk_nope_head_dim": 0}))),
+        [
+            "eva.attention: is \"linear\"; expected \"latent\" or \"standard\"",
+            "qk_nope_head_dim: is 0; expected a whole number from 1 to 2147483647",
+        ]
     );
 }
 

@@ -68,6 +68,18 @@ fn dense_layers_only_and_one_head() {
 }
 
 #[test]
+fn standard_attention() {
+    check(r#"{"eva": {"attention": "standard"}, "kv_lora_rank": null}"#, "forward", 8);
+}
+
+#[test]
+fn standard_attention_whose_heads_are_rotated_whole() {
+    let changes = r#"{"eva": {"attention": "standard"}, "qk_nope_head_dim": 0, "qk_rope_head_dim": 10, "rope_interleave": false,
+        "tie_word_embeddings": true}"#;
+    check(changes, "main", 9);
+}
+
+#[test]
 fn every_expert_for_every_token() {
     let changes = r#"{"n_routed_experts": 4, "num_experts_per_tok": 4, "n_group": 1, "topk_group": 1}"#;
     check(changes, "forward", 6);

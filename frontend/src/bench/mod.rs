@@ -5,7 +5,9 @@
 //! of them that do not fit the cache together take turns, and runs of many calls are started as one graph each and
 //! timed by the GPU's clock. Outputs are no numbers before the call that is checked.
 
+mod attention;
 mod calibrate;
+mod experts;
 mod forms;
 mod fp8;
 mod gemm;
@@ -43,13 +45,17 @@ pub enum Bench {
     Layer,
     /// Latent attention in each form.
     Forms,
+    /// Blocks of latent and of standard attention.
+    Attention,
+    /// Blocks of more and more experts.
+    Experts,
     /// Products of 8-bit operands.
     Fp8,
 }
 
 impl Bench {
     /// All, the order they are best run in.
-    pub const ALL: [Bench; 8] = [
+    pub const ALL: [Bench; 10] = [
         Bench::Gemm,
         Bench::Fp8,
         Bench::MlaDecode,
@@ -57,6 +63,8 @@ impl Bench {
         Bench::Grouped,
         Bench::Rows,
         Bench::Forms,
+        Bench::Attention,
+        Bench::Experts,
         Bench::Layer,
     ];
 
@@ -70,6 +78,8 @@ impl Bench {
             Bench::Rows => "rows",
             Bench::Layer => "layer",
             Bench::Forms => "forms",
+            Bench::Attention => "attention",
+            Bench::Experts => "experts",
             Bench::Fp8 => "fp8",
         }
     }
@@ -82,6 +92,8 @@ pub struct Options {
     pub device: Device,
     /// The sizes of DeepSeek-V3, or small ones.
     pub full: bool,
+    /// The heads of whole blocks of attention; the configuration's if not given.
+    pub heads: Option<usize>,
     /// The element type of products.
     pub dtype: DType,
     /// How many runs are timed.
@@ -99,7 +111,7 @@ impl Options {
     pub fn of(device: Device) -> Self {
         let (run, rest) = (Duration::from_millis(25), Duration::from_millis(30));
         let full = device != Device::Cpu;
-        Self { device, full, dtype: DType::Bf16, runs: 7, run, rest, threads: None }
+        Self { device, full, heads: None, dtype: DType::Bf16, runs: 7, run, rest, threads: None }
     }
 }
 
@@ -162,6 +174,8 @@ pub fn cases(bench: Bench, options: &Options) -> Vec<Case> {
         Bench::Rows => rows::cases(options),
         Bench::Layer => layer::cases(options),
         Bench::Forms => forms::cases(options),
+        Bench::Attention => attention::cases(options),
+        Bench::Experts => experts::cases(options),
         Bench::Fp8 => fp8::cases(options),
     }
 }

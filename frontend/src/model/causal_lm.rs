@@ -7,7 +7,8 @@
 //! | `@mtp` | `ids i64[b, s]`, `hidden [b, s, m]`, `start i32[b]` | with [`Options::mtp`]: `mtp.logits f32[b, s, w]`, `mtp.hidden [b, s, m]`; see [`super::mtp`] |
 //!
 //! `start[b]` is how many tokens of sequence `b` are cached; the cached latents are the states
-//! `model.layers.{l}.self_attn.ckv [b, t, c]` and `….kpe [b, t, p]`, where `t` is `s` plus the largest `start`. A sequence with
+//! `model.layers.{l}.self_attn.ckv [b, t, c]` and `….kpe [b, t, p]` (of standard attention `….k [b, t, h, n+p]` and
+//! `….v [b, t, h, v]`), where `t` is `s` plus the largest `start`. A sequence with
 //! fewer new tokens than others is padded at its end with any ids: what follows `last` does not change what comes before.
 //!
 //! **Weights.** The name of a weight parameter is the name of the tensor in a Hugging Face checkpoint, and its extents are
@@ -20,7 +21,7 @@
 //! **Layers** of the same kind, with weights stored alike, are one function: `@dense_layer`, `@moe_layer`.
 
 use super::config::Config;
-use super::layer::{Ffn, Layer};
+use super::layer::{Attention, Ffn, Layer};
 use super::mla::Tokens;
 use super::mtp;
 use super::norm::rms_norm;
@@ -42,7 +43,7 @@ pub struct Options<'a> {
     pub taps: bool,
     /// With `taps`: whether `layers.0.attn_probs`, the attention weights `[b, h, s, t]` of the first layer, is a result.
     pub attn_probs: bool,
-    /// Whether attention caches the keys and values of every head, as [`Mla::expanded_cache`] says.
+    /// Whether latent attention caches the keys and values of every head, as [`Mla::expanded_cache`] says.
     ///
     /// [`Mla::expanded_cache`]: super::mla::Mla::expanded_cache
     pub expanded_cache: bool,
@@ -158,9 +159,11 @@ impl<'a> Model<'a> {
     /// The function of layer `index`, made if no earlier layer is the same.
     fn layer(&mut self, index: usize) -> Func<Tensor> {
         let mut layer = Layer::of(self.p, self.config, index);
-        layer.attention.observe = self.options.taps && self.options.attn_probs && index == 0;
-        layer.attention.expanded_cache = self.options.expanded_cache;
-        let observe = layer.attention.observe;
+        let observe = self.options.taps && self.options.attn_probs && index == 0;
+        layer.attention.observe(observe);
+        if let Attention::Latent(mla) = &mut layer.attention {
+            mla.expanded_cache = self.options.expanded_cache;
+        }
         let experts = matches!(layer.ffn, Ffn::Experts(_));
         let stored = |name: &str| (self.stored)(&format!("model.layers.{index}.{name}"));
         let same = |made: &&Made| {
@@ -178,7 +181,8 @@ impl<'a> Model<'a> {
         };
         let func = self.p.function(&name, |f| {
             let x = f.input("x", self.options.dtype, [&self.b, &self.s, &self.m]);
-            let table = [Dim::from(&self.b), Dim::from(&self.s), Dim::from(2), layer.attention.rope.clone()];
+            let table =
+                [Dim::from(&self.b), Dim::from(&self.s), Dim::from(2), layer.attention.rope().clone()];
             let rope = f.input("rope", F32, table);
             let start = f.input("start", I32, [&self.b]);
             let tokens = Tokens { rope, start, cached: Some(self.t.clone()) };

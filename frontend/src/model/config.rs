@@ -42,11 +42,11 @@ pub struct Config {
     pub heads: usize,
     /// `q_lora_rank`: width of the query latent; `None` where queries are projected directly.
     pub q_lora: Option<usize>,
-    /// `kv_lora_rank`: width of the cached latent.
+    /// `kv_lora_rank`: width of the cached latent; 0 in standard attention.
     pub kv_lora: usize,
-    /// `qk_nope_head_dim`: part of a head's key without position.
+    /// `qk_nope_head_dim`: part of a head's key without position; may be 0 in standard attention.
     pub qk_nope: usize,
-    /// `qk_rope_head_dim`: rotary part of a head's key, shared by all heads; even.
+    /// `qk_rope_head_dim`: rotary part of a head's key, even; in latent attention all heads share it.
     pub qk_rope: usize,
     /// `v_head_dim`: width of a head's value.
     pub v_head: usize,
@@ -80,6 +80,9 @@ pub struct Config {
     pub quantization: Option<Quantization>,
     /// How many bytes a token may take in the caches of one layer: `kv_budget` of the object `eva`, which is eva's own.
     pub kv_budget: Option<u64>,
+    /// The kind of attention: `attention` of the object `eva`. Standard attention has no latents: `q_lora` is `None` and
+    /// `kv_lora` 0, whatever the file says.
+    pub attention: Attention,
 }
 
 /// Epsilon of the norms inside attention (q_a_layernorm, kv_a_layernorm). transformers never passes `rms_norm_eps`
@@ -93,6 +96,16 @@ pub enum ModelType {
     DeepseekV2,
     /// `deepseek_v3`.
     DeepseekV3,
+}
+
+/// How a token attends to those before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attention {
+    /// Multi-head latent attention, as every public model has it.
+    #[default]
+    Latent,
+    /// Multi-head attention in which every head has keys and values of its own, in weights named as Llama's.
+    Standard,
 }
 
 /// A mixture of experts.
@@ -274,9 +287,13 @@ impl Config {
         self.experts.as_ref().filter(|_| yes)
     }
 
-    /// Values cached per token and layer: the latent and the shared rotary key, `kv_lora + qk_rope`.
+    /// Values cached per token and layer: the latent and the shared rotary key, `kv_lora + qk_rope`; in standard attention
+    /// the key and value of every head.
     pub fn cache_width(&self) -> usize {
-        self.kv_lora + self.qk_rope
+        match self.attention {
+            Attention::Latent => self.kv_lora + self.qk_rope,
+            Attention::Standard => self.heads * (self.qk_head() + self.v_head),
+        }
     }
 }
 
@@ -321,4 +338,5 @@ words! {
     Score { Sigmoid "sigmoid", Softmax "softmax" }
     TopkMethod { NoauxTc "noaux_tc", Greedy "greedy", GroupLimitedGreedy "group_limited_greedy" }
     ActivationScheme { Dynamic "dynamic" }
+    Attention { Latent "latent", Standard "standard" }
 }

@@ -1,6 +1,7 @@
 //! A decoder layer: attention, then a feed-forward block, each normalized before and added to the residual stream.
 
-use super::config::Config;
+use super::config::{self, Config};
+use super::mha::Mha;
 use super::mla::{Mla, Tokens};
 use super::mlp::SwiGlu;
 use super::moe::{Experts, Routed};
@@ -12,11 +13,20 @@ use crate::prelude::*;
 #[derive(Clone, Debug)]
 pub struct Layer {
     /// The attention block, in the scope `self_attn`.
-    pub attention: Mla,
+    pub attention: Attention,
     /// The feed-forward block, in the scope `mlp`.
     pub ffn: Ffn,
     /// Epsilon of both norms.
     pub eps: f64,
+}
+
+/// The attention block of a layer.
+#[derive(Clone, Debug)]
+pub enum Attention {
+    /// Over cached latents.
+    Latent(Mla),
+    /// Over the keys and values of every head.
+    Standard(Mha),
 }
 
 /// The feed-forward block of a layer.
@@ -28,6 +38,41 @@ pub enum Ffn {
     Experts(Experts),
 }
 
+impl Attention {
+    /// That of a configuration, with its extents declared in `p`.
+    pub fn of(p: &Program, config: &Config) -> Self {
+        match config.attention {
+            config::Attention::Latent => Self::Latent(Mla::of(p, config)),
+            config::Attention::Standard => Self::Standard(Mha::of(p, config)),
+        }
+    }
+
+    /// Rotary columns, `p`.
+    pub fn rope(&self) -> &Dim {
+        match self {
+            Self::Latent(mla) => &mla.rope,
+            Self::Standard(mha) => &mha.rope,
+        }
+    }
+
+    /// Whether the attention weights are tapped, as `attn_probs`.
+    pub fn observe(&mut self, observe: bool) {
+        match self {
+            Self::Latent(mla) => mla.observe = observe,
+            Self::Standard(mha) => mha.observe = observe,
+        }
+    }
+
+    /// `x [b, s, m] ↦ [b, s, m]`, as [`Mla::apply`] and [`Mha::apply`] have it.
+    #[track_caller]
+    pub fn apply(&self, w: &Weights, x: &Tensor, tokens: &Tokens) -> Tensor {
+        match self {
+            Self::Latent(mla) => mla.apply(w, x, tokens),
+            Self::Standard(mha) => mha.apply(w, x, tokens),
+        }
+    }
+}
+
 impl Layer {
     /// Layer `index` of a configuration (MTP modules count on after the last), with its extents declared in `p`.
     pub fn of(p: &Program, config: &Config, index: usize) -> Self {
@@ -35,7 +80,7 @@ impl Layer {
             Some(moe) => Ffn::Experts(Experts::of(p, moe)),
             None => Ffn::Dense(SwiGlu { width: p.dim_fixed("i", config.intermediate as i64) }),
         };
-        Self { attention: Mla::of(p, config), ffn, eps: config.rms_eps }
+        Self { attention: Attention::of(p, config), ffn, eps: config.rms_eps }
     }
 
     /// `x [b, s, m] ↦ x' + FFN(RMSNorm(x'))` with `x' = x + Attention(RMSNorm(x))`.

@@ -59,6 +59,22 @@ pub struct Tokens {
     pub cached: Option<Dim>,
 }
 
+impl Tokens {
+    /// Of all tokens what `new [b, s, …]` is of the new ones: kept in the state `name [b, t, …]` of the block `w`, if
+    /// anything is; `new` itself otherwise.
+    #[track_caller]
+    pub fn keep(&self, w: &Weights, name: &str, new: &Tensor) -> Tensor {
+        match &self.cached {
+            None => new.clone(),
+            Some(t) => {
+                let extent = |i: i64| if i == 1 { t.clone() } else { new.dim(i) };
+                let shape = (0..new.rank() as i64).map(extent);
+                w.scope().state(name, new.dtype(), shape).write(new, &self.start)
+            }
+        }
+    }
+}
+
 impl Mla {
     /// That of a configuration, with its extents declared in `p`.
     pub fn of(p: &Program, config: &Config) -> Self {
@@ -84,7 +100,6 @@ impl Mla {
     pub fn apply(&self, w: &Weights, x: &Tensor, tokens: &Tokens) -> Tensor {
         let Self { heads: h, nope: n, rope: p, value: v, latent: c, .. } = self;
         let [b, s, m] = x.dims();
-        let start = &tokens.start;
 
         // Queries.
         let q = match &self.query_latent {
@@ -113,14 +128,7 @@ impl Mla {
         };
 
         // Latents, or keys and values, of all tokens.
-        // Of all tokens what `new` is of the new ones: kept in the state `name`, if anything is.
-        let keep = |name: &str, new: &Tensor| match &tokens.cached {
-            None => new.clone(),
-            Some(t) => {
-                let extent = |i: i64| if i == 1 { t.clone() } else { new.dim(i) };
-                w.scope().state(name, x.dtype(), (0..new.rank() as i64).map(extent)).write(new, start)
-            }
-        };
+        let keep = |name: &str, new: &Tensor| tokens.keep(w, name, new);
         let (scores, value) = if self.expanded_cache {
             let (k_nope, value) = expand(&latent);
             let of_each_head = w.scope().full(1.0, x.dtype(), [h]);
@@ -135,7 +143,7 @@ impl Mla {
             let scores = q_nope.einsum("bshn,bthn->bhst", &k_nope) + q_pe.einsum("bshp,btp->bhst", &k_pe);
             (scores, value)
         };
-        let probs = (scores * self.scale).causal_softmax(start).named("probs");
+        let probs = (scores * self.scale).causal_softmax(&tokens.start).named("probs");
         let probs = if self.observe { probs.tap("attn_probs") } else { probs };
         let out = probs.einsum("bhst,bthv->bshv", &value).reshape([&b, &s, &(h * v)]);
         self.linear(&w.at("o_proj"), &out, &m).tap("attn_out")

@@ -1,7 +1,7 @@
 //! DeepSeek-V2- and V3-style models, written in the DSL: their configuration, their blocks, and whole models.
 //!
-//! A block is a plain value that holds its numbers, with a method that applies it: [`mla::Mla`], [`moe::Experts`],
-//! [`mlp::SwiGlu`], [`layer::Layer`]. Blocks use nothing but [`crate::prelude`], so a block of your own is
+//! A block is a plain value that holds its numbers, with a method that applies it: [`mla::Mla`], [`mha::Mha`],
+//! [`moe::Experts`], [`mlp::SwiGlu`], [`layer::Layer`]. Blocks use nothing but [`crate::prelude`], so a block of your own is
 //! written, and combined with these, in the same way. Their weights have the names and layouts of the public
 //! checkpoints; see [`mod@causal_lm`] for how a module's parameters map to a checkpoint.
 //!
@@ -19,6 +19,7 @@
 pub mod causal_lm;
 pub mod config;
 pub mod layer;
+pub mod mha;
 pub mod mla;
 pub mod mlp;
 pub mod moe;

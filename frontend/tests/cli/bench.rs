@@ -23,7 +23,18 @@ fn every_case_is_right_on_the_cpu() {
         let copies = ["copy", "dispatch", "compile", "quantize"].map(Value::from).contains(&row["op"]);
         assert!(error <= limit && (error > 0.0) != copies, "{row}");
     }
-    for bench in ["gemm", "grouped", "mla_decode", "mla_prefill", "rows", "forms", "layer", "fp8"] {
+    for bench in [
+        "gemm",
+        "grouped",
+        "mla_decode",
+        "mla_prefill",
+        "rows",
+        "forms",
+        "attention",
+        "experts",
+        "layer",
+        "fp8",
+    ] {
         assert!(rows.iter().any(|row| row["bench"] == bench), "{bench}");
     }
 }

@@ -1,6 +1,6 @@
 //! A whole decoder layer with experts in bf16: a prompt, decode steps, and how long compiling takes.
 
-mod reference;
+pub(super) mod reference;
 mod train;
 
 use super::lab::{Call, Lab};
@@ -43,19 +43,19 @@ const SMALL: &str = r#"{
 }"#;
 
 /// Each of some tens of kernels rounds to bf16.
-const LIMIT: f64 = 2e-2;
+pub(super) const LIMIT: f64 = 2e-2;
 
 /// How many tokens are checked, of how many candidates; see [`reference::Token::margin`].
 const CHECKED: usize = 3;
 const CANDIDATES: usize = 12;
 /// Inputs that are tried until the choice of experts of some token is clear.
-const TRIES: usize = 16;
+pub(super) const TRIES: usize = 16;
 /// Ten times what rounding moves a router's score by.
-const MARGIN: f64 = 3e-3;
+pub(super) const MARGIN: f64 = 3e-3;
 
 /// The numbers of random tensors that are not weights: sets of operands, as of [`Lab::elements`].
-const CACHES: usize = 1;
-const INPUTS: usize = 2;
+pub(super) const CACHES: usize = 1;
+pub(super) const INPUTS: usize = 2;
 
 /// What a call is.
 #[derive(Clone, Copy)]
@@ -106,12 +106,12 @@ pub fn cases(options: &Options) -> Vec<Case> {
     cases
 }
 
-fn config(full: bool) -> Result<Config, BenchError> {
+pub(super) fn config(full: bool) -> Result<Config, BenchError> {
     let text = if full { FULL } else { SMALL };
     Config::from_json(text).map_err(|e| BenchError::Unsupported(format!("this configuration: {e}")))
 }
 
-fn stored(name: &str) -> DType {
+pub(super) fn stored(name: &str) -> DType {
     if name.ends_with("e_score_correction_bias") { F32 } else { BF16 }
 }
 
@@ -121,7 +121,7 @@ fn module(config: &Config) -> Result<Module, Diags> {
     let [b, s, t] = ["b", "s", "t"].map(|name| p.dim(name));
     let m = p.dim_fixed("m", config.hidden as i64);
     let layer = Layer::of(&p, config, 0);
-    let width = layer.attention.rope.clone();
+    let width = layer.attention.rope().clone();
     p.function("rope", |f| {
         let start = f.input("start", I32, [&b]);
         Rope::of(config).table(f, &start, &s, &width)
@@ -150,7 +150,7 @@ impl Kit {
 }
 
 /// The names and shapes of the weights of a function, in the order of the parameters.
-fn shapes(module: &Module, function: &str) -> Vec<(String, Vec<usize>)> {
+pub(super) fn shapes(module: &Module, function: &str) -> Vec<(String, Vec<usize>)> {
     let Some(func) = module.func(function) else { return Vec::new() };
     let f = &module.funcs[func];
     let shape = |ty: &eva_ir::types::TensorType| {
@@ -164,7 +164,7 @@ fn shapes(module: &Module, function: &str) -> Vec<(String, Vec<usize>)> {
 }
 
 /// Random weights of these names and shapes.
-fn random_weights(
+pub(super) fn random_weights(
     lab: &Lab,
     exe: &Executable,
     shapes: Vec<(String, Vec<usize>)>,
@@ -187,7 +187,7 @@ fn exponent(shape: &[usize]) -> i32 {
 }
 
 /// The bias of a router is small beside its scores.
-fn exponent_of(name: &str, shape: &[usize]) -> i32 {
+pub(super) fn exponent_of(name: &str, shape: &[usize]) -> i32 {
     if name.ends_with("e_score_correction_bias") { -6 } else { exponent(shape) }
 }
 

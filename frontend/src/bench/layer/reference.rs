@@ -43,7 +43,8 @@ impl Reference<'_> {
         parallel(rows.len(), |i| dot(&elements.row((rows.start + i) * x.len(), x.len()), x))
     }
 
-    fn all(&self, name: &str, x: &[f64]) -> Vec<f64> {
+    /// A whole weight times `x`.
+    pub fn all(&self, name: &str, x: &[f64]) -> Vec<f64> {
         let (_, shape) = &self.weights[name];
         self.product(name, 0..shape[..shape.len() - 1].iter().product(), x)
     }
@@ -55,7 +56,7 @@ impl Reference<'_> {
     }
 
     /// Neighbouring columns turned by their angles.
-    fn rope(&self, x: &[f64], position: usize) -> Vec<f64> {
+    pub fn rope(&self, x: &[f64], position: usize) -> Vec<f64> {
         let turn = |j: usize| {
             let speed = self.config.rope.theta.powf(-((j / 2 * 2) as f64) / x.len() as f64);
             let (sin, cos) = (position as f64 * speed).sin_cos();
@@ -65,7 +66,7 @@ impl Reference<'_> {
     }
 
     /// What attention gives, and what is cached for the token.
-    fn attention(&self, x: &[f64], position: usize, before: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
+    pub fn attention(&self, x: &[f64], position: usize, before: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
         let Config { heads, kv_lora: c, qk_nope: n, qk_rope: p, v_head: v, .. } = *self.config;
         let w = |name: &str| format!("self_attn.{name}");
         let latent = self.all(&w("q_a_proj.weight"), x);
@@ -95,7 +96,7 @@ impl Reference<'_> {
     }
 
     /// What the experts give, and the margin of their choice.
-    fn experts(&self, x: &[f64]) -> (Vec<f64>, f64) {
+    pub fn experts(&self, x: &[f64]) -> (Vec<f64>, f64) {
         let Moe { per_token, groups, groups_kept, routed, intermediate: f, .. } = *self.moe;
         let logits = self.all("mlp.gate.weight", x);
         let score: Vec<f64> = logits.iter().map(|z| 1.0 / (1.0 + (-z).exp())).collect();
@@ -140,7 +141,7 @@ fn best(scores: &[(f64, usize)], k: usize) -> (Vec<usize>, f64) {
 }
 
 /// `of(0), …, of(n - 1)`, on all the machine's threads.
-fn parallel<T: Send>(n: usize, of: impl Fn(usize) -> T + Sync) -> Vec<T> {
+pub fn parallel<T: Send>(n: usize, of: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let part = n.div_ceil(eva_runtime::pool::default_threads().max(1)).max(1);
     let of = &of;
     std::thread::scope(|scope| {

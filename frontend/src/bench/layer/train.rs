@@ -31,7 +31,7 @@ fn module(config: &Config) -> Result<Module, Diags> {
     let [b, s] = ["b", "s"].map(|name| p.dim(name));
     let m = p.dim_fixed("m", config.hidden as i64);
     let layer = Layer::of(&p, config, 0);
-    let width = layer.attention.rope.clone();
+    let width = layer.attention.rope().clone();
     p.function("loss", |f| {
         let x = f.input("x", BF16, [&b, &s, &m]);
         let dy = f.input("dy", BF16, [&b, &s, &m]);

@@ -39,6 +39,9 @@ pub struct Args {
     /// Sizes: those of DeepSeek-V3, or small ones [default: small on the CPU, full on a GPU]
     #[arg(long, value_enum)]
     sizes: Option<Sizes>,
+    /// Heads of `attention` [default: 128, or 5 of small sizes]
+    #[arg(long, value_name = "N", value_parser = count)]
+    heads: Option<usize>,
     /// Type of the operands of `gemm`
     #[arg(long, value_enum, default_value_t = TypeArg::Bf16)]
     dtype: TypeArg,
@@ -84,6 +87,10 @@ enum BenchArg {
     Layer,
     /// Latent attention of some new tokens after many cached ones, in each form
     Forms,
+    /// A block of latent attention and one of standard attention with as many heads, and their caches
+    Attention,
+    /// Blocks of 8 to 256 experts, of which a token has eight: the time a token
+    Experts,
     /// Products of 8-bit operands with scales, dense and of experts, and quantizing
     Fp8,
     /// This machine's rates, as a file for `eva explain --target FILE`; by itself, and not one of all
@@ -101,6 +108,8 @@ impl BenchArg {
             BenchArg::Rows => Some(Bench::Rows),
             BenchArg::Layer => Some(Bench::Layer),
             BenchArg::Forms => Some(Bench::Forms),
+            BenchArg::Attention => Some(Bench::Attention),
+            BenchArg::Experts => Some(Bench::Experts),
             BenchArg::Fp8 => Some(Bench::Fp8),
             BenchArg::Calibrate => None,
         }
@@ -117,6 +126,7 @@ enum Sizes {
 pub fn run(args: &Args) -> anyhow::Result<bool> {
     let mut options = Options::of(args.target);
     options.full = args.sizes.map_or(options.full, |sizes| sizes == Sizes::Full);
+    options.heads = args.heads;
     options.dtype = args.dtype.into();
     options.runs = args.runs;
     options.run = Duration::from_millis(args.run);

@@ -101,7 +101,7 @@ mod with_cuda {
     use super::{Args, Bars, Chip, Emit};
     use crate::input::{Source, is_model, model};
     use crate::ui::{Usage, bytes, emit, name_of, numerics, say};
-    use eva::engine::{LoadOptions, Progress, module};
+    use eva::engine::{LoadOptions, Progress, caches, module};
     use eva::model::config::Config;
     use eva::prelude::{DType, Module};
     use eva_passes::target::Target;
@@ -118,7 +118,8 @@ mod with_cuda {
             eva_passes::Options { form: args.form.into(), numerics, ..eva_passes::Options::default() };
         bars.begin("compiling", 0);
         let compiled = |module: &Module, config: Option<&Config>| {
-            let options = eva_passes::Options { fp8: args.fp8.options(config), ..options.clone() };
+            let cache = config.map_or(options.cache, |config| caches(config, options.cache));
+            let options = eva_passes::Options { fp8: args.fp8.options(config), cache, ..options.clone() };
             eva_passes::compile(module, &Target::cuda(), &options)
         };
         let note = |name: &str, value| (name.to_string(), value);

@@ -6,6 +6,7 @@ use super::print::of_model;
 use super::ui::{CacheTypeArg, FormArg, NumericsArg, TypeArg, Usage, emit, numerics, size};
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
+use eva::engine::caches;
 use eva::explain::{Question, explain, explainable, text};
 use eva::memory;
 use eva::model::Training;
@@ -161,6 +162,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         let dtype = args.dtype.map_or(DType::F32, DType::from);
         let (config, module) = of_model(&args.input, args.block.as_deref(), dtype)?;
         options.fp8 = args.fp8.options(Some(&config));
+        options.cache = caches(&config, options.cache);
         (module, None)
     } else {
         if args.dtype.is_some() {

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::reader::{MAX_SIZE, Reader, shown, whole};
 use super::{
-    ActivationScheme, CONFIG_FILE, Config, ConfigError, ModelType, Moe, Quantization, Rope, ScaleFormat,
-    Score, TopkMethod, Yarn,
+    ActivationScheme, Attention, CONFIG_FILE, Config, ConfigError, ModelType, Moe, Quantization, Rope,
+    ScaleFormat, Score, TopkMethod, Yarn,
 };
 
 /// Most layers, MTP modules included.
@@ -33,6 +33,8 @@ pub(super) fn parse(text: &str) -> Result<Config, ConfigError> {
 /// Reads every key, whatever is wrong with the ones before. `None` only together with a problem.
 fn read(r: &mut Reader) -> Option<Config> {
     let model_type = r.word("model_type", ModelType::ALL);
+    let own = r.optional("eva", |r| r.inside("eva", own)).unwrap_or(Some((None, Attention::Latent)));
+    let standard = matches!(own, Some((_, Attention::Standard)));
     r.optional("hidden_act", |r| r.word("hidden_act", &[((), "silu")]));
     let hidden = r.size("hidden_size");
     let layers = r.count("num_hidden_layers", 1, MAX_LAYERS);
@@ -43,10 +45,11 @@ fn read(r: &mut Reader) -> Option<Config> {
     {
         r.problem(
             "num_key_value_heads",
-            format!("is {found}, but num_attention_heads is {heads}; MLA has as many of both"),
+            format!("is {found}, but num_attention_heads is {heads}; there must be as many of both"),
         );
     }
     let q_lora = match r.map.get("q_lora_rank") {
+        _ if standard => Some(None),
         Some(Value::Null) => Some(None),
         None => {
             r.problem(
@@ -57,8 +60,8 @@ fn read(r: &mut Reader) -> Option<Config> {
         }
         Some(_) => r.size("q_lora_rank").map(Some),
     };
-    let kv_lora = r.size("kv_lora_rank");
-    let qk_nope = r.size("qk_nope_head_dim");
+    let kv_lora = if standard { Some(0) } else { r.size("kv_lora_rank") };
+    let qk_nope = r.count("qk_nope_head_dim", u64::from(!standard), MAX_SIZE);
     let qk_rope = r.size("qk_rope_head_dim");
     if let Some(odd) = qk_rope.filter(|n| n % 2 == 1) {
         r.problem(
@@ -83,8 +86,6 @@ fn read(r: &mut Reader) -> Option<Config> {
             (0.0..=10.0).contains(&x)
         });
     let quantization = r.optional("quantization_config", |r| r.inside("quantization_config", quantization));
-    let kv_budget =
-        r.optional("eva", |r| r.inside("eva", |r| Some(r.optional("kv_budget", |r| r.size("kv_budget")))));
     let experts = moe(r, model_type);
     let first_dense = if matches!(experts, Some(None)) {
         r.count_or("first_k_dense_replace", 0, 0, MAX_SIZE)
@@ -118,14 +119,22 @@ fn read(r: &mut Reader) -> Option<Config> {
         eos: eos?,
         initializer_range: initializer_range?,
         quantization: quantization.map_or(Some(None), |q| q.map(Some))?,
-        kv_budget: match kv_budget {
-            Some(Some(Some(budget))) => Some(budget? as u64),
-            Some(None) => return None,
-            Some(Some(None)) | None => None,
-        },
+        kv_budget: own?.0,
+        attention: own?.1,
     };
     check_totals(r, &config);
     Some(config)
+}
+
+/// The object `eva`, whose keys are eva's own: a budget for caches, and the kind of attention.
+fn own(r: &mut Reader) -> Option<(Option<u64>, Attention)> {
+    let budget = r.optional("kv_budget", |r| r.size("kv_budget"));
+    let attention = r.word_or("attention", Attention::Latent, Attention::ALL);
+    let budget = match budget {
+        Some(budget) => Some(budget? as u64),
+        None => None,
+    };
+    Some((budget, attention?))
 }
 
 /// Checks what only the whole shows: that everything can be counted.

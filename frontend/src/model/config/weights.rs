@@ -2,7 +2,7 @@
 
 use eva_runtime::checkpoint::CheckpointDType;
 
-use super::{Config, Moe, TopkMethod};
+use super::{Attention, Config, Moe, TopkMethod};
 
 /// A tensor that a checkpoint of the model holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,15 +111,18 @@ impl Config {
         let n = |x: usize| x as u128;
         let (hidden, rank, heads) = (n(self.hidden), n(self.kv_lora), n(self.heads));
         let q = heads * n(self.qk_head());
+        let v = heads * n(self.v_head);
+        let standard = (2 * q + 2 * v) * hidden + (2 * q + v + hidden) * u128::from(self.attention_bias);
         let queries = self.q_lora.map_or(hidden * q, |l| n(l) * (hidden + q + 1));
         let latent = hidden * n(self.cache_width()) + rank;
-        let output = heads * n(self.v_head) * hidden;
         let bias = n(self.q_lora.unwrap_or(0)) + n(self.cache_width()) + hidden;
-        let attention = queries
-            + latent
-            + rank * heads * n(self.qk_nope + self.v_head)
-            + output
-            + bias * u128::from(self.attention_bias);
+        let attention = match self.attention {
+            Attention::Standard => standard,
+            Attention::Latent => {
+                let expansion = rank * heads * n(self.qk_nope + self.v_head);
+                queries + latent + expansion + v * hidden + bias * u128::from(self.attention_bias)
+            }
+        };
         let ffn = |layer| match self.moe(layer) {
             None => 3 * hidden * n(self.intermediate),
             Some(moe) => {
@@ -196,6 +199,13 @@ impl List<'_> {
     fn attention(&mut self, at: &str) {
         let c = self.config;
         let queries = c.heads * c.qk_head();
+        let values = c.heads * c.v_head;
+        if c.attention == Attention::Standard {
+            for (name, out) in [("q_proj", queries), ("k_proj", queries), ("v_proj", values)] {
+                self.biased(&format!("{at}.{name}"), out, c.hidden);
+            }
+            return self.biased(&format!("{at}.o_proj"), c.hidden, values);
+        }
         match c.q_lora {
             None => self.linear(&format!("{at}.q_proj"), queries, c.hidden),
             Some(rank) => {
@@ -207,7 +217,7 @@ impl List<'_> {
         self.biased(&format!("{at}.kv_a_proj_with_mqa"), c.cache_width(), c.hidden);
         self.norm(&format!("{at}.kv_a_layernorm"), c.kv_lora);
         self.linear(&format!("{at}.kv_b_proj"), c.heads * (c.qk_nope + c.v_head), c.kv_lora);
-        self.biased(&format!("{at}.o_proj"), c.hidden, c.heads * c.v_head);
+        self.biased(&format!("{at}.o_proj"), c.hidden, values);
     }
 
     /// A linear layer of attention that has a bias if `attention_bias` says so.

@@ -3,8 +3,8 @@
 use anyhow::{Context, bail};
 use eva::engine::EngineError;
 use eva::model::config::Config;
-use eva::model::layer::Layer;
-use eva::model::mla::{Mla, Tokens};
+use eva::model::layer::{Attention, Layer};
+use eva::model::mla::Tokens;
 use eva::model::mlp::SwiGlu;
 use eva::model::moe::Experts;
 use eva::model::norm::rms_norm;
@@ -140,7 +140,7 @@ fn build(
         let mlp = w.at("mlp");
         match kind {
             Kind::Layer => vec![Layer::of(&p, config, layer).apply(&w, &x, &tokens())],
-            Kind::Attention => vec![Mla::of(&p, config).apply(&w.at("self_attn"), &x, &tokens())],
+            Kind::Attention => vec![Attention::of(&p, config).apply(&w.at("self_attn"), &x, &tokens())],
             Kind::Norm => vec![rms_norm(&w.at("input_layernorm"), &x, config.rms_eps)],
             Kind::PostNorm => vec![rms_norm(&w.at("post_attention_layernorm"), &x, config.rms_eps)],
             Kind::Mlp | Kind::Experts | Kind::Router | Kind::Shared => {
