@@ -1,7 +1,7 @@
 //! The models of `eva::model`, evaluated in `f64`, against what transformers computed.
 
 use eva::model::config::Config;
-use eva::model::{Options, causal_lm};
+use eva::model::{Options, Training, causal_lm, training};
 use eva::prelude::*;
 use eva_ir::eval::{Array, Sizes, bind_sizes, eval_values};
 use eva_ir::graph::{Function, ParamKind};
@@ -104,9 +104,11 @@ fn run(
                 ParamKind::Input => inputs.iter().find(|(n, _)| n == name).unwrap().1.clone(),
                 ParamKind::Weight => weight(name),
                 ParamKind::State => {
-                    let width = module.constant(&f.tensor(param).unwrap().shape[2]).unwrap() as usize;
+                    let widths = f.tensor(param).unwrap().shape[2..].iter();
+                    let widths: Vec<usize> =
+                        widths.map(|dim| module.constant(dim).unwrap() as usize).collect();
                     let old = before.map(|run| &run.results[&format!("{name}.next")]);
-                    Array::from_fn(&[batch, cached, width], |index| match old {
+                    Array::from_fn(&[&[batch, cached], &widths[..]].concat(), |index| match old {
                         Some(old) if index[1] < old.shape[1] => old.at(index),
                         // What was not written must not matter.
                         _ => 1e4,
@@ -299,7 +301,10 @@ fn random_weights(module: &Module) -> impl Fn(&str) -> Array + '_ {
 fn decoding_token_by_token_is_the_same_as_all_at_once() {
     let v2 = r#""scoring_func": "softmax", "topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1, "norm_topk_prob": false"#;
     let halves = r#", "rope_interleave": false, "tie_word_embeddings": true"#;
-    for (router, extra) in [(V3_ROUTER, ""), (v2, halves)] {
+    // Of standard attention heads as those of latent attention are, and such as Llama has.
+    let partly = r#", "kv_lora_rank": null, "eva": {"attention": "standard"}"#;
+    let whole = r#", "qk_nope_head_dim": 0, "rope_interleave": false, "eva": {"attention": "standard"}"#;
+    for (router, extra) in [(V3_ROUTER, ""), (v2, halves), (V3_ROUTER, partly), (v2, whole)] {
         let module = causal_lm(&odd(router, extra), &Options::default()).unwrap();
         let weight = random_weights(&module);
         // Two sequences, of 11 and of 8 tokens.
@@ -333,6 +338,42 @@ fn decoding_token_by_token_is_the_same_as_all_at_once() {
             before = Some(done);
         }
         assert_eq!(starts, lengths);
+    }
+}
+
+/// The loss is that of the logits, and the accuracy the share of labels that have the largest; ignored ones do not count.
+#[test]
+fn losses_and_accuracies_are_of_the_logits() {
+    let standard = r#", "eva": {"attention": "standard"}"#;
+    for extra in ["", standard] {
+        let config = odd(V3_ROUTER, extra);
+        let (lm, learner) = (
+            causal_lm(&config, &Options::default()).unwrap(),
+            training(&config, &Training::default()).unwrap(),
+        );
+        let ids = Array::from_fn(&[2, 11], |i| ((i[0] * 13 + i[1] * 7 + i[1] * i[1]) % 29) as f64);
+        let start = ints(&[2], &[0, 0]);
+        let weight = random_weights(&lm);
+        let whole = run(&lm, "forward", &[("ids", &ids), ("start", &start)], &weight, 11, None);
+        let logits = &whole.results["logits"];
+        let row = |b: usize, s: usize| (0..29).map(|w| logits.at(&[b, s, w])).collect::<Vec<f64>>();
+        let best = |row: &[f64]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
+        // The most likely token, another one, and none.
+        let labels = Array::from_fn(&[2, 11], |i| match i[1] % 3 {
+            0 => best(&row(i[0], i[1])) as f64,
+            1 => ((best(&row(i[0], i[1])) + 1) % 29) as f64,
+            _ => [-100.0, 29.0][i[0]],
+        });
+        let done = run(&learner, "loss", &[("ids", &ids), ("labels", &labels)], &weight, 11, None);
+        assert!((done.results["accuracy"].data[0] - 4.0 / 8.0).abs() < 1e-12, "{extra}");
+        let loss = |b: usize, s: usize| {
+            let row = row(b, s);
+            row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[labels.at(&[b, s]) as usize]
+        };
+        let counted = (0..2).flat_map(|b| (0..11).map(move |s| (b, s))).filter(|(_, s)| s % 3 < 2);
+        let losses: Vec<f64> = counted.map(|(b, s)| loss(b, s)).collect();
+        let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+        assert!((done.results["lm_loss"].data[0] - mean).abs() < 1e-9, "{extra}");
     }
 }
 
@@ -370,6 +411,8 @@ fn weights_are_those_of_the_checkpoint() {
     configs.push(Fixture::load("v2-lite-tiny").config);
     configs.push(Config { attention_bias: true, ..configs[1].clone() });
     configs.push(Config { tie_embeddings: true, ..configs[2].clone() });
+    let standard = r#", "eva": {"attention": "standard"}, "num_nextn_predict_layers": 1"#;
+    configs.push(Config { attention_bias: true, ..odd(V3_ROUTER, standard) });
     for config in configs {
         let module = causal_lm(&config, &Options { mtp: true, ..Options::default() }).unwrap();
         let mut have: HashMap<String, Vec<usize>> = HashMap::new();

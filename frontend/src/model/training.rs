@@ -2,7 +2,7 @@
 //!
 //! | function | inputs | results |
 //! | --- | --- | --- |
-//! | `@loss` | `ids i64[b, s]`, `labels i64[b, s]`; with [`Training::mtp`] also `next_ids` and `next_labels` | `loss f32[]`, the sum of all; `lm_loss f32[]`; where asked for `balance_loss`, `mtp_loss` and `z_loss f32[]`, weighed already; `layers.{l}.load f32[e]` for each layer with experts |
+//! | `@loss` | `ids i64[b, s]`, `labels i64[b, s]`; with [`Training::mtp`] also `next_ids` and `next_labels` | `loss f32[]`, the sum of all; `lm_loss f32[]`; [`ACCURACY`]` f32[]`, the share of the labels that are the most likely token; where asked for `balance_loss`, `mtp_loss` and `z_loss f32[]`, weighed already; `layers.{l}.load f32[e]` for each layer with experts |
 //!
 //! `labels[b, i]` is the token that position `i` is to predict; one outside the vocabulary (-100, by custom) does not count.
 //! Of the MTP module position `i` sees the token `next_ids[b, i]`, which follows that of the main model, and is to predict
@@ -22,6 +22,10 @@ use super::norm::rms_norm;
 use crate::prelude::*;
 use eva_ir::ops::count_by_expert::CountByExpert;
 use eva_ir::ops::route_greedy::RouteGreedy;
+use eva_ir::ops::step::Step;
+
+/// What the share of the labels that are the most likely token is called, among the results.
+pub const ACCURACY: &str = "accuracy";
 
 /// A loss that keeps experts equally loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -125,7 +129,7 @@ pub fn training(config: &Config, training: &Training) -> Result<Module, Diags> {
         let total = extra.iter().fold(lm_loss.clone(), |sum, loss| sum + loss);
         // Of one loss alone there are two results all the same, which are two values.
         let total = if extra.is_empty() { total * 1.0 } else { total };
-        let mut results = vec![total.named("loss"), lm_loss];
+        let mut results = vec![total.named("loss"), lm_loss, accuracy(f, &model, &logits, &labels)];
         results.extend(extra);
         results.extend(losses.loads.iter().map(|(l, load)| load.named(&format!("layers.{l}.load"))));
         results
@@ -162,12 +166,27 @@ fn mean_loss(model: &Model, logits: &Tensor, labels: &Tensor) -> Tensor {
     logits.reshape([&tokens, &model.w]).cross_entropy(&labels.reshape([&tokens]))
 }
 
+/// The share of the labels whose logit is the largest of its row in `logits [b, s, w]`; 0 if none counts.
+fn accuracy(f: &Scope, model: &Model, logits: &Tensor, labels: &Tensor) -> Tensor {
+    let (tokens, w, one) = (&model.b * &model.s, &model.w, Dim::from(1));
+    let number = model.config.vocab as f64;
+    let is_above = |x: Tensor| f.apply(Step {}, &[&x]);
+    let largest = logits.reshape([&tokens, w]).max(-1);
+    let own = logits.reshape([&tokens, w, &one]).take_row(&labels.reshape([&tokens]));
+    // 1/2 where they are equal, and else 0.
+    let hit = is_above(own - largest) * 2.0;
+    let label = labels.cast(F32).reshape([&tokens, &one]);
+    let counts = is_above(&label + 0.5) * is_above(-&label + (number - 0.5));
+    let shares = (hit * &counts).sum(0) / counts.sum(0).maximum(&f.full(1.0, F32, [&one, &one]));
+    shares.reshape(Vec::<Dim>::new()).named(ACCURACY)
+}
+
 /// `@dense_layer` or `@moe_layer`: `x, rope, start ↦ x'`, and with experts their load and the loss of their balance.
 fn layer_function(model: &Model, layer: &Layer, training: &Training, experts: bool) -> Func<Vec<Tensor>> {
     let name = if experts { "moe_layer" } else { "dense_layer" };
     model.p.function(name, |f| {
         let x = f.input("x", training.dtype, [&model.b, &model.s, &model.m]);
-        let table = [model.b.clone(), model.s.clone(), Dim::from(2), layer.attention.rope.clone()];
+        let table = [model.b.clone(), model.s.clone(), Dim::from(2), layer.attention.rope().clone()];
         let rope = f.input("rope", F32, table);
         let start = f.input("start", I32, [&model.b]);
         let tokens = Tokens { rope, start, cached: None };

@@ -79,6 +79,10 @@ pub struct ModelConfig {
     pub init_std: f64,
     /// Where random weights start; `seed` by default.
     pub init_seed: Option<u64>,
+    /// How unevenly routers begin, for trying out what balances them; see [`Tensors::skew`]. Default 0.
+    ///
+    /// [`Tensors::skew`]: super::params::Tensors::skew
+    pub router_skew: f64,
 }
 
 /// `[data]`.
@@ -336,7 +340,7 @@ pub struct MetricsConfig {
 
 impl Default for ModelConfig {
     fn default() -> Self {
-        Self { config: None, checkpoint: None, init_std: 0.006, init_seed: None }
+        Self { config: None, checkpoint: None, init_std: 0.006, init_seed: None, router_skew: 0.0 }
     }
 }
 

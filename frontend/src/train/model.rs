@@ -4,6 +4,7 @@ use super::config::RunConfig;
 use super::params::{Group, Layout};
 use crate::engine::{EngineError, check_supported};
 use crate::model::config::Config;
+use crate::model::training::ACCURACY;
 use crate::model::{Balance, Training};
 use crate::prelude::*;
 use eva_ir::dim::Sym;
@@ -15,6 +16,7 @@ use eva_passes::plan::FuncPlan;
 use eva_passes::target::Target;
 use eva_runtime::Device;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What the gradient of a weight is called, after the weight.
 pub use eva_passes::grad::GRADIENT as GRAD;
@@ -99,8 +101,18 @@ impl Graphs {
                 fitted.map_err(eva_runtime::Error::from)?.module
             }
         };
-        Ok(Self { module, passes, whole })
+        Ok(Self { module: without_accuracy(module), passes, whole })
     }
+}
+
+/// The module whose steps do not look for the most likely tokens: that reads all logits once more, and is for measuring.
+fn without_accuracy(mut module: Module) -> Module {
+    if let Some(func) = module.func(LOSS_GRAD) {
+        let function = Arc::make_mut(&mut module.funcs[func]);
+        let values = &function.values;
+        function.results.retain(|result| values[*result].name != ACCURACY);
+    }
+    module
 }
 
 /// The function that gives the loss alone.

@@ -212,6 +212,27 @@ impl Tensors {
         flat
     }
 
+    /// Makes routers uneven: of `e` experts, the row of expert `i` gets `skew · (1 - 2i / (e - 1))` times the direction of the
+    /// mean token embedding (of length 1), so that most tokens favour the first experts and shun the last.
+    pub fn skew(&self, flat: &mut [f32], skew: f64) {
+        let of = |role: Role| self.entries.iter().filter(move |entry| entry.spec.role == role);
+        let Some(embedding) = of(Role::Embedding).find(|entry| !entry.spec.mtp) else { return };
+        let [vocab, hidden] = embedding.spec.shape[..] else { return };
+        let mut mean = vec![0f64; hidden];
+        for row in flat[embedding.offset..][..vocab * hidden].chunks_exact(hidden) {
+            mean.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
+        }
+        let length = mean.iter().map(|x| x * x).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
+        for Entry { spec, offset } in of(Role::Router) {
+            let experts = spec.shape[0];
+            for (i, row) in flat[*offset..][..experts * hidden].chunks_exact_mut(hidden).enumerate() {
+                let share = 1.0 - 2.0 * i as f64 / experts.saturating_sub(1).max(1) as f64;
+                let by = skew * share / length;
+                row.iter_mut().zip(&mean).for_each(|(x, mean)| *x += (by * mean) as f32);
+            }
+        }
+    }
+
     /// The numbers of a checkpoint in a flat buffer.
     pub fn read(&self, checkpoint: &Checkpoint, elements: usize) -> Result<Vec<f32>, CheckpointError> {
         let mut flat = vec![0.0; elements];
@@ -295,6 +316,36 @@ impl<'a> Groups<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_skewed_router_follows_the_mean_embedding() {
+        let text = include_str!("../../../tests/fixtures/v3-tiny/config.json");
+        let config = Config::from_json(text).unwrap();
+        let (vocab, hidden, experts) = (config.vocab, config.hidden, config.moe(1).unwrap().routed);
+        let router = "model.layers.1.mlp.gate.weight";
+        let layout = Layout::new([
+            ("model.embed_tokens.weight".to_string(), vec![vocab, hidden], Group::Decay),
+            (router.to_string(), vec![experts, hidden], Group::Decay),
+        ]);
+        let tensors = Tensors::new(&config, &layout);
+        let before = tensors.fresh(layout.all() * WIDTH, 0.02, 5);
+        let mut after = before.clone();
+        tensors.skew(&mut after, 3.0);
+        let table = layout.get("model.embed_tokens.weight").unwrap().range();
+        assert_eq!(before[table.clone()], after[table.clone()]);
+        let mean: Vec<f64> = (0..hidden)
+            .map(|j| before[table.clone()].iter().skip(j).step_by(hidden).map(|x| f64::from(*x)).sum())
+            .collect();
+        let length = mean.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let rows = layout.get(router).unwrap().range();
+        for (i, row) in after[rows.clone()].chunks(hidden).enumerate() {
+            let old = &before[rows.start + i * hidden..][..hidden];
+            let along: f64 =
+                row.iter().zip(old).zip(&mean).map(|((new, old), x)| f64::from(new - old) * x / length).sum();
+            let want = 3.0 - 6.0 * i as f64 / (experts - 1) as f64;
+            assert!((along - want).abs() < 1e-4, "expert {i}: {along}, not {want}");
+        }
+    }
 
     #[test]
     fn groups_are_rows_and_parameters_are_aligned() {

@@ -9,6 +9,7 @@ use super::trainer::{StepReport, TrainError, Trainer};
 use super::watch::{Verdict, look};
 use crate::engine::EngineError;
 use crate::model::config::{CONFIG_FILE, ConfigError};
+use crate::model::training::ACCURACY;
 use eva_runtime::checkpoint::CheckpointError;
 use std::collections::BTreeMap;
 use std::io;
@@ -269,8 +270,10 @@ impl Going<'_> {
         let (loss, more) = self.trainer.measure(batches)?;
         self.eval_loss = Some(loss);
         let mut numbers = vec![("eval_loss".to_string(), loss)];
-        numbers.extend(more.into_iter().map(|(name, x)| (format!("eval_{name}"), x)));
-        self.observer.say(&format!("step {step}: held-out loss {loss:.4}"));
+        numbers.extend(more.iter().map(|(name, x)| (format!("eval_{name}"), *x)));
+        let accuracy = more.iter().find(|(name, _)| name == ACCURACY);
+        let accuracy = accuracy.map_or(String::new(), |(_, share)| format!(", {:.1} % right", share * 100.0));
+        self.observer.say(&format!("step {step}: held-out loss {loss:.4}{accuracy}"));
         self.put(step, &numbers)
     }
 

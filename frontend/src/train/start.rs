@@ -43,7 +43,13 @@ pub fn run(
     let elements = trainer.layout().all() * WIDTH;
     let flat = match &run.model.checkpoint {
         _ if begin.resume => None,
-        None => Some(tensors.fresh(elements, run.model.init_std, run.init_seed())),
+        None => {
+            let mut flat = tensors.fresh(elements, run.model.init_std, run.init_seed());
+            if run.model.router_skew != 0.0 {
+                tensors.skew(&mut flat, run.model.router_skew);
+            }
+            Some(flat)
+        }
         Some(from) => {
             if config.quantization.is_some() {
                 return Err(RunError::Refused(format!("{}: {EIGHT_BITS}", from.display())));

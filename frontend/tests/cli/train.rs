@@ -101,7 +101,8 @@ fn a_run_makes_a_model() {
     let other = folder(1, "");
     let text = fs::read_to_string(other.path().join("run.toml")).unwrap();
     fs::write(other.path().join("run.toml"), text.replace("config = \"config.json\"", "")).unwrap();
-    let ran = finish(train(&other, &["--set", &set, "--set", "optimizer.lr=0.0", "--json"]), "");
+    let still = ["--set", "optimizer.lr=0.0", "--set", "balance.gamma=0.0"];
+    let ran = finish(train(&other, &[&["--set", set.as_str(), "--json"], &still[..]].concat()), "");
     let again: Value = serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("{}", ran.err));
     assert_eq!(again["eval_loss"], ended["eval_loss"]);
 
@@ -109,9 +110,12 @@ fn a_run_makes_a_model() {
     let ran = eva(&["plot", path_of(&out), path_of(&other.path().join("out")), "--smooth", "5"]);
     assert_eq!(ran.code, Some(0), "{}", ran.err);
     let drawn: Vec<&str> = ran.out.lines().filter_map(|line| line.rsplit('/').next()).collect();
-    let all = ["loss", "rate", "gradients", "speed", "balance", "balance-variance"];
+    let all = ["loss", "accuracy", "rate", "gradients", "speed", "balance", "balance-variance"];
     assert_eq!(drawn, all.map(|name| format!("{name}.svg")));
     assert!(fs::read_to_string(out.join("loss.svg")).unwrap().contains("held out"));
+    let ran = eva(&["plot", path_of(&out), "--format", "png"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(fs::read(out.join("loss.png")).unwrap().starts_with(b"\x89PNG\r\n\x1a\n"));
 
     let message = refusal(1, &["train", "--config", path_of(&dir.path().join("run.toml"))]);
     assert!(without(&dir, &message).contains("a run is there already; go on with --resume"), "{message}");

@@ -19,6 +19,10 @@ pub(super) fn problems(config: &RunConfig) -> Vec<(&'static str, String)> {
         _ => {}
     }
     found.positive("model.init_std", model.init_std);
+    found.is(model.router_skew.is_finite(), "model.router_skew", || "it must be a finite number".into());
+    found.is(model.router_skew == 0.0 || model.checkpoint.is_none(), "model.router_skew", || {
+        "it is for random weights, and a checkpoint has its own".into()
+    });
 
     let synthetic = data.kind.is_synthetic();
     found.is(synthetic || !data.paths.is_empty(), "data.paths", || {
