@@ -127,28 +127,28 @@ fn prefetch(p: *const u8) {
     let _ = p;
 }
 
-/// Calls `$tile::<V, E, M>` for row tiles of `M` rows until all rows of the block are done.
+/// Calls `$tile::<V, E, M>` (and further arguments) for row tiles of `M` rows until all rows of the block are done.
 macro_rules! for_row_tiles {
-    ($block:ident, $tile:ident::<$v:ident, $e:ident>) => {
+    ($block:ident, $tile:ident::<$v:ident, $e:ident $(, $more:literal)?>) => {
         let mut i = 0;
         while i < $block.m {
             let left = $block.m - i;
             // SAFETY: the caller's contract; rows `i..i + M` are in the block.
             unsafe {
                 if $v::ROWS >= 6 && left >= 6 {
-                    $tile::<$v, $e, 6>($block, i);
+                    $tile::<$v, $e, 6 $(, $more)?>($block, i);
                     i += 6;
                 } else if $v::ROWS >= 4 && left >= 4 {
-                    $tile::<$v, $e, 4>($block, i);
+                    $tile::<$v, $e, 4 $(, $more)?>($block, i);
                     i += 4;
                 } else if $v::ROWS >= 3 && left >= 3 {
-                    $tile::<$v, $e, 3>($block, i);
+                    $tile::<$v, $e, 3 $(, $more)?>($block, i);
                     i += 3;
                 } else if left >= 2 {
-                    $tile::<$v, $e, 2>($block, i);
+                    $tile::<$v, $e, 2 $(, $more)?>($block, i);
                     i += 2;
                 } else {
-                    $tile::<$v, $e, 1>($block, i);
+                    $tile::<$v, $e, 1 $(, $more)?>($block, i);
                     i += 1;
                 }
             }
@@ -159,34 +159,44 @@ macro_rules! for_row_tiles {
 /// The block's product where lines of `b` are contiguous along k: one vector of partial sums for each `c[i,j]`.
 #[inline(always)]
 pub(crate) unsafe fn along_k<V: Vector, E: Element>(block: &Block) {
-    for_row_tiles!(block, k_rows::<V, E>);
+    // Kernels of their own, since sums that are looked at in between do not stay in registers.
+    if block.late.is_some() {
+        for_row_tiles!(block, k_rows::<V, E, true>);
+    } else {
+        for_row_tiles!(block, k_rows::<V, E, false>);
+    }
 }
 
+/// With `LATE`, of blocks that have scales of sums.
 #[inline(always)]
-unsafe fn k_rows<V: Vector, E: Element, const M: usize>(t: &Block, i: usize) {
+unsafe fn k_rows<V: Vector, E: Element, const M: usize, const LATE: bool>(t: &Block, i: usize) {
     let mut j = 0;
     // SAFETY: the caller's contract; columns `j..j + N` are in the block.
     unsafe {
         // Of eight columns, what expanding needs does not fit the registers beside scales and sums.
         if M == 1 && !E::SCALED {
             while j + 8 <= t.n {
-                k_tile::<V, E, M, 8>(t, i, j);
+                k_tile::<V, E, M, 8, LATE>(t, i, j);
                 j += 8;
             }
         }
         while j + 4 <= t.n {
-            k_tile::<V, E, M, 4>(t, i, j);
+            k_tile::<V, E, M, 4, LATE>(t, i, j);
             j += 4;
         }
         while j < t.n {
-            k_tile::<V, E, M, 1>(t, i, j);
+            k_tile::<V, E, M, 1, LATE>(t, i, j);
             j += 1;
         }
     }
 }
 
 #[inline(always)]
-unsafe fn k_tile<V: Vector, E: Element, const M: usize, const N: usize>(t: &Block, i0: usize, j0: usize) {
+unsafe fn k_tile<V: Vector, E: Element, const M: usize, const N: usize, const LATE: bool>(
+    t: &Block,
+    i0: usize,
+    j0: usize,
+) {
     // SAFETY: rows `i0..i0 + M` and columns `j0..j0 + N` are in the block, whose addresses are valid.
     unsafe {
         let a = t.a.offset(i0 as isize * t.a_row);
@@ -196,7 +206,7 @@ unsafe fn k_tile<V: Vector, E: Element, const M: usize, const N: usize>(t: &Bloc
         let ahead = t.ahead.at.wrapping_offset(j0 as isize * t.ahead.line);
         let mut acc = [[V::splat(0.0); N]; M];
         let mut scales = Scaled::<V, N>::new::<E>(&t.scales, j0, 1);
-        let mut late = t.late.map(|late| LateSums::<M, N>::new(late, i0, j0));
+        let mut late = if LATE { t.late.map(|late| LateSums::<M, N>::new(late, i0, j0)) } else { None };
         let mut k = 0;
         while k < t.k {
             // As far as scales stay what they are.
@@ -262,12 +272,15 @@ unsafe fn k_tile<V: Vector, E: Element, const M: usize, const N: usize>(t: &Bloc
             }
         }
         for i in 0..M {
-            let c = t.c.offset((i0 + i) as isize * t.c_row).add(j0);
-            let sums = late.as_ref().map_or_else(|| lane_sums(&acc[i]), |late| late.sums[i]);
-            for j in 0..N {
-                let c = c.add(j);
-                *c = if t.add { *c + sums[j] } else { sums[j] };
+            let c: *mut [f32; N] = t.c.offset((i0 + i) as isize * t.c_row).add(j0).cast();
+            let mut sums = late.as_ref().map_or_else(|| lane_sums(&acc[i]), |late| late.sums[i]);
+            if t.add {
+                let old = *c;
+                for j in 0..N {
+                    sums[j] = old[j] + sums[j];
+                }
             }
+            *c = sums;
         }
     }
 }
