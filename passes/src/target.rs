@@ -113,7 +113,6 @@ impl Target {
                 grad_keys: [128, 32],
                 grad_columns: 320,
                 programs: 132,
-                lines: 4,
                 few: vec![
                     few(16, [64, 16, 128], Some(([64, 16, 512], true)), true, [true, true]),
                     few(64, [64, 64, 128], Some(([64, 64, 256], false)), true, [true, true]),

@@ -53,8 +53,6 @@ pub struct TensorSchedule {
     pub grad_columns: usize,
     /// How many programs run at once.
     pub programs: usize,
-    /// How many programs divide the rows of an expert among them, for each block of columns.
-    pub lines: i64,
     /// Kernels for products with few rows, the fewest first; they are chosen at launch.
     pub few: Vec<FewRows>,
     /// How the keys of few queries are divided, the fewest queries first; chosen at launch.

@@ -133,16 +133,13 @@ impl OpDef for Grouped {
         let bn = cx.size(&w.shape[columns]).map_or(bn, |n| n.clamp(1, bn));
         let bk = cx.size(&x.shape[1]).map_or(bk, |n| n.clamp(1, bk));
 
-        let expert = cx.program(&w.shape[0]);
+        let slots = cx.schedule.tensor_of(&[x, w]).is_some() && cx.few.is_none();
+        let programs = Programs::new(cx, &x.shape[0], &w.shape[0], bm, slots);
         let first = cx.program_tile(&w.shape[columns], bn);
-        let lines = cx.schedule.tensor_of(&[x, w]).filter(|_| cx.few.is_none()).map_or(1, |tensor| tensor.lines);
-        let ((base, end), mine, line) = share(cx, offsets, expert, first / bn as i64, bm, lines)?;
         let blocks = cx.extent(&x.shape[1]).div_ceil(bk as i64);
-        let mut result = Ok(());
-        cx.k.repeat(mine, |i| {
-            let i = line.map_or(i, |line| i * lines + line);
-            let row = base + i * bm as i64;
+        programs.tiles(cx, offsets, |Rows { expert, first: row, end }, empty| {
             let zero = cx.k.full(if swapped { [bn, bm] } else { [bm, bn] }, 0.0);
+            let blocks = empty.map_or(blocks, |empty| empty.select(cx.k.int(0), blocks));
             let [sum] = cx.k.fold(blocks, [zero], |k, [acc]| {
                 let k = Coord::Cols(k * bk as i64);
                 let limits = vec![(0, end)];
@@ -162,34 +159,76 @@ impl OpDef for Grouped {
                 let coords = vec![Coord::Rows(row), Coord::Cols(first)];
                 Request { coords, rows: bm, cols: bn, limits }
             };
-            result = cx.emit(&at, sum);
-        });
-        result
+            cx.emit(&at, sum)
+        })
     }
 }
 
-/// What a program has of an expert's rows, in tiles of `rows` of which it has every `lines`-th: where the expert's rows
-/// begin and end, how many tiles are its own, and, if not all, the number of the first.
-fn share<'k>(
-    cx: &Cx<'k>,
-    offsets: &View<'k>,
+/// Rows of an expert, from `first` on; `end` is where the expert's end.
+#[derive(Clone, Copy)]
+struct Rows<'k> {
     expert: Tile<'k>,
-    column: Tile<'k>,
-    rows: usize,
-    lines: i64,
-) -> Result<Share<'k>, LowerError> {
-    // Programs that follow each other share the columns, which they then read at the same time. Which line a program has
-    // goes round, as an expert may have rows for the first ones only.
-    let line = (lines > 1).then(|| (cx.k.program(Dim::from(lines), 1) + expert + column) % lines);
-    let base = offsets.at(&Request::element(&[expert]))?;
-    let end = offsets.at(&Request::element(&[expert + 1i64]))?;
-    let tiles = (end - base).div_ceil(rows as i64);
-    let mine = line.map_or(tiles, |line| (tiles - line + (lines - 1)) / lines);
-    Ok(((base, end), mine, line))
+    first: Tile<'k>,
+    end: Tile<'k>,
 }
 
-/// See [`share`].
-type Share<'k> = ((Tile<'k>, Tile<'k>), Tile<'k>, Option<Tile<'k>>);
+/// Which programs there are along the rows: the grid's first axis.
+enum Programs<'k> {
+    /// One for an expert, which goes over the expert's rows.
+    Experts(Tile<'k>, usize),
+    /// One for a tile of rows, of this length, of some expert among so many.
+    ///
+    /// The tiles of expert `e` are numbered from `⌊offsets[e] / rows⌋ + e` on. That is enough for all of them, and the number
+    /// of a tile alone says whose it is, without sums over the experts before: at most one number of an expert has no rows.
+    /// Programs then take equally long, however unequal the experts are.
+    Slots(Tile<'k>, usize, i64),
+}
+
+impl<'k> Programs<'k> {
+    fn new(cx: &Cx<'k>, rows: &Dim, experts: &Dim, tile: usize, slots: bool) -> Self {
+        match cx.size(experts).filter(|_| slots) {
+            Some(experts) => {
+                let all = rows + &Dim::from((experts * tile) as i64);
+                Self::Slots(cx.k.program(all, tile as i64), tile, experts as i64)
+            }
+            None => Self::Experts(cx.program(experts), tile),
+        }
+    }
+
+    /// Writes this program's tiles of rows with `write`, which is also told whether there may be none in one.
+    fn tiles(
+        self,
+        cx: &Cx<'k>,
+        offsets: &View<'k>,
+        mut write: impl FnMut(Rows<'k>, Option<Tile<'k>>) -> Result<(), LowerError>,
+    ) -> Result<(), LowerError> {
+        let offset = |expert: Tile<'k>| offsets.at(&Request::element(&[expert]));
+        match self {
+            Self::Experts(expert, tile) => {
+                let (base, end) = (offset(expert)?, offset(expert + 1i64)?);
+                let mut result = Ok(());
+                cx.k.repeat((end - base).div_ceil(tile as i64), |i| {
+                    result = write(Rows { expert, first: base + i * tile as i64, end }, None);
+                });
+                result
+            }
+            Self::Slots(slot, tile, experts) => {
+                let number = |expert: Tile<'k>| Ok::<_, LowerError>(offset(expert)? / tile as i64 + expert);
+                // The last expert whose first tile is this one or before.
+                let mut expert = cx.k.int(0);
+                for step in (0..i64::BITS - (experts - 1).leading_zeros()).rev() {
+                    let next = expert + (1i64 << step);
+                    let there = next.min(cx.k.int(experts - 1));
+                    let is_later = slot.lt(number(there)?);
+                    expert = is_later.or(cx.k.int(experts - 1).lt(next)).select(expert, there);
+                }
+                let (base, end) = (offset(expert)?, offset(expert + 1i64)?);
+                let first = base + (slot - number(expert)?) * tile as i64;
+                write(Rows { expert, first, end }, Some(end.le(first)))
+            }
+        }
+    }
+}
 
 /// Where the axes are.
 struct Axes {
@@ -220,34 +259,26 @@ impl Grouped {
         (cx.by_rows)(&x.codes.shape[0], experts as i64, true);
 
         let (rows, wide) = if swapped { (cut.cols, cut.rows) } else { (cut.rows, cut.cols) };
-        let expert = cx.program(&w.codes.shape[0]);
+        let programs = Programs::new(cx, &x.codes.shape[0], &w.codes.shape[0], rows, few.is_none());
         let first = cx.program_tile(&w.codes.shape[columns], wide);
-        let lines = if few.is_some() { 1 } else { tensor.lines };
-        let (base, mine, line) = match share(cx, offsets, expert, first / wide as i64, rows, lines) {
-            Ok(share) => share,
-            Err(e) => return Some(Err(e)),
-        };
-        let mut result = Ok(());
-        cx.k.repeat(mine, |i| {
-            let i = line.map_or(i, |line| i * lines + line);
-            let row = base.0 + i * rows as i64;
+        let result = programs.tiles(cx, offsets, |Rows { expert, first: row, end }, empty| {
             let at_expert = |_: usize| expert;
-            let own = From { first: row, other: &at_expert, end: Some(base.1) };
+            let own = From { first: row, other: &at_expert, end: Some(end) };
             let weights = From { first, other: &at_expert, end: None };
             let places = if swapped { [weights, own] } else { [own, weights] };
-            for (shift, sum) in codes::product(cx, cut, cx.k.int(terms as i64), sides, places) {
+            let terms = cx.k.int(terms as i64);
+            let terms = empty.map_or(terms, |empty| empty.select(cx.k.int(0), terms));
+            for (shift, sum) in codes::product(cx, cut, terms, sides, places) {
                 let [top, left] = shift.map(|n| n as i64);
                 let coords = if swapped {
                     vec![Coord::Cols(row + left), Coord::Rows(first + top)]
                 } else {
                     vec![Coord::Rows(row + top), Coord::Cols(first + left)]
                 };
-                let limits = vec![(0, base.1)];
-                let at = Request { coords, rows: cut.tall, cols: cut.part, limits };
-                if result.is_ok() {
-                    result = cx.emit(&at, sum);
-                }
+                let limits = vec![(0, end)];
+                cx.emit(&Request { coords, rows: cut.tall, cols: cut.part, limits }, sum)?;
             }
+            Ok(())
         });
         Some(result)
     }
