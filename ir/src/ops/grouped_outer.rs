@@ -120,13 +120,26 @@ impl OpDef for GroupedOuter {
             let limits = if ends { vec![(0, end)] } else { Vec::new() };
             cx.load(view, &Request { coords, rows, cols: bk, limits })
         };
-        // Bulk copies do not end where an expert's rows do. That the other side is zero there is enough.
-        let bulk = tensor.is_some();
         let zero = cx.k.full([bm, bn], 0.0);
-        let [sum] = cx.k.fold((end - base).div_ceil(bk as i64), [zero], |i, [sum]| {
-            let term = base + i * bk as i64;
-            [sum.add_dot(side(left, row, bm, term, true), side(right, col, bn, term, !bulk))]
-        });
+        let rows = end - base;
+        let [sum] = if tensor.is_some() {
+            // Bulk copies do not end where an expert's rows do: the rows behind the last whole step are another loop's, where
+            // those of one side that are not the expert's are zeros, which is enough.
+            let whole = rows / bk as i64;
+            let sum = cx.k.fold(whole, [zero], |i, [sum]| {
+                let term = base + i * bk as i64;
+                [sum.add_dot(side(left, row, bm, term, false), side(right, col, bn, term, false))]
+            });
+            cx.k.fold(rows.div_ceil(bk as i64) - whole, sum, |i, [sum]| {
+                let term = base + (whole + i) * bk as i64;
+                [sum.add_dot(side(left, row, bm, term, true), side(right, col, bn, term, false))]
+            })
+        } else {
+            cx.k.fold(rows.div_ceil(bk as i64), [zero], |i, [sum]| {
+                let term = base + i * bk as i64;
+                [sum.add_dot(side(left, row, bm, term, true), side(right, col, bn, term, true))]
+            })
+        };
         let coords = vec![Coord::At(expert), Coord::Rows(row), Coord::Cols(col)];
         cx.emit(&Request { coords, rows: bm, cols: bn, limits: Vec::new() }, sum)
     }

@@ -136,7 +136,7 @@ impl Products {
             }
         }
         plan.find_outs(info, &info.kernel.body);
-        plan.stage(info, target)?;
+        plan.stage(info, target, &dots)?;
         plan.find_spans(info, &info.kernel.body)?;
         Some(plan)
     }
@@ -304,13 +304,19 @@ impl Products {
         self.pipes[pipe].fills.iter().map(bytes).sum()
     }
 
-    /// Gives each pipe stages: one outside of loops, as many as fit inside.
-    fn stage(&mut self, info: &Info<'_>, target: &Hopper) -> Option<()> {
-        let looped: Vec<bool> = (0..self.pipes.len())
-            .map(|pipe| {
-                self.fed.iter().any(|(&load, fed)| self.fills[fed.fill].pipe == pipe && info.block(load) != 0)
-            })
-            .collect();
+    /// Gives each pipe stages: one outside of loops, as many as fit inside. Where some loops have nothing but products of
+    /// what pipes bring, theirs are all that need many.
+    fn stage(&mut self, info: &Info<'_>, target: &Hopper, dots: &[Found]) -> Option<()> {
+        let block_of = |pipe: usize| {
+            let mut loads = self.fed.iter().filter(|(_, fed)| self.fills[fed.fill].pipe == pipe);
+            loads.find_map(|(&load, _)| Some(info.block(load)).filter(|&block| block != 0))
+        };
+        let is_fed = |dot: &&Found| [dot.x, dot.y].iter().all(|reg| self.fed.contains_key(reg));
+        let flows = |block: usize| dots.iter().filter(|dot| info.block(dot.out) == block).all(|dot| is_fed(&dot));
+        let blocks: Vec<Option<usize>> = (0..self.pipes.len()).map(block_of).collect();
+        let some_flow = blocks.iter().flatten().any(|&block| flows(block));
+        let looped: Vec<bool> =
+            blocks.iter().map(|block| block.is_some_and(|block| !some_flow || flows(block))).collect();
         let total: usize = (0..self.pipes.len()).map(|pipe| self.bytes(pipe)).sum();
         let turning: usize = (0..self.pipes.len()).filter(|&p| looped[p]).map(|p| self.bytes(p)).sum();
         let stages = |out: usize| {
