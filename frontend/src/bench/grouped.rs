@@ -57,8 +57,9 @@ const EXPONENT: i32 = -6;
 pub fn cases(options: &Options) -> Vec<Case> {
     use Projection::{Down, GateUp, SwiGlu};
     use Rows::{Each, Tokens};
-    let full: [(usize, Rows, &[Projection]); 5] = [
+    let full: [(usize, Rows, &[Projection]); 6] = [
         (256, Tokens(4096), &[GateUp, SwiGlu, Down]),
+        (64, Tokens(4096), &[GateUp, Down]),
         (32, Each(1024), &[GateUp, Down]),
         (256, Tokens(1), &[GateUp, Down]),
         (256, Tokens(32), &[GateUp, Down]),

@@ -91,13 +91,17 @@ pub fn cases(options: &Options) -> Vec<Case> {
         cases.push(case(words, Box::new(move |lab| run(lab, step))));
     }
     for &experts in if options.full { &[64, 256][..] } else { &[24] } {
-        let words = vec![("op", "train".into()), ("tokens", prompt.into()), ("experts", experts.into())];
-        let step = move |lab: &mut Lab| {
-            let mut config = config(lab.options.full)?;
-            config.experts.iter_mut().for_each(|moe| moe.routed = experts);
-            train::run(lab, &config, prompt)
-        };
-        cases.push(case(words, Box::new(step)));
+        for recipe in [None, Some("deepseek-v3")] {
+            let mut words =
+                vec![("op", "train".into()), ("tokens", prompt.into()), ("experts", experts.into())];
+            words.extend(recipe.map(|recipe| ("fp8", recipe.into())));
+            let step = move |lab: &mut Lab| {
+                let mut config = config(lab.options.full)?;
+                config.experts.iter_mut().for_each(|moe| moe.routed = experts);
+                train::run(lab, &config, prompt, recipe)
+            };
+            cases.push(case(words, Box::new(step)));
+        }
     }
     for (name, form) in [("expanded", Form::Expanded), ("absorbed", Form::Absorbed)] {
         let words = vec![("op", "compile".into()), ("form", name.into())];

@@ -1,4 +1,5 @@
-//! A training step of a layer with experts in bf16: forward, and the gradients of its input and of all weights.
+//! A training step of a layer with experts in bf16, or with 8-bit products: forward, and the gradients of its input and of all
+//! weights. Weights are quantized in the step, as each step changes them.
 //!
 //! What is checked is that a step along the gradient of the input changes the loss by as much as the gradient says.
 
@@ -11,10 +12,11 @@ use crate::model::mla::Tokens;
 use crate::model::rope::Rope;
 use crate::model::weights::Weights as Declared;
 use crate::prelude::*;
-use eva_passes::Form;
 use eva_passes::cost::CostOptions;
+use eva_passes::fp8::{self, Recipe};
 use eva_passes::grad::{self, GRADIENT, differentiate};
 use eva_passes::target::Target;
+use eva_passes::{Form, Hoist};
 use eva_runtime::{Executable, Session, Tensor as Data};
 use std::sync::Arc;
 
@@ -22,13 +24,17 @@ use std::sync::Arc;
 /// everything is rounded to bf16.
 const LIMIT: f64 = 5e-2;
 
+/// The same with products of 8 bits.
+const LIMIT_FP8: f64 = 0.15;
+
 /// The rms of the step along the gradient; that of the input is about 1.
 const STEP: f64 = 0.04;
 
 /// `@loss`: the sum of the layer's result times `dy`.
-fn module(config: &Config) -> Result<Module, Diags> {
+fn module(config: &Config, tokens: usize) -> Result<Module, Diags> {
     let p = Program::new();
-    let [b, s] = ["b", "s"].map(|name| p.dim(name));
+    // Tiles of tokens that share a scale have fixed extents.
+    let [b, s] = [("b", 1), ("s", tokens as i64)].map(|(name, n)| p.dim_fixed(name, n));
     let m = p.dim_fixed("m", config.hidden as i64);
     let layer = Layer::of(&p, config, 0);
     let width = layer.attention.rope().clone();
@@ -44,13 +50,18 @@ fn module(config: &Config) -> Result<Module, Diags> {
     p.finish()
 }
 
-/// A step of one sequence of `tokens` tokens, with so many experts.
-pub(super) fn run(lab: &mut Lab, config: &Config, tokens: usize) -> Result<Measured, BenchError> {
+/// A step of one sequence of `tokens` tokens, with a recipe for 8 bits or without.
+pub(super) fn run(
+    lab: &mut Lab,
+    config: &Config,
+    tokens: usize,
+    recipe: Option<&str>,
+) -> Result<Measured, BenchError> {
     // The weights of other cases make room.
     lab.kit = None;
     let moe = config.moe(0).ok_or_else(|| BenchError::Unsupported("a layer without experts".into()))?;
     let internal = |e: eva_ir::diag::Diag| BenchError::Unsupported(e.to_string());
-    let module = module(config)?;
+    let module = module(config, tokens)?;
     let loss = &module.funcs[module.func("loss").expect("it was just made")];
     let float = |value: eva_ir::graph::Value| loss.tensor(value).filter(|ty| ty.dtype == BF16).is_some();
     let wrt =
@@ -60,7 +71,14 @@ pub(super) fn run(lab: &mut Lab, config: &Config, tokens: usize) -> Result<Measu
     cost.sizes.extend([("b".into(), 1), ("s".into(), tokens as i64)]);
     let options = grad::Options { wrt: Some(wrt), cost, ..grad::Options::default() };
     let module = differentiate(&module, "loss", &options).map_err(internal)?;
-    let exe = Arc::new(Executable::compile(&module, &lab.compile_options(Form::Expanded))?);
+    let mut compile = lab.compile_options(Form::Expanded);
+    if let Some(name) = recipe {
+        let recipe =
+            Recipe::named(name).ok_or_else(|| BenchError::Unsupported(format!("the recipe {name}")))?;
+        compile.passes.fp8 = fp8::Options { recipe: Some(recipe), ..fp8::Options::default() };
+        compile.passes.hoist = Hoist::Never;
+    }
+    let exe = Arc::new(Executable::compile(&module, &compile)?);
 
     let weights = random_weights(lab, &exe, shapes(&module, "loss.grad"))?;
     let mut session = Session::new(exe.clone(), "loss.grad", &weights)?;
@@ -104,7 +122,8 @@ pub(super) fn run(lab: &mut Lab, config: &Config, tokens: usize) -> Result<Measu
         more.push(("launches", launches as f64));
     }
     let (flops, bytes) = work(config, moe, tokens as f64);
-    Ok(Measured { times, sets: 1, calls, flops, bytes, error, limit: LIMIT, more, kernels })
+    let limit = if recipe.is_some() { LIMIT_FP8 } else { LIMIT };
+    Ok(Measured { times, sets: 1, calls, flops, bytes, error, limit, more, kernels })
 }
 
 /// Floating-point operations of forward and backward, and the bytes of weights read twice and gradients written.
