@@ -133,8 +133,8 @@ impl OpDef for Grouped {
         let bn = cx.size(&w.shape[columns]).map_or(bn, |n| n.clamp(1, bn));
         let bk = cx.size(&x.shape[1]).map_or(bk, |n| n.clamp(1, bk));
 
-        let slots = cx.schedule.tensor_of(&[x, w]).is_some() && cx.few.is_none();
-        let programs = Programs::new(cx, &x.shape[0], &w.shape[0], bm, slots);
+        let tiles = cx.schedule.tensor_of(&[x, w]).is_some() && cx.few.is_none();
+        let programs = Programs::new(cx, &x.shape[0], &w.shape[0], bm, tiles);
         let first = cx.program_tile(&w.shape[columns], bn);
         let blocks = cx.extent(&x.shape[1]).div_ceil(bk as i64);
         programs.tiles(cx, offsets, |Rows { expert, first: row, end }, empty| {
@@ -176,20 +176,19 @@ struct Rows<'k> {
 enum Programs<'k> {
     /// One for an expert, which goes over the expert's rows.
     Experts(Tile<'k>, usize),
-    /// One for a tile of rows, of this length, of some expert among so many.
-    ///
-    /// The tiles of expert `e` are numbered from `⌊offsets[e] / rows⌋ + e` on. That is enough for all of them, and the number
-    /// of a tile alone says whose it is, without sums over the experts before: at most one number of an expert has no rows.
-    /// Programs then take equally long, however unequal the experts are.
-    Slots(Tile<'k>, usize, i64),
+    /// One for a tile of rows, of this length, of some expert among so many: tiles are numbered expert by expert. Then all
+    /// programs take equally long, however unequal the experts are, and those that run at the same time stay together and
+    /// share what they read.
+    Tiles(Tile<'k>, usize, i64),
 }
 
 impl<'k> Programs<'k> {
-    fn new(cx: &Cx<'k>, rows: &Dim, experts: &Dim, tile: usize, slots: bool) -> Self {
-        match cx.size(experts).filter(|_| slots) {
+    fn new(cx: &Cx<'k>, rows: &Dim, experts: &Dim, tile: usize, tiles: bool) -> Self {
+        match cx.size(experts).filter(|_| tiles) {
             Some(experts) => {
+                // Each expert's last tile may have few rows.
                 let all = rows + &Dim::from((experts * tile) as i64);
-                Self::Slots(cx.k.program(all, tile as i64), tile, experts as i64)
+                Self::Tiles(cx.k.program(all, tile as i64), tile, experts as i64)
             }
             None => Self::Experts(cx.program(experts), tile),
         }
@@ -212,18 +211,27 @@ impl<'k> Programs<'k> {
                 });
                 result
             }
-            Self::Slots(slot, tile, experts) => {
-                let number = |expert: Tile<'k>| Ok::<_, LowerError>(offset(expert)? / tile as i64 + expert);
-                // The last expert whose first tile is this one or before.
-                let mut expert = cx.k.int(0);
-                for step in (0..i64::BITS - (experts - 1).leading_zeros()).rev() {
-                    let next = expert + (1i64 << step);
-                    let there = next.min(cx.k.int(experts - 1));
-                    let is_later = slot.lt(number(there)?);
-                    expert = is_later.or(cx.k.int(experts - 1).lt(next)).select(expert, there);
-                }
-                let (base, end) = (offset(expert)?, offset(expert + 1i64)?);
-                let first = base + (slot - number(expert)?) * tile as i64;
+            Self::Tiles(number, tile, experts) => {
+                let zero = cx.k.int(0);
+                // The last expert whose first tile is this one or before, that tile's number, and where the expert's rows begin.
+                let mut failed = Ok(());
+                let found = cx.k.fold(cx.k.int(experts), [zero, offset(zero)?, zero, zero, zero], |e, found| {
+                    let [tiles, base, expert, first, begins] = found;
+                    let end = match offset(e + 1i64) {
+                        Ok(end) => end,
+                        Err(error) => {
+                            failed = Err(error);
+                            base
+                        }
+                    };
+                    let is_reached = tiles.le(number);
+                    let keep = |new: Tile<'k>, old: Tile<'k>| is_reached.select(new, old);
+                    let next = tiles + (end - base).div_ceil(tile as i64);
+                    [next, end, keep(e, expert), keep(tiles, first), keep(base, begins)]
+                });
+                failed?;
+                let [_, _, expert, tiles, base] = found;
+                let (first, end) = (base + (number - tiles) * tile as i64, offset(expert + 1i64)?);
                 write(Rows { expert, first, end }, Some(end.le(first)))
             }
         }

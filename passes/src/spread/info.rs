@@ -16,8 +16,8 @@ pub(super) enum Def<'a> {
     Inst(&'a Inst),
     /// It is a loop's index; the number of trips.
     Index(Reg),
-    /// It is carried round a loop: what the body calls it, or what it is after the loop.
-    Carried,
+    /// It is carried round this loop: what the body calls it, or what it is after the loop.
+    Carried(&'a Inst),
 }
 
 /// Where an axis ends, or that it begins at zero.
@@ -96,13 +96,13 @@ impl<'a> Info<'a> {
     fn visit(&mut self, body: &'a [Inst], block: usize) {
         for inst in body {
             match inst {
-                Inst::For { index, trips, carried, body } => {
+                inst @ Inst::For { index, trips, carried, body } => {
                     let inner = self.parent.len();
                     self.parent.push(block);
                     self.define(*index, Def::Index(*trips), inner);
                     for c in carried {
-                        self.define(c.arg, Def::Carried, inner);
-                        self.define(c.out, Def::Carried, block);
+                        self.define(c.arg, Def::Carried(inst), inner);
+                        self.define(c.out, Def::Carried(inst), block);
                     }
                     self.visit(body, inner);
                 }
@@ -181,7 +181,7 @@ impl<'a> Info<'a> {
         let inst = match self.defs.get(reg.index()).copied().flatten()? {
             Def::Inst(inst) => inst,
             Def::Index(trips) => return Some((0, less_one(self.range_within(trips, depth).1))),
-            Def::Carried => return None,
+            Def::Carried(_) => return None,
         };
         match inst {
             Inst::Const { value: Const::I(n), .. } => Some((*n, *n)),

@@ -4,6 +4,7 @@ use super::body::{Mode, Spread};
 use super::layout::{Bit, Family, Order};
 use super::parts::Tail;
 use super::tensor::{GROUP_ROWS, OUT_STAGES, Products, STEP, Span};
+use super::uses::is_plain;
 use super::{Result, SpreadError};
 use crate::target::Hopper;
 use eva_ir::entity::{Arena, Entity};
@@ -441,12 +442,13 @@ impl<'k> Spread<'_, 'k> {
         Ok(())
     }
 
-    /// Instructions of the role that fills: scalars, and loops that have pipes.
+    /// Instructions of the role that fills: scalars, and loops of those or that have pipes.
     pub fn inst_of_fill(&mut self, inst: &'k Inst) -> Result<()> {
         let products = self.products.expect("there are products");
-        if let Inst::For { index, trips, body, .. } = inst {
+        if let Inst::For { index, trips, carried, body } = inst {
             if !products.has_pipes(body) {
-                return Ok(());
+                let plain = !carried.is_empty() && carried.iter().all(|c| is_plain(self.info, c.out));
+                return if plain { self.inst(inst) } else { Ok(()) };
             }
             let trips = self.value(*trips)?;
             let mut counters = self.carry_turns(&products.pipes_in(body));

@@ -183,7 +183,7 @@ impl Products {
             && outer.into_iter().all(|(_, stride)| aligned(stride))
             && whole
             && limits
-            && place.at.iter().all(|&at| is_plain(info, at, 0));
+            && place.at.iter().all(|&at| is_plain(info, at));
         if !fits {
             return None;
         }
@@ -312,7 +312,8 @@ impl Products {
             loads.find_map(|(&load, _)| Some(info.block(load)).filter(|&block| block != 0))
         };
         let is_fed = |dot: &&Found| [dot.x, dot.y].iter().all(|reg| self.fed.contains_key(reg));
-        let flows = |block: usize| dots.iter().filter(|dot| info.block(dot.out) == block).all(|dot| is_fed(&dot));
+        let flows =
+            |block: usize| dots.iter().filter(|dot| info.block(dot.out) == block).all(|dot| is_fed(&dot));
         let blocks: Vec<Option<usize>> = (0..self.pipes.len()).map(block_of).collect();
         let some_flow = blocks.iter().flatten().any(|&block| flows(block));
         let looped: Vec<bool> =
@@ -361,7 +362,7 @@ impl Products {
                 self.find_spans(info, inner)?;
                 let pipes = self.has_pipes(inner);
                 // The role that fills must know how often to.
-                if pipes && !is_plain(info, *trips, 0) {
+                if pipes && !is_plain(info, *trips) {
                     return None;
                 }
                 if self.is_stream(info, inst) {

@@ -4,7 +4,7 @@ use super::super::walk::{operands, result};
 use super::info::{Def, Info};
 use super::tensor::Fed;
 use eva_ir::kernel::*;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A product of a kernel, and where it is.
 pub(super) struct Found {
@@ -83,24 +83,35 @@ pub(super) fn reads(inst: &Inst, reg: Reg) -> bool {
     inside || operands(inst).contains(&reg)
 }
 
-/// Whether a scalar can be computed without any tile: by arithmetic and loads of scalars.
-pub(super) fn is_plain(info: &Info<'_>, reg: Reg, depth: usize) -> bool {
-    if depth > 60 || !info.ty(reg).is_scalar() {
-        return false;
+/// Whether a scalar can be computed without any tile: by arithmetic and loads of scalars, and by loops of nothing else.
+pub(super) fn is_plain(info: &Info<'_>, reg: Reg) -> bool {
+    fn visit(info: &Info<'_>, reg: Reg, seen: &mut HashSet<Reg>) -> bool {
+        if !seen.insert(reg) {
+            return true;
+        }
+        let mut all = |regs: Vec<Reg>| regs.into_iter().all(|reg| visit(info, reg, seen));
+        info.ty(reg).is_scalar()
+            && match info.def(reg) {
+                Ok(Def::Index(_)) => true,
+                Ok(Def::Inst(inst)) => match inst {
+                    Inst::Program { .. } | Inst::Extent { .. } | Inst::Const { .. } => true,
+                    Inst::Map { .. }
+                    | Inst::Zip { .. }
+                    | Inst::Select { .. }
+                    | Inst::Cast { .. }
+                    | Inst::Load { .. } => all(operands(inst)),
+                    _ => false,
+                },
+                Ok(Def::Carried(Inst::For { trips, carried, body, .. })) => {
+                    let results: Option<Vec<Reg>> = body.iter().map(result).collect();
+                    results.is_some_and(&mut all)
+                        && all(vec![*trips])
+                        && all(carried.iter().flat_map(|c| [c.init, c.next]).collect())
+                }
+                _ => false,
+            }
     }
-    match info.def(reg) {
-        Ok(Def::Index(_)) => true,
-        Ok(Def::Inst(inst)) => match inst {
-            Inst::Program { .. } | Inst::Extent { .. } | Inst::Const { .. } => true,
-            Inst::Map { .. }
-            | Inst::Zip { .. }
-            | Inst::Select { .. }
-            | Inst::Cast { .. }
-            | Inst::Load { .. } => operands(inst).into_iter().all(|reg| is_plain(info, reg, depth + 1)),
-            _ => false,
-        },
-        _ => false,
-    }
+    visit(info, reg, &mut HashSet::new())
 }
 
 /// Whether a tile is nothing but zeros.
