@@ -9,12 +9,15 @@ use super::layer::reference::Reference;
 use super::layer::{INPUTS, LIMIT, MARGIN, TRIES, config, exponent_of, random_weights, shapes, stored};
 use super::reference::{part, places, relative_error};
 use super::{Bench, BenchError, Case, Measured, Options};
+use crate::chart::{Chart, Series};
 use crate::model::config::{Config, Moe};
 use crate::model::moe::Experts;
 use crate::model::weights::Weights as Declared;
 use crate::prelude::*;
 use eva_passes::Form;
 use eva_runtime::{Device, Executable, Session, Tensor as Data, Weights};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Experts of a token.
@@ -52,6 +55,39 @@ pub fn cases(options: &Options) -> Vec<Case> {
         cases.extend(counts.iter().map(prompt));
     }
     cases
+}
+
+/// What a token takes by the number of experts, relative to the fewest, of rows that `eva bench experts --json` printed;
+/// nothing if there are none. Where a case was measured several times the median counts.
+pub fn chart(rows: &[Map<String, Value>]) -> Option<Chart> {
+    let mut lines: BTreeMap<String, BTreeMap<usize, Vec<f64>>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.get("bench").is_some_and(|bench| bench == "experts")) {
+        let number = |key: &str| row.get(key).and_then(Value::as_f64);
+        let (Some(experts), Some(time)) = (number("experts"), number("us_per_token")) else { continue };
+        let name = match number("rows") {
+            None => "decoding one token".to_string(),
+            Some(rows) => format!("prefill, {rows} rows an expert"),
+        };
+        lines.entry(name).or_default().entry(experts as usize).or_default().push(time);
+    }
+    let series = |(name, times): (String, BTreeMap<usize, Vec<f64>>)| {
+        let median = |mut times: Vec<f64>| {
+            times.sort_by(f64::total_cmp);
+            times[times.len() / 2]
+        };
+        let points: Vec<(f64, f64)> = times.into_iter().map(|(n, times)| (n as f64, median(times))).collect();
+        let first = points.first().map_or(1.0, |point| point.1);
+        Series { name, points: points.into_iter().map(|(n, time)| (n, time / first)).collect() }
+    };
+    let series: Vec<Series> = lines.into_iter().map(series).collect();
+    (!series.is_empty()).then(|| Chart {
+        file: "experts",
+        title: "Time a token takes in a block of experts of which it has eight".into(),
+        axes: ["experts".into(), "time, relative to the fewest experts".into()],
+        doubling: true,
+        from_zero: true,
+        series,
+    })
 }
 
 /// The block's configuration, with so many experts in one group.
@@ -174,4 +210,32 @@ fn work(config: &Config, moe: &Moe, tokens: usize) -> (f64, f64) {
     let of_token = router + (moe.per_token + moe.shared) as f64 * expert;
     let activations = (2 * tokens * config.hidden) as f64;
     (2.0 * tokens as f64 * of_token, 2.0 * (router + (hit + moe.shared as f64) * expert + activations))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn times_are_relative_to_the_fewest_experts() {
+        let row = |experts: usize, rows: Option<usize>, time: f64| {
+            let mut row = json!({"bench": "experts", "experts": experts, "us_per_token": time});
+            row.as_object_mut().unwrap().extend(rows.map(|rows| ("rows".to_string(), json!(rows))));
+            row.as_object().unwrap().clone()
+        };
+        let mut rows = vec![row(64, None, 5.0), row(8, None, 4.0), row(8, None, 9.0), row(8, None, 2.0)];
+        rows.extend([row(8, Some(64), 3.0), row(16, Some(64), 1.5)]);
+        rows.push(json!({"bench": "gemm", "experts": 8, "us_per_token": 1.0}).as_object().unwrap().clone());
+        let chart = chart(&rows).unwrap();
+        let lines: Vec<_> = chart.series.iter().map(|s| (s.name.as_str(), s.points.clone())).collect();
+        assert_eq!(
+            lines,
+            [
+                ("decoding one token", vec![(8.0, 1.0), (64.0, 1.25)]),
+                ("prefill, 64 rows an expert", vec![(8.0, 1.0), (16.0, 0.5)]),
+            ]
+        );
+        assert_eq!(super::chart(&rows[6..]), None);
+    }
 }

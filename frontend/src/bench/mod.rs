@@ -24,6 +24,7 @@ pub use calibrate::calibrate;
 use eva_ir::diag::Diags;
 use eva_ir::types::DType;
 use eva_runtime::Device;
+pub use experts::chart as experts_chart;
 pub use lab::Lab;
 use std::fmt;
 use std::time::Duration;

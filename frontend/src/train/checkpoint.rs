@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `config.json`, `model.safetensors` | the model, as Hugging Face and every command of eva read it |
 //! | `tokenizer.json`, `tokenizer_config.json` | copies, if the run has a tokenizer; where tokens are bytes, a tokenizer of bytes |
-//! | `optimizer.safetensors` | the parameters as the run goes on from them, and the optimizer's moments, as flat buffers |
+//! | `optimizer.safetensors` | the parameters as the run goes on from them, and the optimizer's moments, as flat buffers; histories of delayed scales |
 //! | `state.json` | the step, the position in the data, and what a run that goes on must have alike |
 //!
 //! There are no random numbers to be kept: those of weights and data are functions of seeds and positions. A folder is
@@ -12,6 +12,7 @@
 //! complete. What is left of one that was not finished is removed when a run begins.
 
 use super::params::Tensors;
+use super::scaling::Scaling;
 use eva_ir::types::DType;
 use eva_runtime::checkpoint::{Checkpoint, CheckpointDType, CheckpointError, TensorDecl, Writer};
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,9 @@ pub struct RunState {
     pub recent: [f64; 2],
     /// How many losses these are of.
     pub losses: u64,
+    /// What gradients are multiplied with.
+    #[serde(default)]
+    pub scaling: Scaling,
     /// What a run that goes on must have alike, by its keys in `run.toml`.
     pub same: BTreeMap<String, String>,
 }
@@ -56,7 +60,7 @@ pub struct Snapshot {
     pub state: RunState,
     /// All parameters, flat.
     pub params: Vec<f32>,
-    /// The optimizer's moments, flat: name, type, bytes.
+    /// The optimizer's moments, flat, and histories of scales: name, type, bytes.
     pub moments: Vec<(String, DType, Vec<u8>)>,
 }
 
@@ -261,7 +265,7 @@ pub fn tidy(folder: &Path) -> Result<(), SaveError> {
 }
 
 /// Reads a checkpoint, whose flat buffers must have these sizes: elements of the parameters, and bytes of each moment.
-pub fn read(path: &Path, params: usize, moments: &[(&str, DType, usize)]) -> Result<Snapshot, SaveError> {
+pub fn read(path: &Path, params: usize, moments: &[(String, DType, usize)]) -> Result<Snapshot, SaveError> {
     let bad = |detail: String| SaveError::Bad { path: path.into(), detail };
     let file = path.join(STATE_FILE);
     let text = fs::read_to_string(&file).map_err(io(&file, "read it"))?;
@@ -285,7 +289,7 @@ pub fn read(path: &Path, params: usize, moments: &[(&str, DType, usize)]) -> Res
     let params = flat.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     let moments = moments
         .iter()
-        .map(|&(name, dtype, bytes)| Ok((name.to_string(), dtype, get(name, dtype, bytes)?.to_vec())))
+        .map(|(name, dtype, bytes)| Ok((name.clone(), *dtype, get(name, *dtype, *bytes)?.to_vec())))
         .collect::<Result<_, SaveError>>()?;
     Ok(Snapshot { state, params, moments })
 }

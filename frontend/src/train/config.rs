@@ -11,6 +11,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 mod check;
+mod default;
 mod read;
 
 pub use read::RunConfigError;
@@ -246,8 +247,21 @@ pub struct PrecisionConfig {
     pub compute: DType,
     /// A recipe of 8-bit floats: a name or a file. None by default.
     pub fp8: Option<String>,
-    /// What the loss is multiplied with for the backward pass, and gradients divided by; a power of two. Default 1.
-    pub gradient_scale: f64,
+    /// What the loss is multiplied with for the backward pass, and gradients divided by: a power of two, or `dynamic`.
+    /// Default 1.
+    #[serde(deserialize_with = "read::gradient_scale")]
+    pub gradient_scale: GradientScale,
+    /// For `dynamic`: how many steps with finite gradients it takes until the factor is doubled. Default 2000.
+    pub scale_steps: u64,
+}
+
+/// `precision.gradient_scale`; see [`super::scaling`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum GradientScale {
+    /// The same in all steps.
+    Fixed(f64),
+    /// Halved when gradients overflow, and doubled when they have not done so for a while.
+    Dynamic,
 }
 
 /// `[memory]`.
@@ -338,87 +352,6 @@ pub struct MetricsConfig {
     pub on_spike: OnError,
 }
 
-impl Default for ModelConfig {
-    fn default() -> Self {
-        Self { config: None, checkpoint: None, init_std: 0.006, init_seed: None, router_skew: 0.0 }
-    }
-}
-
-impl Default for DataConfig {
-    fn default() -> Self {
-        Self {
-            kind: DataKind::Text,
-            paths: Vec::new(),
-            field: "text".into(),
-            tokenizer: "bytes".into(),
-            separator: None,
-            token_type: TokenType::U16,
-            sequence: 256,
-            batch: 8,
-            accumulate: 1,
-            holdout: 0.05,
-            holdout_paths: Vec::new(),
-            shuffle: true,
-            seed: None,
-            symbols: 64,
-        }
-    }
-}
-
-impl Default for OptimizerConfig {
-    fn default() -> Self {
-        Self {
-            name: OptimizerName::Adamw,
-            lr: 3e-4,
-            betas: [0.9, 0.95],
-            eps: 1e-8,
-            weight_decay: 0.1,
-            clip: 1.0,
-            moments: DType::F32,
-            momentum: 0.9,
-            no_decay: vec![Kind::Norm],
-        }
-    }
-}
-
-impl Default for ScheduleConfig {
-    fn default() -> Self {
-        Self {
-            kind: ScheduleKind::Constant,
-            warmup: 0,
-            floor: 0.1,
-            at: [0.676, 0.966, 0.989],
-            last: 0.0332,
-            milestones: vec![0.6, 0.9],
-            factor: 0.316,
-        }
-    }
-}
-
-impl Default for PrecisionConfig {
-    fn default() -> Self {
-        Self { compute: DType::F32, fp8: None, gradient_scale: 1.0 }
-    }
-}
-
-impl Default for EvalConfig {
-    fn default() -> Self {
-        Self { every: 100, batches: 16 }
-    }
-}
-
-impl Default for CheckpointConfig {
-    fn default() -> Self {
-        Self { every: 500, keep: 2, dtype: DType::F32, on_error: OnError::Stop }
-    }
-}
-
-impl Default for MetricsConfig {
-    fn default() -> Self {
-        Self { every: 1, tensorboard: true, fp8: false, spike: 8.0, on_spike: OnError::Continue }
-    }
-}
-
 impl RunConfig {
     /// A run of so many steps without a model, data, or a folder: all else as by default.
     pub fn new(steps: u64) -> Self {
@@ -466,12 +399,7 @@ impl RunConfig {
             let text = std::fs::read_to_string(Path::new(name)).map_err(no_file)?;
             Recipe::from_toml(&text).map_err(|e| format!("{name}: {e}"))
         };
-        let recipe = Recipe::named(name).map_or_else(file, Ok)?;
-        if recipe.delayed.is_some() {
-            let why = "its histories would be lost where a run goes on from a checkpoint";
-            return Err(format!("`{name}` has delayed scales: {why}; `tensorwise-current` has none"));
-        }
-        Ok(Some(recipe))
+        Recipe::named(name).map_or_else(file, Ok).map(Some)
     }
 }
 

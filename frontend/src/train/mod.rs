@@ -14,6 +14,7 @@ pub mod optimizer;
 pub mod params;
 pub mod plot;
 pub mod run;
+pub mod scaling;
 pub mod schedule;
 pub mod start;
 pub mod trainer;

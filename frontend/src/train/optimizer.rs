@@ -2,7 +2,7 @@
 //!
 //! | function | does |
 //! | --- | --- |
-//! | `@norm` | the Euclidean norm of all gradients, and what they are multiplied with: rows are summed first, then their sums |
+//! | `@norm` | the Euclidean norm of all gradients times `share`, and what they are multiplied with: rows are summed first, then their sums |
 //! | `@adamw` | `p ← p·decay`; `m ← m + (1-β1)(g-m)`; `v ← β2 v + (1-β2) g²`; `p ← p - rate·m / (√v / root + ε)` (Loshchilov and Hutter, arXiv:1711.05101), each operation rounded as PyTorch's |
 //! | `@sgd` | `m ← momentum·m + (g + decay·p)`; `p ← p - rate·m` |
 //! | `@accumulate` | adds gradients to those before |
@@ -21,22 +21,23 @@ use std::sync::Arc;
 /// Added to a norm before something is divided by it, as `clip_grad_norm_` does.
 const CLIP_EPS: f64 = 1e-6;
 
-/// The optimizers as one module; gradients are divided by `scale`.
-pub fn module(config: &OptimizerConfig, scale: f64) -> Result<Module, Diags> {
+/// The optimizers as one module.
+pub fn module(config: &OptimizerConfig) -> Result<Module, Diags> {
     let p = Program::new();
     let shape = [p.dim("r"), p.dim_fixed("c", WIDTH as i64)];
     let none = || [] as [Dim; 0];
     let one = || [Dim::from(1), Dim::from(1)];
     p.function("norm", |f| {
         let g = f.weight("g", F32, &shape);
+        let share = f.input("share", F32, none()).reshape(one());
         let rows = (&g * &g).sum(1).reshape([&Dim::from(1), &shape[0]]);
-        let norm = rows.sum(1).sqrt() * scale.recip();
+        let norm = rows.sum(1).sqrt() * &share;
         let factor = match config.clip {
-            0.0 => f.full(scale.recip(), F32, one()),
+            0.0 => share,
             clip => {
-                let share = f.full(clip, F32, one()) / (&norm + CLIP_EPS);
+                let clipped = f.full(clip, F32, one()) / (&norm + CLIP_EPS);
                 // The lesser of it and 1.
-                -((-share).maximum(&f.full(-1.0, F32, one()))) * scale.recip()
+                -((-clipped).maximum(&f.full(-1.0, F32, one()))) * share
             }
         };
         vec![norm.reshape(none()).named("norm"), factor.reshape(none()).named("factor")]
@@ -119,14 +120,13 @@ pub struct Buffers<'a> {
 }
 
 impl Optimizer {
-    /// Compiles it; moments are zeros. Gradients are divided by `scale`.
+    /// Compiles it; moments are zeros.
     pub fn new(
         config: &OptimizerConfig,
-        scale: f64,
         buffers: &Buffers,
         compile: &CompileOptions,
     ) -> Result<Self, OptimizerError> {
-        let module = module(config, scale).map_err(OptimizerError::Module)?;
+        let module = module(config).map_err(OptimizerError::Module)?;
         let mut compile =
             CompileOptions { device: compile.device, threads: compile.threads, ..compile.clone() };
         compile.passes = eva_passes::Options { hoist: Hoist::Never, ..Default::default() };
@@ -185,13 +185,15 @@ impl Optimizer {
         }
     }
 
-    /// The norm of the gradients, not clipped, and what [`Optimizer::update`] multiplies them with.
-    pub fn norm(&mut self) -> Result<(f32, f32), eva_runtime::Error> {
-        self.norm.start(&[], None, &[])?;
+    /// The norm of the gradients divided by `scale`, a power of two, not clipped, and what [`Optimizer::update`] multiplies
+    /// them with.
+    pub fn norm(&mut self, scale: f64) -> Result<(f32, f32), eva_runtime::Error> {
+        let share = Numbers::from_f32(&[], &[scale.recip() as f32]);
+        self.norm.start(&[("share", &share)], None, &[])?;
         Ok((self.norm.take("norm")?.to_f32()[0], self.norm.take("factor")?.to_f32()[0]))
     }
 
-    /// Changes the parameters: step `step`, counted from 1.
+    /// Changes the parameters for the `step`th time, counted from 1.
     pub fn update(&mut self, step: u64, lr: f64, factor: f32) -> Result<(), eva_runtime::Error> {
         let config = &self.config;
         let power = |beta: f64| 1.0 - beta.powf(step as f64);

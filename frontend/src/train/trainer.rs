@@ -1,19 +1,23 @@
 //! [`Trainer`]: a model, its parameters and an optimizer on a device, a step at a time.
 
 use super::checkpoint::{RunState, Snapshot};
-use super::config::RunConfig;
+use super::config::{GradientScale, RunConfig};
 use super::data::{Batch, IGNORED};
 use super::model::{GRAD, Graphs, LOAD, LOSS, LOSS_GRAD, bias_of, layout};
 use super::optimizer::{Buffers, Optimizer, OptimizerError};
 use super::params::{Group, Layout, WIDTH};
+use super::scaling::Scaling;
 use super::schedule::rate;
 use crate::prelude::DType;
 use crate::quantized::Report;
 use eva_ir::dim::Dim;
 use eva_ir::graph::ParamKind;
-use eva_runtime::{CompileOptions, Executable, Part, Session, Shared, Tensor, Weights};
+use eva_runtime::{CompileOptions, Executable, Part, Session, Shared, States, Tensor, Weights};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// What histories of scales are called in checkpoints, before their names.
+const HISTORY: &str = "history.";
 
 /// Why a step could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +58,9 @@ pub struct Trainer {
     /// Of each weight, the names of its gradient and where that goes: for the first batch of a step, and for those after it.
     gradients: Vec<(String, Part, Option<Part>)>,
     grad: Session,
+    /// What `grad` keeps from call to call, if anything: histories of delayed scales.
+    histories: Option<States>,
+    scaling: Scaling,
     loss: Session,
     /// Whether `loss` has what is computed of the parameters as they are now.
     fresh: bool,
@@ -111,11 +118,26 @@ impl Trainer {
         let loss = Session::new(exe.clone(), LOSS, &weights)?;
         let buffers =
             Buffers { layout: &layout, params: &params, gradients: &whole, partial: partial.as_ref() };
-        let scale = run.precision.gradient_scale;
-        let optimizer = Optimizer::new(&run.optimizer, scale, &buffers, &compile)?;
+        let optimizer = Optimizer::new(&run.optimizer, &buffers, &compile)?;
+        let histories = histories(&grad)?;
+        let scaling = Scaling::new(&run.precision);
         let statistics = Report::new(exe.plan(), LOSS_GRAD);
         let (run, whole, fresh) = (run.clone(), graphs.whole, false);
-        Ok(Self { layout, weights, params, gradients, grad, loss, fresh, optimizer, statistics, whole, run })
+        Ok(Self {
+            layout,
+            weights,
+            params,
+            gradients,
+            grad,
+            histories,
+            scaling,
+            loss,
+            fresh,
+            optimizer,
+            statistics,
+            whole,
+            run,
+        })
     }
 
     /// Where parameters are.
@@ -151,10 +173,20 @@ impl Trainer {
         Ok(self.grad.refresh(&self.weights)?)
     }
 
-    /// The optimizer's moments: name, type, bytes.
-    pub fn moments(&self) -> Vec<(&'static str, DType, usize)> {
+    /// What a checkpoint has beside the parameters, the optimizer's moments and histories of scales: name, type, bytes.
+    pub fn moments(&self) -> Vec<(String, DType, usize)> {
         let moments = self.optimizer.moments().iter();
-        moments.map(|moment| (moment.name, moment.values.dtype(), moment.values.bytes())).collect()
+        let mut all: Vec<_> = moments
+            .map(|moment| (moment.name.to_string(), moment.values.dtype(), moment.values.bytes()))
+            .collect();
+        if let Some(states) = &self.histories {
+            for name in states.whole() {
+                let (dtype, shape) = states.shape(name).unwrap_or((DType::F32, &[]));
+                let bytes = shape.iter().product::<usize>() * dtype.bytes() as usize;
+                all.push((format!("{HISTORY}{name}"), dtype, bytes));
+            }
+        }
+        all
     }
 
     /// All that a run goes on from, with its state.
@@ -164,7 +196,14 @@ impl Trainer {
             let values = moment.values.read()?;
             moments.push((moment.name.to_string(), values.dtype(), values.bytes().to_vec()));
         }
-        Ok(Snapshot { state: state.clone(), params: self.get()?, moments })
+        if let Some(states) = &self.histories {
+            for name in states.whole() {
+                let values = states.get(name)?;
+                moments.push((format!("{HISTORY}{name}"), values.dtype(), values.bytes().to_vec()));
+            }
+        }
+        let state = RunState { scaling: self.scaling, ..state.clone() };
+        Ok(Snapshot { state, params: self.get()?, moments })
     }
 
     /// Goes on from a snapshot.
@@ -172,14 +211,25 @@ impl Trainer {
         for (moment, (_, _, bytes)) in self.optimizer.moments().iter().zip(&snapshot.moments) {
             moment.values.write(bytes)?;
         }
+        for (name, dtype, bytes) in &snapshot.moments {
+            if let (Some(name), Some(states)) = (name.strip_prefix(HISTORY), &mut self.histories) {
+                let shape = states.shape(name).map_or(Vec::new(), |(_, shape)| shape.to_vec());
+                let values = Tensor::from_bytes(*dtype, &shape, bytes);
+                states.write(
+                    name,
+                    &values.ok_or_else(|| TrainError::Module(format!("`{name}` has another size")))?,
+                )?;
+            }
+        }
+        self.scaling = snapshot.state.scaling.resumed(&self.run.precision);
         self.set(&snapshot.params)
     }
 
     /// Takes step `step`, counted from 1: from these batches' loss to new parameters. If loss or gradients are no finite
-    /// numbers, nothing changes.
+    /// numbers, nothing changes; with a dynamic factor on gradients that is a step, too, after which the factor is smaller.
     pub fn step(&mut self, step: u64, batches: &[Batch]) -> Result<StepReport, TrainError> {
         let counted = batches.iter().map(|batch| batch.counted).sum::<u64>().max(1) as f64;
-        let scale = self.run.precision.gradient_scale;
+        let Scaling { scale, skipped, .. } = self.scaling;
         let (mut sum, mut quantized) = (Sum::default(), self.statistics.clone());
         for (i, batch) in batches.iter().enumerate() {
             let share = batch.counted as f64 / counted;
@@ -192,21 +242,33 @@ impl Trainer {
                 self.optimizer.accumulate()?;
             }
         }
-        let (norm, factor) = self.optimizer.norm()?;
+        let (norm, factor) = self.optimizer.norm(scale)?;
+        let overflown = sum.loss.is_finite() && !norm.is_finite();
+        let skips = overflown && self.scaling.shrink(&self.run.precision);
         for (what, value) in [("the loss", sum.loss), ("the norm of the gradients", f64::from(norm))] {
-            if !value.is_finite() {
+            if !value.is_finite() && !skips {
                 let op = self.find(batches)?;
                 return Err(TrainError::NotFinite { step, what, value, op });
             }
         }
         let lr = rate(&self.run.schedule, self.run.optimizer.lr, step, self.run.steps);
-        self.optimizer.update(step, lr, factor)?;
-        self.balance(&sum.loads)?;
-        self.changed()?;
+        if skips {
+            // The histories have numbers that are not finite, and begin anew.
+            self.histories = histories(&self.grad)?;
+        } else {
+            self.optimizer.update(step - skipped, lr, factor)?;
+            self.balance(&sum.loads)?;
+            self.changed()?;
+            self.scaling.grow(&self.run.precision);
+        }
         let tokens = batches.iter().map(|batch| batch.ids.shape().iter().product::<usize>() as u64).sum();
         let mut more: Vec<(String, f64)> = sum.scalars.into_iter().collect();
         more.extend(sum.loads.iter().flat_map(|(layer, load)| utilisation(layer, load)));
         more.extend(changes(&quantized));
+        if self.run.precision.gradient_scale == GradientScale::Dynamic {
+            more.push(("gradient_scale".into(), scale));
+            more.push(("skipped".into(), self.scaling.skipped as f64));
+        }
         Ok(StepReport { step, loss: sum.loss, grad_norm: norm.into(), lr, tokens, more })
     }
 
@@ -218,7 +280,7 @@ impl Trainer {
             .map(|(name, first, next)| (name.as_str(), next.as_ref().filter(|_| i > 0).unwrap_or(first)))
             .collect();
         let inputs = Inputs::new(&self.grad, batch, Some(seed));
-        Ok(self.grad.start_into(&inputs.with(batch), None, &[], &into)?)
+        Ok(self.grad.start_into(&inputs.with(batch), self.histories.as_mut(), &[], &into)?)
     }
 
     /// The loss of a batch, and the gradients of all parameters that are learned, flat; nothing changes.
@@ -237,8 +299,8 @@ impl Trainer {
         let mut found =
             String::from("; no op of the model makes one, so gradients are too large to be added up");
         for batch in batches {
-            let inputs = Inputs::new(&self.grad, batch, Some(self.run.precision.gradient_scale));
-            match self.grad.start(&inputs.with(batch), None, &[]) {
+            let inputs = Inputs::new(&self.grad, batch, Some(self.scaling.scale));
+            match self.grad.start(&inputs.with(batch), self.histories.as_mut(), &[]) {
                 Err(eva_runtime::Error::NotFinite(first)) => {
                     found = format!("; the first op to make one: {first}");
                     break;
@@ -280,10 +342,12 @@ impl Trainer {
             self.loss.refresh(&self.weights).map_err(TrainError::from)?;
         }
         let (mut sum, mut counted) = (Sum::default(), 0.0);
+        // Histories of this measurement alone: it depends on nothing but parameters and data.
+        let mut histories = histories(&self.loss).map_err(TrainError::from)?;
         for batch in batches {
             let batch = batch?;
             let inputs = Inputs::new(&self.loss, &batch, None);
-            self.loss.start(&inputs.with(&batch), None, &[]).map_err(TrainError::from)?;
+            self.loss.start(&inputs.with(&batch), histories.as_mut(), &[]).map_err(TrainError::from)?;
             sum.take(&mut self.loss, batch.counted as f64)?;
             counted += batch.counted as f64;
         }
@@ -301,6 +365,12 @@ impl Trainer {
         let arena = self.grad.arena_bytes(&[("b", batch), ("s", length)]).unwrap_or(0);
         self.params.bytes() + gradients + moments + arena
     }
+}
+
+/// What a function keeps from call to call, all zeros; nothing if it keeps nothing.
+fn histories(session: &Session) -> Result<Option<States>, eva_runtime::Error> {
+    let any = session.plan().params.iter().any(|param| param.kind == ParamKind::State);
+    any.then(|| session.whole_states(&[])).transpose()
 }
 
 /// What a function takes of a batch.

@@ -226,6 +226,28 @@ fn what_8_bits_change_is_written_down() {
     assert!(ran.out.contains("out/fp8.svg"), "{}{}", ran.out, ran.err);
 }
 
+/// Scales that come of the steps before are the same where a run goes on.
+#[test]
+fn histories_of_scales_go_on() {
+    let more = "[precision]\nfp8 = \"tensorwise-delayed\"\ngradient_scale = \"dynamic\"\nscale_steps = 3\n";
+    let (whole, parts) = (folder(8, more), folder(8, more));
+    for (dir, args) in [
+        (&whole, &[][..]),
+        (&parts, &["--set", "steps=5"][..]),
+        (&parts, &["--resume", "--set", "threads=1"][..]),
+    ] {
+        let ran = finish(train(dir, args), "");
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+    }
+    assert!(last(&parts) == last(&whole), "the same bytes, file by file");
+    let (_, flats) = last(&whole).into_iter().find(|(name, _)| name == "optimizer.safetensors").unwrap();
+    let flats = safetensors::SafeTensors::deserialize(&flats).unwrap();
+    let histories: Vec<_> =
+        flats.tensors().into_iter().filter(|(name, _)| name.starts_with("history.")).collect();
+    let filled = histories.iter().filter(|(_, values)| values.data().iter().any(|byte| *byte != 0)).count();
+    assert!(filled > 10, "{filled} of {}", histories.len());
+}
+
 #[test]
 fn what_cannot_be_is_said_before_anything_is_done() {
     let dir = folder(5, "");

@@ -1,7 +1,7 @@
 //! `run.toml`: what is right, and messages for what is not.
 
 use eva::train::RunConfig;
-use eva::train::config::{DataKind, Kind, ScheduleKind};
+use eva::train::config::{DataKind, GradientScale, Kind, ScheduleKind};
 use eva_ir::types::DType;
 use eva_runtime::Device;
 use std::fs;
@@ -60,10 +60,21 @@ fn settings_go_over_the_file() {
 fn recipes_are_names_and_files() {
     let recipe = |set: &str| load(LEAST, &[set]).map(|run| run.recipe().unwrap().unwrap().name);
     assert_eq!(recipe("precision.fp8=deepseek-v3"), Ok("deepseek-v3".into()));
-    let delayed = recipe("precision.fp8=tensorwise-delayed").unwrap_err();
-    assert!(delayed.contains("`tensorwise-delayed` has delayed scales"), "{delayed}");
+    assert_eq!(recipe("precision.fp8=tensorwise-delayed"), Ok("tensorwise-delayed".into()));
     let missing = recipe("precision.fp8=no-such").unwrap_err();
     assert!(missing.contains("is no recipe (dequant, ") && missing.contains("no-such` "), "{missing}");
+}
+
+#[test]
+fn factors_of_gradients_are_numbers_or_dynamic() {
+    let scale = |set: &str| load(LEAST, &[set]).map(|run| run.precision.gradient_scale);
+    assert_eq!(load(LEAST, &[]).unwrap().precision.gradient_scale, GradientScale::Fixed(1.0));
+    assert_eq!(scale("precision.gradient_scale=64"), Ok(GradientScale::Fixed(64.0)));
+    assert_eq!(scale("precision.gradient_scale=dynamic"), Ok(GradientScale::Dynamic));
+    for wrong in ["often", "[1]"] {
+        let message = scale(&format!("precision.gradient_scale={wrong}")).unwrap_err();
+        assert!(message.contains("there are powers of two and \"dynamic\""), "{message}");
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ impl Flat {
     fn new(sizes: &[(usize, Group)]) -> Self {
         let named = sizes.iter().enumerate().map(|(i, &(n, group))| (format!("w{i}"), vec![n], group));
         let layout = Layout::new(named);
-        let module = module(&OptimizerConfig::default(), 1.0).unwrap();
+        let module = module(&OptimizerConfig::default()).unwrap();
         let exe = Executable::compile(&module, &CompileOptions::default()).unwrap();
         let buffer = |rows| Layout::buffer(&exe, rows, DType::F32, "a buffer").unwrap();
         let (params, gradients, partial) =
@@ -31,14 +31,14 @@ impl Flat {
         Self { exe, layout, params, gradients, partial }
     }
 
-    fn optimizer(&self, config: &OptimizerConfig, scale: f64) -> Optimizer {
+    fn optimizer(&self, config: &OptimizerConfig) -> Optimizer {
         let buffers = Buffers {
             layout: &self.layout,
             params: &self.params,
             gradients: &self.gradients,
             partial: Some(&self.partial),
         };
-        Optimizer::new(config, scale, &buffers, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}"))
+        Optimizer::new(config, &buffers, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}"))
     }
 
     fn part(&self, of: &Arc<Shared>, name: &str) -> Part {
@@ -69,12 +69,12 @@ fn adamw_is_pytorchs() {
     let flat = Flat::new(&[(48, Group::Decay)]);
     let config = OptimizerConfig { lr: 0.01, ..OptimizerConfig::default() };
     assert_eq!((config.betas, config.eps, config.weight_decay, config.clip), ([0.9, 0.95], 1e-8, 0.1, 1.0));
-    let mut optimizer = flat.optimizer(&config, 1.0);
+    let mut optimizer = flat.optimizer(&config);
     let (p, g) = (flat.part(&flat.params, "w0"), flat.part(&flat.gradients, "w0"));
     write(&p, &numbers("p0"));
     for step in 1..=3 {
         write(&g, &numbers(&format!("g{step}")));
-        let (norm, factor) = optimizer.norm().unwrap();
+        let (norm, factor) = optimizer.norm(1.0).unwrap();
         close("the norm", &[norm], &numbers(&format!("norm{step}")), 2.0);
         optimizer.update(step, config.lr, factor).unwrap();
         close(&format!("p{step}"), &p.read().unwrap().to_f32(), &numbers(&format!("p{step}")), 2.0);
@@ -134,7 +134,7 @@ fn reference(config: &OptimizerConfig, clip: bool) -> Vec<Vec<f64>> {
 /// The same by an optimizer, gradients being multiplied with `scale` and given in two batches.
 fn run(config: &OptimizerConfig, scale: f32) -> Vec<Vec<f32>> {
     let flat = Flat::new(&SIZES);
-    let mut optimizer = flat.optimizer(config, scale.into());
+    let mut optimizer = flat.optimizer(config);
     let names = ["w0", "w1", "w2"];
     for (i, name) in names.iter().enumerate() {
         write(&flat.part(&flat.params, name), &noise(SIZES[i].0, i as u32));
@@ -146,7 +146,7 @@ fn run(config: &OptimizerConfig, scale: f32) -> Vec<Vec<f32>> {
             write(&flat.part(&flat.partial, name), &g.iter().map(|g| 0.75 * scale * g).collect::<Vec<_>>());
         }
         optimizer.accumulate().unwrap();
-        let (_, factor) = optimizer.norm().unwrap();
+        let (_, factor) = optimizer.norm(scale.into()).unwrap();
         optimizer.update(step.into(), config.lr, factor).unwrap();
     }
     assert_eq!(flat.exe.device(), eva_runtime::Device::Cpu);

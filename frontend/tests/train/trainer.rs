@@ -3,7 +3,7 @@
 use eva::model::config::Config;
 use eva::prelude::*;
 use eva::train::RunConfig;
-use eva::train::checkpoint::{Form, list};
+use eva::train::checkpoint::{Form, RunState, list};
 use eva::train::config::{DataKind, OnError};
 use eva::train::data::{Data, Fit, batch};
 use eva::train::metrics;
@@ -177,7 +177,8 @@ fn a_run_learns_and_writes_down() {
 #[test]
 fn a_run_goes_on_as_if_it_had_not_ended() {
     let dir = TempDir::new().unwrap();
-    for more in ["", "keep = 1\n[precision]\ngradient_scale = 64.0\n"] {
+    let dynamic = "[precision]\ngradient_scale = \"dynamic\"\nscale_steps = 2\n";
+    for more in ["", "keep = 1\n[precision]\ngradient_scale = 64.0\n", dynamic] {
         let folder = |name: &str| {
             let path = dir.path().join(format!("{name}{}", more.len()));
             fs::create_dir(&path).unwrap();
@@ -287,6 +288,45 @@ fn what_is_no_number_is_found() {
     assert!(op.contains("the first op to make one: `@loss"), "{error}");
     assert!(error.to_string().contains("as they were after step 6"), "{error}");
     assert_eq!(trainer.get().unwrap(), flat, "nothing changed");
+}
+
+/// Gradients that overflow change nothing but the factor; the first that do not make the step that a factor of 1 makes.
+#[test]
+fn a_factor_that_is_too_large_is_halved() {
+    let dir = TempDir::new().unwrap();
+    let run = config(dir.path(), "[precision]\ngradient_scale = \"dynamic\"\nscale_steps = 2\n");
+    let batches = [batch(&*data(&run).train, &[0, 1, 2], 15).unwrap()];
+    let mut scaled = trainer(&run);
+    let flat = fresh(&scaled);
+    scaled.set(&flat).unwrap();
+    let mut snapshot = scaled.snapshot(&RunState::default()).unwrap();
+    assert_eq!(snapshot.state.scaling.scale, 65536.0);
+    // The squares of what it makes of gradients are no `f32`.
+    snapshot.state.scaling.scale = 2f64.powi(68);
+    scaled.restore(&snapshot).unwrap();
+    let number = |report: &StepReport, key: &str| {
+        report.more.iter().find(|(name, _)| name == key).map(|(_, x)| *x).unwrap()
+    };
+    let mut step = 1;
+    while scaled.get().unwrap() == flat {
+        let report = scaled.step(step, &batches).unwrap();
+        assert_eq!(number(&report, "gradient_scale"), 2f64.powi(69 - step as i32));
+        let skipped = number(&report, "skipped");
+        assert_eq!(skipped as u64, if scaled.get().unwrap() == flat { step } else { step - 1 });
+        assert_eq!(report.grad_norm.is_finite(), skipped as u64 == step - 1);
+        step += 1;
+        assert!(step < 20, "it never fits");
+    }
+    assert!(step > 3, "{step}");
+    let mut plain = trainer(&config(dir.path(), ""));
+    plain.set(&flat).unwrap();
+    plain.step(1, &batches).unwrap();
+    assert_eq!(scaled.get().unwrap(), plain.get().unwrap());
+    // Two steps after the last that was skipped it is doubled.
+    for (step, power) in [(step, 70 - step), (step + 1, 71 - step)] {
+        let report = scaled.step(step, &batches).unwrap();
+        assert_eq!(number(&report, "gradient_scale"), 2f64.powi(power as i32), "{step}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use super::ui::emit;
 use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, ValueEnum};
+use eva::bench::experts_chart;
 use eva::chart::Format;
 use eva::train::metrics::{METRICS_FILE, read};
 use eva::train::plot::{Lines, charts};
@@ -16,9 +17,9 @@ Examples:
   eva plot runs/f32 runs/fp8 --smooth 20 --out charts --format png
 
 Draws loss, learning rate, gradients, speed, the experts' loads and statistics of 8-bit floats, as far
-as the runs have them, each as a file. Several runs are drawn over each other.")]
+as the runs have them, each as a file. Rows of `eva bench experts --json` are drawn, too. Several runs are drawn over each other.")]
 pub struct Args {
-    /// Folders of runs, or their metrics.jsonl
+    /// Folders of runs, or their metrics.jsonl; or rows of `eva bench experts --json`
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
     /// Folder for the charts [default: the first run's]
@@ -50,7 +51,9 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         Ok((folder.to_string_lossy().into_owned(), lines))
     };
     let runs: Vec<Lines> = args.runs.iter().map(lines).collect::<Result<_, _>>()?;
-    let charts = charts(&runs, args.smooth as usize);
+    let mut charts = charts(&runs, args.smooth as usize);
+    let rows: Vec<_> = runs.iter().flat_map(|(_, lines)| lines).cloned().collect();
+    charts.extend(experts_chart(&rows));
     if charts.is_empty() {
         bail!("{}: there is nothing to draw yet", args.runs[0].display());
     }

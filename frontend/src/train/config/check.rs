@@ -1,6 +1,6 @@
 //! What a configuration says that cannot be, beyond its syntax.
 
-use super::{DataKind, Kind, OptimizerName, RunConfig};
+use super::{DataKind, GradientScale, Kind, OptimizerName, RunConfig};
 use std::path::{Path, PathBuf};
 
 /// Everything that is wrong, with its key.
@@ -88,11 +88,13 @@ pub(super) fn problems(config: &RunConfig) -> Vec<(&'static str, String)> {
         format!("they are {:?}; they must be shares of all steps that do not fall", schedule.milestones)
     });
 
-    let scale = precision.gradient_scale;
-    let power = scale.is_normal() && scale > 0.0 && scale.log2().fract() == 0.0;
-    found.is(power, "precision.gradient_scale", || {
-        format!("it is {scale}; it must be a power of two, so that nothing is rounded")
-    });
+    if let GradientScale::Fixed(scale) = precision.gradient_scale {
+        let power = scale.is_normal() && scale > 0.0 && scale.log2().fract() == 0.0;
+        found.is(power, "precision.gradient_scale", || {
+            format!("it is {scale}; it must be a power of two, so that nothing is rounded, or \"dynamic\"")
+        });
+    }
+    found.is(precision.scale_steps > 0, "precision.scale_steps", || "it is 0; one is the least".into());
     if let Err(message) = config.recipe().map(drop) {
         found.add("precision.fp8", &message);
     }

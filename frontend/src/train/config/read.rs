@@ -1,6 +1,6 @@
 //! From the text of `run.toml` to a [`RunConfig`].
 
-use super::{RunConfig, check};
+use super::{GradientScale, RunConfig, check};
 use eva_ir::types::DType;
 use eva_runtime::Device;
 use serde::{Deserialize, Deserializer, de};
@@ -134,6 +134,25 @@ pub(super) fn float<'de, D: Deserializer<'de>>(from: D) -> Result<DType, D::Erro
         "f32" => Ok(DType::F32),
         "bf16" => Ok(DType::Bf16),
         other => Err(de::Error::custom(format!("invalid type `{other}`: there are `f32` and `bf16`"))),
+    }
+}
+
+/// A number, or `dynamic`.
+pub(super) fn gradient_scale<'de, D: Deserializer<'de>>(from: D) -> Result<GradientScale, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Number(f64),
+        Word(String),
+    }
+    let expected = |found: &str| {
+        de::Error::custom(format!("invalid factor {found}: there are powers of two and \"dynamic\""))
+    };
+    match Either::deserialize(from) {
+        Ok(Either::Number(scale)) => Ok(GradientScale::Fixed(scale)),
+        Ok(Either::Word(word)) if word == "dynamic" => Ok(GradientScale::Dynamic),
+        Ok(Either::Word(word)) => Err(expected(&format!("`{word}`"))),
+        Err(_) => Err(expected("of another type")),
     }
 }
 
