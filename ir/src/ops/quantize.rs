@@ -292,10 +292,11 @@ impl<'k> Blocks<'_, 'k> {
         let magnitude = |at: &Request<'k>| -> Result<Tile<'k>, LowerError> {
             let x = tile(at)?.single();
             let mut most = x.max(-x);
-            if at.rows > lines {
-                most = most.max_along(0);
+            // Columns first: they are neighbouring threads', and one number a row is then all that is exchanged.
+            if !each {
+                most = most.max_along(1);
             }
-            Ok(if each { most } else { most.max_along(1) })
+            Ok(if at.rows > lines { most.max_along(0) } else { most })
         };
         let amax = self.nest(&loops, axes, &at, none, &|at, most| match magnitude(at) {
             Ok(x) => most.max(x),
