@@ -201,6 +201,38 @@ fn absorbed_weights_have_the_bits_of_their_numbers() {
     }
 }
 
+/// Scales follow gradients wherever they are: those of a loss that is counted 2^-40 times are 2^-40 times as large, bit for bit.
+#[test]
+fn gradients_are_as_exact_however_small() {
+    let text = "dim b = 7 dim m = 37 dim r = 21
+        fn @loss(%x: f32[b, m], weight %w: f32[r, m], %g: f32[b, r]) -> f32[] {
+            %y = einsum \"bm,rm->br\" %x, %w : f32[b, r]
+            %z = mul %y, %g : f32[b, r]
+            %all = einsum \"br->\" %z : f32[]
+            return %all
+        }";
+    let wrt = Some(vec!["x".to_string(), "w".to_string()]);
+    let options = eva_passes::grad::Options { wrt, ..Default::default() };
+    let module = eva_passes::grad::differentiate(&parse(text).unwrap(), "loss", &options).unwrap();
+    for recipe in ["deepseek-v3", "deepseek-v3-ue8m0", "tensorwise-current", "rowwise"] {
+        let recipe = eva_passes::fp8::Recipe::named(recipe);
+        let fp8 = eva_passes::fp8::Options { recipe, ..Default::default() };
+        let options = eva_passes::Options { fp8, ..Default::default() };
+        let module = eva_passes::run_pass("fp8", &module, &options).unwrap().unwrap();
+        let func = module.func("loss.grad").unwrap();
+        let f = &module.funcs[func];
+        let mut args = arguments(f, &sizes(&module, &[]), 5, &HashMap::new());
+        let mut gradients = |seed: f64| {
+            args.last_mut().unwrap().data = vec![seed];
+            let all = eva_ir::eval::eval(&module, func, &args).unwrap();
+            all[1..].iter().flat_map(|array| array.data.iter().map(|x| x / seed).collect::<Vec<f64>>()).collect()
+        };
+        let (usual, small): (Vec<f64>, Vec<f64>) = (gradients(1.0), gradients(2f64.powi(-40)));
+        assert!(usual.iter().any(|&x| x != 0.0));
+        assert_eq!(usual, small);
+    }
+}
+
 /// Gradients of a layer in 8 bits, with tokens as two axes, and the statistics of what it quantizes.
 #[test]
 fn gradients_and_statistics() {

@@ -3,8 +3,9 @@
 use super::contraction::{Conversion, Fate, OfTokens, fate};
 use super::whole::{Made, Part};
 use super::{Casting, Options};
+use crate::grad::GRADIENT;
 use crate::rebuild::{Rebuild, functions};
-use eva_ir::attr::{Axis, Dims, Spec};
+use eva_ir::attr::{Axis, Dims, Real, Spec};
 use eva_ir::diag::Diag;
 use eva_ir::dim::Dim;
 use eva_ir::graph::{Def, Function, Module, Uses, Value};
@@ -19,7 +20,7 @@ use eva_ir::ops::reshape::Reshape;
 use eva_ir::ops::scale::Scale;
 use eva_ir::scales::{self, Scales};
 use eva_ir::types::DType;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// The module with the products of 8 bits that the recipe wants, as far as they can be: before forms of attention are
 /// chosen, or when they are (`chosen`).
@@ -66,6 +67,22 @@ pub fn refusal(
     done.err().map(|error| error.message)
 }
 
+/// Gradients are of any magnitude, small ones mostly: that of a mean over tokens is divided by their number. With the least
+/// magnitude that is for activations, what is far below it would be rounded to few numbers, or to zero.
+const LEAST_OF_GRADIENTS: f64 = 1e-30;
+
+/// The values of a backward pass that are, or depend on, gradients of its results.
+fn gradients(f: &Function) -> HashSet<Value> {
+    let mut found = HashSet::new();
+    for (value, data) in f.values.iter() {
+        let is_seed = matches!(data.def, Def::Param(_)) && data.name.ends_with(GRADIENT);
+        if is_seed || data.def.args().iter().any(|arg| found.contains(arg)) {
+            found.insert(value);
+        }
+    }
+    found
+}
+
 struct Convert<'f> {
     module: &'f Module,
     r: Rebuild<'f>,
@@ -73,6 +90,8 @@ struct Convert<'f> {
     quantized: HashMap<(Value, Quantize), Value>,
     /// Operands turned: what is summed last, as one axis.
     turned: HashMap<(Value, Vec<usize>, usize), Value>,
+    /// What depends on gradients that are given.
+    gradients: HashSet<Value>,
     /// The sums in `f32` of gradients of narrower types.
     sums: HashMap<Value, Value>,
     whole: Made,
@@ -86,7 +105,18 @@ impl<'f> Convert<'f> {
     fn new(module: &'f Module, f: &'f Function, neighbours: bool) -> Self {
         let (quantized, turned, sums) = Default::default();
         let (r, whole, uses) = (Rebuild::new(f), Made::new(), f.uses());
-        Convert { module, r, quantized, turned, sums, whole, uses, neighbours, changed: false }
+        Convert {
+            module,
+            r,
+            quantized,
+            turned,
+            gradients: gradients(f),
+            sums,
+            whole,
+            uses,
+            neighbours,
+            changed: false,
+        }
     }
 
     /// A weight's gradient, as a sum of 8-bit products over tokens.
@@ -266,7 +296,13 @@ impl<'f> Convert<'f> {
         Ok(())
     }
 
+    /// The least magnitude that a scale of `source` is made of, where the recipe says `least`.
+    fn least(&self, source: Value, least: Real) -> Real {
+        if self.gradients.contains(&source) { least.min(Real::new(LEAST_OF_GRADIENTS)) } else { least }
+    }
+
     fn quantize(&mut self, x: Value, op: Quantize, source: Value) -> Result<Value, TypeError> {
+        let op = Quantize { least: self.least(source, op.least), ..op };
         if let Some(&known) = self.quantized.get(&(x, op.clone())) {
             return Ok(known);
         }
