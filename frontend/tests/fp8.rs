@@ -7,9 +7,10 @@ use eva::model::causal_lm::{Options as ModelOptions, causal_lm};
 use eva::model::config::{Config, ScaleFormat, is_projection};
 use eva_ir::dim::Dim;
 use eva_ir::graph::Module;
+use eva_ir::kernel::Access;
 use eva_ir::types::DType;
 use eva_passes::fp8::{self, Outcome, Recipe};
-use eva_passes::plan::{Base, FuncPlan};
+use eva_passes::plan::{Base, FuncPlan, Step};
 use eva_passes::target::Target;
 use eva_passes::{CacheOptions, Form, Options, cache, compile, optimize};
 use eva_runtime::Tensor;
@@ -62,6 +63,33 @@ fn options(recipe: &str, form: Form) -> Options {
     let fp8 = fp8::Options { recipe: Recipe::named(recipe), deny_fallback: true, ..fp8::Options::default() };
     assert!(fp8.recipe.is_some());
     Options { form, fp8, ..Options::default() }
+}
+
+/// Which kernels of a layer write codes: those of norms, of what is between two products, of attention's results, and none that does
+/// nothing else. A norm that routers read as well leaves its rows, too.
+#[test]
+fn codes_are_written_where_their_numbers_are_computed() {
+    let config = v3();
+    for target in [Target::cpu(), Target::cuda()] {
+        let plan = compile(&module(&config, DType::F8E4M3), &target, &options("deepseek-v3", Form::Absorbed));
+        let plan = plan.unwrap_or_else(|e| panic!("{e}"));
+        let mut text = String::new();
+        for (_, f) in plan.funcs.iter() {
+            for step in &f.steps {
+                let Step::Launch { kernel, name, .. } = step else { continue };
+                let bufs = || plan.tiles[*kernel].bufs.iter();
+                if bufs().any(|(_, buf)| buf.access == Access::Write && buf.dtype.is_f8()) {
+                    let said = |access: Access| {
+                        let bufs = bufs().filter(|(_, buf)| buf.access == access);
+                        let bufs = bufs.map(|(_, buf)| format!("{} {}", buf.dtype, buf.name));
+                        bufs.collect::<Vec<_>>().join(", ")
+                    };
+                    writeln!(text, "{name}: {} <- {}", said(Access::Write), said(Access::Read)).unwrap();
+                }
+            }
+        }
+        insta::assert_snapshot!(format!("codes_of_a_layer_{}", target.name), text);
+    }
 }
 
 /// Exactly which products of a layer are 8 bits, and why the others are not; the same for weights of both types.

@@ -1,6 +1,9 @@
 //! 8-bit floats with scales, along the whole chain.
 
+use eva_ir::kernel::{self, Phase};
 use eva_ir::text::parse;
+use eva_passes::interpret::{How, interpret};
+use eva_passes::target::Target;
 use eva_runtime::{CompileOptions, Executable, Session, Tensor, Weights};
 use eva_tests::scaled::apart;
 use eva_tests::{arguments, as_written, check_chain, run_machine, sizes};
@@ -352,6 +355,9 @@ fn norms_are_quantized_by_rows() {
         (48, "per = [1, 1, 16], scales = pow2", "b, s, m/16; pow2"),
         (48, "per = [1, 1, 48], scales = e8m0", "b, s, m/48; e8m0"),
         (1536, "per = [1, 1, 128], scales = single", "b, s, m/128"),
+        (1344, "per = [1, 1, 32], scales = e8m0", "b, s, m/32; e8m0"),
+        (200, "per = [1, 1, 128], scales = single", "b, s, m/128"),
+        (53, "per = [1, 1, m], scales = pow2", "b, s, m/*; pow2"),
     ] {
         for results in ["%d", "%d, %n"] {
             let types = if results == "%d" { "f32[b, s, m]" } else { "f32[b, s, m], f32[b, s, m]" };
@@ -365,6 +371,52 @@ fn norms_are_quantized_by_rows() {
                 }}"
             );
             check(&text, "f", &[("b", 3), ("s", 5)]);
+        }
+    }
+}
+
+/// Of a norm in 16 bits, that is: the codes and scales of what memory has, whether it goes through memory or not.
+#[test]
+fn norms_are_rounded_before_they_are_quantized() {
+    for (m, per, ty) in [
+        (384, "per = [1, 128], scales = single", "b, m/128"),
+        (352, "per = [1, 32], scales = e8m0", "b, m/32; e8m0"),
+        (57, "per = [1, m], scales = pow2", "b, m/*; pow2"),
+        (144, "per = [1, 48], scales = single", "b, m/48"),
+        (200, "per = [1, 128], scales = single", "b, m/128"),
+    ] {
+        let norm = "%n = rms_norm %x, %g {eps = 1e-6} : bf16[b, m]";
+        let quantize = format!("%q = quantize %n {{to = f8e4m3, {per}, least = 1e-4}} : f8e4m3[{ty}]");
+        let text = format!(
+            "dim b dim m = {m}
+            fn @f(%x: bf16[b, m], %g: bf16[m]) -> f8e4m3[{ty}] {{ {norm} {quantize} return %q }}
+            fn @norm(%x: bf16[b, m], %g: bf16[m]) -> bf16[b, m] {{ {norm} return %n }}
+            fn @apart(%x: bf16[b, m], %g: bf16[m]) -> f8e4m3[{ty}] {{
+                %n = call @norm %x, %g : bf16[b, m]
+                {quantize}
+                return %q
+            }}"
+        );
+        let module = parse(&text).unwrap_or_else(|e| panic!("{e}"));
+        let [f, apart] = ["f", "apart"].map(|name| module.func(name).unwrap());
+        let sizes = sizes(&module, &[("b", 19)]);
+        let args = arguments(&module.funcs[f], &sizes, 5, &HashMap::new());
+        let executable = Executable::compile(&module, &CompileOptions::default());
+        let executable = Arc::new(executable.unwrap_or_else(|e| panic!("{e}")));
+        let machine = |func| run_machine(executable.clone(), &module.funcs[func], &sizes, &args);
+        assert_eq!(machine(f), machine(apart), "{text}");
+        let gpu =
+            eva_passes::compile(&module, &Target::cuda(), &as_written()).unwrap_or_else(|e| panic!("{e}"));
+        for (plan, phase) in [
+            (executable.plan(), Phase::Tile),
+            (executable.plan(), Phase::Lane),
+            (&gpu, Phase::Tile),
+            (&gpu, Phase::Block),
+        ] {
+            let options = kernel::run::Options { f32: true, ..Default::default() };
+            let how = How { phase, slack: 0, options };
+            let run = |func| interpret(plan, func, &sizes, &args, &how).unwrap_or_else(|e| panic!("{e}")).0;
+            assert_eq!(run(f), run(apart), "{phase:?}: {text}");
         }
     }
 }

@@ -7,9 +7,9 @@ use eva_ir::entity::Entity;
 use eva_ir::graph::{Def, Function, Module, Value};
 use eva_ir::kernel::Access;
 use eva_ir::lower::Lowering;
-use eva_ir::ops::Op;
 use eva_passes::lower::fuse::Fusion;
 use eva_passes::plan::{self, Base, FuncPlan, Plan};
+use eva_passes::target::Machine;
 use petgraph::unionfind::UnionFind;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
@@ -87,11 +87,12 @@ pub struct Buffer {
     pub bytes: usize,
 }
 
-/// The kernels and the memory of `plan`, which is of `module`; the numbers of kernels go into `graphs`, of which `last`
+/// The kernels and the memory of `plan`, which is of `module` for `machine`; the numbers of kernels go into `graphs`, of which `last`
 /// are the module's bodies in order.
 pub(super) fn of_plan(
     module: &Module,
     plan: &Plan,
+    machine: &Machine,
     sizes: &BTreeMap<Sym, i64>,
     last: &[usize],
     graphs: &mut [Graph],
@@ -111,7 +112,7 @@ pub(super) fn of_plan(
                 by_name.entry(name.as_str()).or_default().push(kernel.index());
             }
         }
-        for (node, found) in owners(module, &f.name, body, &by_name).into_iter().enumerate() {
+        for (node, found) in owners(module, &f.name, body, &by_name, machine).into_iter().enumerate() {
             found.iter().for_each(|&kernel| kernels[kernel].ops.push((number, node)));
             graph.nodes[node].kernels = found;
         }
@@ -158,13 +159,9 @@ fn owners(
     function: &str,
     body: &Function,
     by_name: &HashMap<&str, Vec<usize>>,
+    machine: &Machine,
 ) -> Vec<Vec<usize>> {
-    // Where rows are quantized as they are computed, what quantizes has no kernel of its own.
-    let by_rows = body.values.iter().any(|(_, data)| {
-        let name = format!("{function}.{}", data.name);
-        matches!(data.def, Def::Op(Op::Quantize(_), _)) && !by_name.contains_key(name.as_str())
-    });
-    let fusion = Fusion::new(module, body, by_rows);
+    let fusion = Fusion::new(module, body, machine);
     let uses = body.uses();
     let mut behind: UnionFind<usize> = UnionFind::new(body.values.len());
     for (value, _) in body.values.iter() {

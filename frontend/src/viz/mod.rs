@@ -168,7 +168,7 @@ pub fn view(
     }
     let plan = lower(&now, target)?;
     let last = stages.last().map_or(Vec::new(), |stage| stage.graphs.clone());
-    let (kernels, arenas) = kernels::of_plan(&now, &plan, &sizes, &last, &mut graphs);
+    let (kernels, arenas) = kernels::of_plan(&now, &plan, &target.machine, &sizes, &last, &mut graphs);
     let extents = module.dims.iter().map(|(sym, value)| Extent {
         name: sym.to_string(),
         value: sizes.get(sym).copied(),

@@ -52,8 +52,12 @@ pub fn code(x: f32, scale: f32, to: DType) -> u8 {
 
 /// `x / scale`, at most `largest` in magnitude: what is rounded to a code.
 pub(super) fn clamped<'k>(x: Tile<'k>, scale: Tile<'k>, largest: f64) -> Tile<'k> {
-    let k = x.build();
-    let y = (x.single() / scale).single();
+    clamp((x.single() / scale).single(), largest)
+}
+
+/// A quotient, at most `largest` in magnitude.
+fn clamp<'k>(y: Tile<'k>, largest: f64) -> Tile<'k> {
+    let k = y.build();
     // Comparisons with NaN do not hold, so it stays.
     let (most, least) = (k.float(largest), k.float(-largest));
     let y = most.lt(y).select(most, y);
@@ -72,12 +76,17 @@ impl Quantize {
         Self { to, per, scales: scales.encoding.name().into(), least: Real::new(least) }
     }
 
-    /// How many neighbours along the last axis share a scale, where rows have scales of their own and are whole blocks.
+    /// How many neighbours along the last axis share a scale, where rows have scales of their own and are whole blocks, or
+    /// one.
     pub fn blocks_of_rows(&self, ty: &TensorType, constant: &dyn Fn(&Dim) -> Option<i64>) -> Option<usize> {
         let scales = ty.scales.as_ref()?;
         let (last, leading) = scales.blocks.split_last()?;
-        let Block::Of(n) = *last else { return None };
         let length = constant(ty.shape.last()?)?;
+        let n = match *last {
+            Block::Of(n) => n,
+            Block::Whole => u32::try_from(length).ok()?,
+            Block::Each => return None,
+        };
         let whole = length > 0 && length % i64::from(n) == 0 && leading.iter().all(|block| *block == Block::Each);
         whole.then_some(n as usize)
     }
@@ -94,12 +103,21 @@ impl Quantize {
         if self.encoding().is_power_of_two() {
             scale = scale.round(DType::E8M0);
         }
-        let y = clamped(x, scale, largest).reshape([1, at.cols]);
+        let y = self.quotient(x, scale, largest).reshape([1, at.cols]);
         let mut index: Vec<Tile<'k>> = at.coords.iter().map(|c| c.start()).collect();
         k.store(codes, &index, at.axes(), &at.limits, y);
         let last = index.len() - 1;
         index[last] = k.int(0);
         k.store(scales, &index, [None, Some(last)], &[], scale.reshape([1, blocks[0]]));
+    }
+
+    /// [`clamped`]. The inverse of a power of two is one, too, and times that every quotient is the same number.
+    fn quotient<'k>(&self, x: Tile<'k>, scale: Tile<'k>, largest: f64) -> Tile<'k> {
+        if !self.encoding().is_power_of_two() {
+            return clamped(x, scale, largest);
+        }
+        let inverse = (x.build().float(1.0) / scale).single();
+        clamp((x.single() * inverse).single(), largest)
     }
 
     fn encoding(&self) -> Encoding {
@@ -314,7 +332,7 @@ impl<'k> Blocks<'_, 'k> {
         self.nest(&loops, axes, &at, none, &|at, carried| {
             match tile(at) {
                 Ok(x) => {
-                    let y = clamped(x, scale, largest);
+                    let y = self.op.quotient(x, scale, largest);
                     let index: Vec<Tile<'k>> = at.coords.iter().map(|c| c.start()).collect();
                     cx.k.store((cx.write)(0), &index, at.axes(), &at.limits, y);
                 }

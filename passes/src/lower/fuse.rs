@@ -4,6 +4,7 @@
 //! reading of a stored tensor), and what a kernel of its own computes. Behind an op with its own loops
 //! comes a *chain*: element-wise ops of the same shape, each the only user of the one before.
 
+use crate::target::Machine;
 use eva_ir::entity::Entity;
 use eva_ir::graph::{Def, Function, Module, Uses, Value};
 use eva_ir::lower::Lowering;
@@ -48,10 +49,9 @@ pub fn neighbours(def: &Def) -> Option<usize> {
 impl Fusion {
     /// Decides for every value of `f`.
     ///
-    /// With `by_rows`, what is computed in whole rows is quantized there, in blocks of them. (A GPU's threads have the columns
-    /// of such a row, and blocks would be rows of another tile.) Without, what is quantized is transposed there: a GPU's
-    /// threads read neighbours in one order and write neighbours in the other.
-    pub fn new(module: &Module, f: &Function, by_rows: bool) -> Self {
+    /// On a GPU what is quantized is transposed there, too: threads read neighbours in one order and write neighbours in the
+    /// other.
+    pub fn new(module: &Module, f: &Function, machine: &Machine) -> Self {
         let mut this = Self {
             stored: vec![false; f.values.len()],
             chains: HashMap::new(),
@@ -63,11 +63,11 @@ impl Fusion {
             uses: f.uses(),
         };
         this.store_what_must_be(f);
-        if !by_rows {
+        if !matches!(machine, Machine::Cpu) {
             this.find_turned(f);
         }
         state::keep_old_versions(&mut this, module, f);
-        this.find_chains(module, f, by_rows);
+        this.find_chains(module, f, machine);
         this
     }
 
@@ -191,7 +191,7 @@ impl Fusion {
         }
     }
 
-    fn find_chains(&mut self, module: &Module, f: &Function, by_rows: bool) {
+    fn find_chains(&mut self, module: &Module, f: &Function, machine: &Machine) {
         for (root, data) in f.values.iter() {
             let Def::Op(op, args) = &data.def else { continue };
             if op.lowering() != Lowering::Kernel || self.turned.contains(&root) {
@@ -221,8 +221,8 @@ impl Fusion {
                 last = user;
             }
             self.stored[last.index()] = true;
-            if by_rows && op.emits_rows() && !self.in_place.contains_key(&last) {
-                self.find_quantized(module, f, last);
+            if op.emits_rows() && !self.in_place.contains_key(&last) {
+                self.find_quantized(module, f, last, machine);
             }
             self.chains.insert(root, chain);
         }
@@ -235,10 +235,17 @@ impl Fusion {
     }
 
     /// Has `last`, whose rows are computed whole, quantized where it is computed; it is stored if others use it, too.
-    fn find_quantized(&mut self, module: &Module, f: &Function, last: Value) {
+    ///
+    /// A GPU's threads have the columns of such a row by digits of their number, which a block's length must not cut.
+    fn find_quantized(&mut self, module: &Module, f: &Function, last: Value, machine: &Machine) {
         let constant = |dim: &_| module.constant(dim);
+        let whole = f.tensor(last).and_then(|ty| constant(ty.shape.last()?)).unwrap_or(0) as usize;
+        let suits = |n: usize| match machine {
+            Machine::Cpu => true,
+            Machine::Hopper(_) => n.is_power_of_two() || n == whole,
+        };
         let quantizes = |user: Value| match (&f.values[user].def, f.tensor(user)) {
-            (Def::Op(Op::Quantize(op), _), Some(ty)) => op.blocks_of_rows(ty, &constant).is_some(),
+            (Def::Op(Op::Quantize(op), _), Some(ty)) => op.blocks_of_rows(ty, &constant).is_some_and(suits),
             _ => false,
         };
         let users = self.uses.of(last);

@@ -237,7 +237,7 @@ impl<'k> Env<'k> {
         Ok(())
     }
 
-    /// Stores the codes and scales of a row.
+    /// Stores the codes and scales of a row, of the numbers that memory would have of it.
     fn quantize(
         &self,
         value: Value,
@@ -245,7 +245,7 @@ impl<'k> Env<'k> {
         at: &Request<'k>,
         row: Tile<'k>,
     ) -> Result<(), LowerError> {
-        let (Def::Op(Op::Quantize(op), _), Some(scales)) = (&self.low.f.values[value].def, &home.scales)
+        let (Def::Op(Op::Quantize(op), args), Some(scales)) = (&self.low.f.values[value].def, &home.scales)
         else {
             return Err(LowerError::new("a row is quantized by another op"));
         };
@@ -255,7 +255,7 @@ impl<'k> Env<'k> {
             .ok_or_else(|| LowerError::new("a row is not of whole blocks"))?;
         let codes = add_buf(self.k, self.bases, home, Access::Write);
         let scales = add_buf(self.k, self.bases, &scales.by, Access::Write);
-        op.row(n, row, at, codes, scales);
+        op.row(n, row.round(self.low.tensor(args[0]).dtype), at, codes, scales);
         Ok(())
     }
 

@@ -15,7 +15,7 @@ mod variants;
 
 use crate::Error;
 use crate::plan::{Base, CAPACITY, FuncPlan, ParamPlan, Plan, ResultPlan, Step, Temp, When};
-use crate::target::{Machine, Target};
+use crate::target::Target;
 use eva_ir::attr::Dims;
 use eva_ir::dim::{Dim, Sym};
 use eva_ir::entity::{Arena, Entity};
@@ -96,7 +96,7 @@ impl<'a> FnLower<'a> {
             target,
             name,
             f,
-            fusion: Fusion::new(module, f, matches!(target.machine, Machine::Cpu)),
+            fusion: Fusion::new(module, f, &target.machine),
             kernels,
             callees,
             sizes: module.dims.iter().filter_map(|(sym, n)| Some((sym, (*n)?))).collect(),

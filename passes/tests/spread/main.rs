@@ -3,6 +3,7 @@
 mod attention;
 mod carried;
 mod elementwise;
+mod folds;
 mod products;
 mod random;
 mod scaled;

@@ -12,6 +12,7 @@ mod gate;
 mod meaning;
 mod memory;
 mod modules;
+mod norms;
 mod product;
 mod scaled;
 mod shared;

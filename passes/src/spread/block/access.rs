@@ -9,7 +9,7 @@ use eva_ir::dim::Dim;
 use eva_ir::kernel::*;
 
 /// The most bytes of one access of a thread.
-const MOST_BYTES: i64 = 16;
+pub(super) const MOST_BYTES: i64 = 16;
 /// How far a chain of operands is followed.
 const DEEPEST: usize = 40;
 

@@ -1,5 +1,6 @@
 //! Goes through a tile kernel and writes the block kernel.
 
+use super::folds::Folds;
 use super::info::Info;
 use super::layout::Family;
 use super::parts::{Part, Tail};
@@ -25,7 +26,10 @@ pub(super) enum Mode {
 /// What is known while the block kernel is written.
 pub(super) struct Spread<'a, 'k> {
     pub info: &'a Info<'k>,
+    /// The layout of the kernel's tiles; that of others while an instruction on such is written.
     pub family: Family,
+    /// Tiles that are laid out in another way.
+    folds: Folds,
     pub w: Write,
     /// From a register of the tile kernel to that of the block kernel: of one slot where all elements are the same.
     values: HashMap<Reg, Reg>,
@@ -56,9 +60,11 @@ pub(super) struct Spread<'a, 'k> {
 impl<'a, 'k> Spread<'a, 'k> {
     pub fn new(info: &'a Info<'k>, family: Family, per_block: usize, products: Option<&'a Products>) -> Self {
         let barrier = (0, family.warps);
+        let folds = if products.is_none() { Folds::find(info, &family) } else { Folds::default() };
         Self {
             info,
             family,
+            folds,
             w: Write::new(),
             values: HashMap::new(),
             per_block,
@@ -247,8 +253,16 @@ impl<'a, 'k> Spread<'a, 'k> {
         self.values.insert(tile, value);
     }
 
-    /// Writes an instruction.
+    /// Writes an instruction, in the layout of its operands.
     pub fn inst(&mut self, inst: &'k Inst) -> Result<()> {
+        let Some(family) = self.folds.layout_of(inst) else { return self.inst_as_laid_out(inst) };
+        let kernels = std::mem::replace(&mut self.family, family);
+        let written = self.inst_as_laid_out(inst);
+        self.family = kernels;
+        written
+    }
+
+    fn inst_as_laid_out(&mut self, inst: &'k Inst) -> Result<()> {
         if let (Mode::Multiply, Some(products)) = (self.mode, self.products) {
             let fed = super::super::walk::result(inst).is_some_and(|out| products.fed.contains_key(&out));
             if fed {
@@ -322,6 +336,7 @@ impl<'a, 'k> Spread<'a, 'k> {
             Inst::Reduce { out, f, axis, x } => (*out, self.reduce(*f, *axis, *x)?),
             Inst::Scan { out, x } => (*out, self.scan(*x)?),
             Inst::Columns { out, x, order } => (*out, self.columns(*x, *order)?),
+            Inst::Reshape { out, x } if self.folds.stays(*out) => (*out, self.value(*x)?),
             Inst::Reshape { out, x } => (*out, self.reshape(*x, self.info.ty(*out))?),
             Inst::Dot { out, acc, x, y } => {
                 let product = if self.products.is_some() {

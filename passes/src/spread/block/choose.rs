@@ -40,7 +40,7 @@ pub(super) fn family(info: &Info<'_>, target: &Hopper) -> (Family, usize) {
     let digits = threads.trailing_zeros();
 
     // Neighbouring columns of a thread, as far as every lane has some.
-    let width = tiles.width.min((cols / 32).next_power_of_two()).max(1);
+    let width = tiles.width().min((cols / 32).next_power_of_two()).max(1);
     let width = if product || !cols.is_multiple_of(width) { 1 } else { width };
     let mut bits: [Vec<Bit>; 2] = [Vec::new(), vec![Bit::Slot; width.trailing_zeros() as usize]];
     let mut left = [rows, cols.div_ceil(width)];
@@ -86,13 +86,24 @@ struct Tiles {
     largest: [usize; 2],
     /// The extents of the largest product.
     product: Option<[usize; 2]>,
-    /// The most neighbouring elements that one access can have.
+    /// The most neighbouring elements that one access can have, codes aside that are computed here.
     width: usize,
+    /// The same of those codes.
+    codes: usize,
+    /// Whether numbers are of 16 bits in memory, or would be.
+    narrow: bool,
     /// Whether a tile is read whose rows are neighbours in memory, and whose columns are not.
     turned: bool,
 }
 
 impl Tiles {
+    /// The most neighbouring elements that one access can have: of codes as many as of the numbers that they are made of, so
+    /// that these are summed in the same order whether they are stored as codes or as they are.
+    fn width(&self) -> usize {
+        let numbers = if self.narrow { access::MOST_BYTES / 2 } else { access::MOST_BYTES / 4 };
+        self.width.max(self.codes.min(numbers as usize))
+    }
+
     fn visit(&mut self, info: &Info<'_>, body: &[Inst]) {
         let larger =
             |a: [usize; 2], b: RegType| if a[0] * a[1] >= b.rows * b.cols { a } else { [b.rows, b.cols] };
@@ -106,14 +117,20 @@ impl Tiles {
                     self.product = Some(larger(self.product.unwrap_or_default(), info.ty(*out)));
                 }
                 Inst::Load { out, place } => {
+                    self.narrow |= info.kernel.bufs[place.buf].dtype.bytes() == 2;
                     self.width = self.width.max(access::width(info, place, info.ty(*out)));
                     self.turned |= is_turned(info, place, info.ty(*out));
                 }
                 Inst::Store { place, value } => {
                     self.largest = larger(self.largest, info.ty(*value));
-                    self.width = self.width.max(access::width(info, place, info.ty(*value)));
+                    let bytes = info.kernel.bufs[place.buf].dtype.bytes();
+                    let moved = matches!(info.inst(*value), Some(Inst::Load { .. } | Inst::Gather { .. }));
+                    let width = if bytes == 1 && !moved { &mut self.codes } else { &mut self.width };
+                    *width = access::width(info, place, info.ty(*value)).max(*width);
+                    self.narrow |= bytes == 2;
                 }
                 Inst::Scatter { value, .. } => self.largest = larger(self.largest, info.ty(*value)),
+                Inst::Round { to, .. } => self.narrow |= to.bytes() == 2,
                 _ => {}
             }
         }

@@ -4,7 +4,7 @@
 //!
 //! * **One layout a kernel.** Every tile is spread over the threads in the same way ([`layout`]), chosen for the
 //!   kernel's largest tile ([`choose`]). Element-wise instructions are then one to one, and an extent of 1 stretches
-//!   without a word between threads.
+//!   without a word between threads. A row's blocks lie where the row does ([`folds`]).
 //! * **A tile is a register**, of as many slots as its elements need; what is the same in all threads has one slot.
 //! * **Folds** go over a thread's own slots, then over the lanes of a warp by shuffles, then over warps through
 //!   shared memory.
@@ -20,6 +20,7 @@ mod access;
 mod across;
 mod body;
 mod choose;
+mod folds;
 mod layout;
 mod parts;
 mod pipes;
