@@ -159,8 +159,9 @@ macro_rules! for_row_tiles {
 /// The block's product where lines of `b` are contiguous along k: one vector of partial sums for each `c[i,j]`.
 #[inline(always)]
 pub(crate) unsafe fn along_k<V: Vector, E: Element>(block: &Block) {
-    // Kernels of their own, since sums that are looked at in between do not stay in registers.
-    if block.late.is_some() {
+    // Kernels of their own, since sums that are looked at in between do not stay in registers. Codes have such scales, as they
+    // are or packed.
+    if (E::SCALED || matches!(E::ELEM, crate::Elem::F32)) && block.late.is_some() {
         for_row_tiles!(block, k_rows::<V, E, true>);
     } else {
         for_row_tiles!(block, k_rows::<V, E, false>);
