@@ -330,6 +330,51 @@ fn gradients_by_the_recipe() {
     );
 }
 
+/// Gradients of experts' weights: their rows are moved to where tiles begin, once for each operand and list of offsets.
+#[test]
+fn gradients_of_experts_by_the_recipe() {
+    let text = "dim g = 48 dim e = 3 dim m = 32 dim f = 64
+        fn @loss(%x: f32[g, m], weight %up: f32[e, f, m], weight %gate: f32[e, f, m], %offsets: i32[e + 1]) -> f32[] {
+          %y = grouped \"gm,efm->gf\" %x, %up, %offsets : f32[g, f]
+          %z = grouped \"gm,efm->gf\" %x, %gate, %offsets : f32[g, f]
+          %w = mul %y, %z : f32[g, f]
+          %loss = einsum \"gf->\" %w : f32[]
+          return %loss
+        }";
+    let gradients = |text: &str| {
+        eva_passes::grad::differentiate(&parse(text), "loss", &Default::default())
+            .unwrap_or_else(|e| panic!("{e}"))
+    };
+    let options = options("deepseek-v3");
+    let done = converted(&gradients(text), &options);
+    let f = &done.funcs[done.func("loss.grad").unwrap()];
+    let count = |of: fn(&Op) -> bool| {
+        f.values.iter().filter(|(_, data)| matches!(&data.def, Def::Op(op, _) if of(op))).count()
+    };
+    assert_eq!(count(|op| matches!(op, Op::AlignOffsets(_))), 1);
+    // The input, and the gradients of both products.
+    assert_eq!(count(|op| matches!(op, Op::QuantizeByExpert(_))), 3);
+    let sums = f.values.iter().filter(|(_, data)| matches!(&data.def, Def::Op(Op::GroupedOuter(_), _)));
+    for (value, _) in sums {
+        let product =
+            fp8::products(&done, f, &options.fp8).into_iter().find(|product| product.value == value);
+        assert_eq!(product.unwrap().outcome, Outcome::Eight);
+    }
+    // What has no tiles of tokens stays, and says so.
+    let fallback = |recipe: &str, text: &str, why: &str| {
+        let mut options = self::options(recipe);
+        options.fp8.deny_fallback = true;
+        let Err(Error::Invalid(diags)) = optimize(&gradients(text), &options) else { panic!("it compiled") };
+        assert!(diags.0.iter().any(|diag| diag.message.contains(why)), "{diags}");
+    };
+    fallback("rowwise", text, "the recipe's scales are not of tiles of them");
+    fallback(
+        "deepseek-v3",
+        &text.replace("dim g = 48", "dim g"),
+        "the sum is over `g`, which has no fixed value",
+    );
+}
+
 /// A norm and what is quantized of it are one kernel; what else uses the norm has it stored besides.
 #[test]
 fn norms_are_quantized_where_they_are_computed() {

@@ -228,7 +228,10 @@ fn gradients_are_as_exact_however_small() {
         let mut gradients = |seed: f64| {
             args.last_mut().unwrap().data = vec![seed];
             let all = eva_ir::eval::eval(&module, func, &args).unwrap();
-            all[1..].iter().flat_map(|array| array.data.iter().map(|x| x / seed).collect::<Vec<f64>>()).collect()
+            all[1..]
+                .iter()
+                .flat_map(|array| array.data.iter().map(|x| x / seed).collect::<Vec<f64>>())
+                .collect()
         };
         let (usual, small): (Vec<f64>, Vec<f64>) = (gradients(1.0), gradients(2f64.powi(-40)));
         assert!(usual.iter().any(|&x| x != 0.0));

@@ -88,6 +88,40 @@ fn @f(%x: bf16[g, f], %y: bf16[g, m], %offsets: i32[e + 1]) -> f32[e, f, m] {
     check(&turned, &[("offsets", vec![0, 60, 60, 150])], &[&[("g", 150)]]);
 }
 
+/// The same of 8-bit floats: an expert's rows begin where a tile of them does, with zeros behind them.
+#[test]
+fn sums_of_codes_of_rows_of_experts() {
+    let text = "dim g = 304
+dim e = 3
+dim f = 208
+dim m = 144
+
+fn @gradient(%x: bf16[g, f], %y: bf16[g, m], %offsets: i32[e + 1]) -> f32[e, f, m], i32[e + 1] {
+  %starts = align_offsets %offsets {rows = 128} : i32[e + 1]
+  %q = quantize_by_expert %x, %offsets, %starts {to = f8e4m3, rows = 128, scales = single, least = 1e-4} : f8e4m3[f, g + 128*e/128]
+  %r = quantize_by_expert %y, %offsets, %starts {to = f8e4m3, rows = 128, scales = single, least = 1e-4} : f8e4m3[m, g + 128*e/128]
+  %w = grouped_outer \"fg,mg->efm\" %q, %r, %starts : f32[e, f, m]
+  return %w, %starts
+}
+";
+    let short = text.replace("rows = 128, scales = single", "rows = 32, scales = e8m0");
+    let short = short.replace("rows = 128", "rows = 32").replace("128*e/128", "32*e/32; e8m0");
+    let turned = text.replace("fg,mg->efm", "fg,mg->emf").replace("[e, f, m]", "[e, m, f]");
+    for text in [text, &short, &turned] {
+        let module = eva_ir::text::parse(text).unwrap_or_else(|e| panic!("{e}"));
+        let func = module.func("gradient").unwrap();
+        for offsets in
+            [vec![0, 3, 3, 304], vec![0, 130, 200, 304], vec![5, 64, 128, 300], vec![0, 0, 304, 304]]
+        {
+            check_chain(&module, func, &[], &HashMap::from([("offsets", offsets)]), 7);
+        }
+        let plan = eva_passes::compile(&module, &Target::cuda(), &eva_passes::Options::default());
+        let plan = plan.unwrap_or_else(|e| panic!("{e}"));
+        let products = plan.kernels.iter().filter(|(_, kernel)| kernel.to_string().contains(" = mma "));
+        assert_eq!((plan.kernels.len(), products.count()), (4, 1));
+    }
+}
+
 /// Scales for blocks, for rows and tensors, and for 32 terms of each row; a short last block, rows and columns that no tile
 /// divides.
 #[test]

@@ -274,9 +274,9 @@ impl Grouped {
             let own = From { first: row, other: &at_expert, end: Some(end) };
             let weights = From { first, other: &at_expert, end: None };
             let places = if swapped { [weights, own] } else { [own, weights] };
-            let terms = cx.k.int(terms as i64);
+let terms = cx.k.int(terms as i64);
             let terms = empty.map_or(terms, |empty| empty.select(cx.k.int(0), terms));
-            for (shift, sum) in codes::product(cx, cut, terms, sides, places) {
+            for (shift, sum) in codes::product(cx, cut, (None, terms), sides, places) {
                 let [top, left] = shift.map(|n| n as i64);
                 let coords = if swapped {
                     vec![Coord::Cols(row + left), Coord::Rows(first + top)]

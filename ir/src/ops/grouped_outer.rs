@@ -1,22 +1,25 @@
 //! `grouped_outer`: the gradients of experts' weights.
 
 use super::check;
-use super::einsum::same_dtype;
+use super::einsum::codes::{self, From, Operand};
+use super::einsum::product_dtype;
 use crate::attr::{Axis, Spec};
 use crate::eval::{Array, Sizes};
+use crate::kernel::build::Tile;
 use crate::lower::{BufView, Coord, Cx, LowerError, Lowering, Request, View};
-use crate::op::{OpDef, TypeError, op};
+use crate::op::{Declared, OpDef, TypeError, op};
 use crate::ops::grouped::Grouped;
 use crate::poly::Amount;
 use crate::types::{DType, TensorType, Type};
-use crate::vjp::{Shares, Vjp};
+use crate::vjp::{NoGradient, Shares, Vjp};
 
 op! {
     /// For each expert, the products of its rows of two operands, summed over the rows: slice `e` of the result is
     /// `Σ x[g, ·] · y[g, ·]` over `g` in `offsets[e] .. offsets[e+1]`, exact zeros where there are none.
     ///
-    /// In `"gf,gm->efm"`, `g` is the rows' axis, `e` the experts' (in the result alone). Nothing is padded: groups may
-    /// be empty and of any length.
+    /// In `"gf,gm->efm"`, `g` is the rows' axis (first in both operands, or last), `e` the experts' (in the result alone).
+    /// Nothing is padded: groups may be empty and of any length. Of 8-bit floats (whose product is `f32`) offsets are multiples
+    /// of the rows that share a scale, as `align_offsets` gives them; with others, the result is not defined.
     "grouped_outer" => GroupedOuter(x, y, offsets) {
         /// The axes of `x` and of `y` (rows first), and of the result (experts first).
         spec: Spec,
@@ -24,17 +27,56 @@ op! {
 }
 
 impl GroupedOuter {
+    /// The place of the rows' axis in both operands.
+    fn rows(&self) -> usize {
+        match &self.spec.inputs[..] {
+            [x, y] if x.first() != y.first() => 1,
+            _ => 0,
+        }
+    }
+
     /// For the second and the third axis of the result, the operand that brings it.
     fn sides(&self) -> Option<[usize; 2]> {
         let Spec { inputs, out, .. } = &self.spec;
         let ([x, y], [expert, rows, cols]) = (&inputs[..], &out[..]) else { return None };
-        let ([g, a], [h, b]) = (&x[..], &y[..]) else { return None };
+        let ([x0, x1], [y0, y1]) = (&x[..], &y[..]) else { return None };
+        let ([g, a], [h, b]) = if self.rows() == 0 { ([x0, x1], [y0, y1]) } else { ([x1, x0], [y1, y0]) };
         let fits = g == h && ![a, b].contains(&g) && a != b && ![g, a, b].contains(&expert);
         match fits {
             true if [rows, cols] == [a, b] => Some([0, 1]),
             true if [rows, cols] == [b, a] => Some([1, 0]),
             _ => None,
         }
+    }
+
+    /// The kernel for 8-bit operands on tensor cores, whose scales are read by themselves; `None` if they cannot do it.
+    fn codes<'k>(
+        &self,
+        cx: &Cx<'k>,
+        sides: [&BufView; 2],
+        [base, end]: [Tile<'k>; 2],
+        expert: Tile<'k>,
+    ) -> Option<Result<(), LowerError>> {
+        let (tensor, rows) = (cx.schedule.tensor.as_ref()?, self.rows());
+        let own = 1 - rows;
+        let [left, right] = sides.map(|view| Operand::new(cx, view, own, rows));
+        let (left, right) = (left?, right?);
+        // An expert's rows are blocks of rows with scales of their own; behind them another's begin.
+        let block = usize::try_from(left.terms()?).ok()?;
+        let [m, n] = sides.map(|view| &view.shape[own]);
+        let (mut tile, all) = (tensor.codes, cx.size(n));
+        tile[0] = cx.size(m).map_or(tile[0], |m| m.clamp(1, tile[0]));
+        tile[2] = tile[2].min(block);
+        let cut = codes::cut([&left, &right], tile, all)?;
+        let (row, col) = (cx.program_tile(m, cut.rows), cx.program_tile(n, cut.cols));
+        let other = |_: usize| expert;
+        let places = [row, col].map(|first| From { first, other: &other, end: None });
+        let parts = codes::product(cx, cut, (Some(base), end - base), [&left, &right], places);
+        let emit = |([top, first], sum): ([usize; 2], Tile<'k>)| {
+            let coords = vec![Coord::At(expert), Coord::Rows(row + top as i64), Coord::Cols(col + first as i64)];
+            cx.emit(&Request { coords, rows: cut.tall, cols: cut.part, limits: Vec::new() }, sum)
+        };
+        Some(parts.into_iter().try_for_each(emit))
     }
 }
 
@@ -43,40 +85,48 @@ impl OpDef for GroupedOuter {
         let [x, y, offsets] = args else { unreachable!("operands were counted") };
         let Some(sides) = self.sides() else {
             let message = format!("\"{}\" is not of the form \"gf,gm->efm\"", self.spec);
-            return Err(TypeError::new(message).help("rows first in both operands, experts first in the result alone"));
+            let help = "rows first in both operands, or last, and experts first in the result alone";
+            return Err(TypeError::new(message).help(help));
         };
+        let rows = self.rows();
         for (i, (what, arg)) in ["x", "y"].into_iter().zip([x, y]).enumerate() {
-            check::unscaled("grouped_outer", what, arg, i)?;
             check::axes(what, "[g, m]", arg, i, false)?;
         }
-        let dtype = same_dtype(&[x, y])?;
-        check::extent(&y.shape[0], &x.shape[0], 1, "the number of rows")?;
+        let dtype = product_dtype(&self.spec, &[x, y], None)?;
+        check::extent(&y.shape[rows], &x.shape[rows], 1, "the number of rows")?;
         check::axes("offsets", "[e + 1]", offsets, 2, false)?;
         if offsets.dtype != DType::I32 {
             return Err(TypeError::new(format!("the offsets must be i32, not {offsets}")).at(2));
         }
         let experts = &offsets.shape[0] - 1;
-        let own = sides.map(|side| args[side].shape[1].clone());
+        let own = sides.map(|side| args[side].shape[1 - rows].clone());
         Ok(TensorType::new(dtype, [experts].into_iter().chain(own)).into())
     }
 
     fn flops<N: Amount>(&self, args: &[&TensorType], _: &Type, size: &dyn Fn(&TensorType) -> N) -> N {
         // Every row is in one sum.
-        N::from(2.0) * size(args[0]) * size(&args[1].with_shape([args[1].shape[1].clone()]))
+        N::from(2.0) * size(args[0]) * size(&args[1].with_shape([args[1].shape[1 - self.rows()].clone()]))
     }
 
     fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
         let [x, y, offsets] = args else { unreachable!("operands were counted") };
         let [left, right] = self.sides().expect("the type rule has checked it").map(|side| [x, y][side]);
-        let shape = [offsets.data.len() - 1, left.shape[1], right.shape[1]];
-        vec![Array::from_fn(&shape, |at| {
-            let rows = offsets.data[at[0]] as usize..(offsets.data[at[0] + 1] as usize).min(left.shape[0]);
-            rows.map(|g| left.at(&[g, at[1]]) * right.at(&[g, at[2]])).sum()
+        let rows = self.rows();
+        let own = 1 - rows;
+        let at = |row: usize, own: usize| if rows == 0 { [row, own] } else { [own, row] };
+        let shape = [offsets.data.len() - 1, left.shape[own], right.shape[own]];
+        vec![Array::from_fn(&shape, |index| {
+            let end = (offsets.data[index[0] + 1] as usize).min(left.shape[rows]);
+            let terms = offsets.data[index[0]] as usize..end;
+            terms.map(|g| left.at(&at(g, index[1])) * right.at(&at(g, index[2]))).sum()
         })]
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
         let ([x, y, offsets], g) = (cx.args(), cx.grad());
+        if self.rows() != 0 {
+            return Err(NoGradient::Op { op: Self::NAME });
+        }
         let mut shares = vec![None; 3];
         for (i, other) in [y, x].into_iter().enumerate() {
             if !cx.wants(i) {
@@ -105,37 +155,43 @@ impl OpDef for GroupedOuter {
             .ok_or_else(|| LowerError::new("the type rule has not checked it"))?
             .map(|side| [x, y][side].memory());
         let (left, right) = (left?, right?);
+        let expert = cx.program(&cx.out[0].shape[0]);
+        let base = offsets.at(&Request::element(&[expert]))?;
+        let end = offsets.at(&Request::element(&[expert + 1i64]))?;
+        if let Some(result) = self.codes(cx, [left, right], [base, end], expert) {
+            return result;
+        }
+        let rows = self.rows();
+        let own = 1 - rows;
         // Tensor cores have whole tiles only.
         let tensor = cx.schedule.tensor_of(&[left, right]);
         let [bm, bn, bk] = tensor.map_or(cx.schedule.outer, |tensor| tensor.product);
-        let fit = |view: &BufView, most: usize| cx.size(&view.shape[1]).map_or(most, |n| n.clamp(1, most));
+        let fit = |view: &BufView, most: usize| cx.size(&view.shape[own]).map_or(most, |n| n.clamp(1, most));
         let (bm, bn) = (if tensor.is_some() { bm } else { fit(left, bm) }, fit(right, bn));
 
-        let expert = cx.program(&cx.out[0].shape[0]);
-        let (row, col) = (cx.program_tile(&left.shape[1], bm), cx.program_tile(&right.shape[1], bn));
-        let base = offsets.at(&Request::element(&[expert]))?;
-        let end = offsets.at(&Request::element(&[expert + 1i64]))?;
-        let side = |view: &BufView, first, rows, term, ends: bool| {
-            let coords = vec![Coord::Cols(term), Coord::Rows(first)];
-            let limits = if ends { vec![(0, end)] } else { Vec::new() };
-            cx.load(view, &Request { coords, rows, cols: bk, limits })
+        let (row, col) = (cx.program_tile(&left.shape[own], bm), cx.program_tile(&right.shape[own], bn));
+        let side = |view: &BufView, first, lines, term, ends: bool| {
+            let mut coords = vec![Coord::Rows(first); 2];
+            coords[rows] = Coord::Cols(term);
+            let limits = if ends { vec![(rows, end)] } else { Vec::new() };
+            cx.load(view, &Request { coords, rows: lines, cols: bk, limits })
         };
         let zero = cx.k.full([bm, bn], 0.0);
-        let rows = end - base;
+        let terms = end - base;
         let [sum] = if tensor.is_some() {
             // Bulk copies do not end where an expert's rows do: the rows behind the last whole step are another loop's, where
             // those of one side that are not the expert's are zeros, which is enough.
-            let whole = rows / bk as i64;
+            let whole = terms / bk as i64;
             let sum = cx.k.fold(whole, [zero], |i, [sum]| {
                 let term = base + i * bk as i64;
                 [sum.add_dot(side(left, row, bm, term, false), side(right, col, bn, term, false))]
             });
-            cx.k.fold(rows.div_ceil(bk as i64) - whole, sum, |i, [sum]| {
+            cx.k.fold(terms.div_ceil(bk as i64) - whole, sum, |i, [sum]| {
                 let term = base + (whole + i) * bk as i64;
                 [sum.add_dot(side(left, row, bm, term, true), side(right, col, bn, term, false))]
             })
         } else {
-            cx.k.fold(rows.div_ceil(bk as i64), [zero], |i, [sum]| {
+            cx.k.fold(terms.div_ceil(bk as i64), [zero], |i, [sum]| {
                 let term = base + i * bk as i64;
                 [sum.add_dot(side(left, row, bm, term, true), side(right, col, bn, term, true))]
             })

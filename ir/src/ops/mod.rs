@@ -39,6 +39,7 @@ ops! {
     // 8-bit floats.
     quantize::Quantize,
     quantize_by::QuantizeBy,
+    quantize_by_expert::QuantizeByExpert,
     dequantize::Dequantize,
     quantize_stats::QuantizeStats,
     // The same elements elsewhere.
@@ -87,6 +88,7 @@ ops! {
     combine::Combine,
     route_grad::RouteGrad,
     count_by_expert::CountByExpert,
+    align_offsets::AlignOffsets,
     invert::Invert,
     segment_sum::SegmentSum,
 }

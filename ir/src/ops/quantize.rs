@@ -64,6 +64,14 @@ fn clamp<'k>(y: Tile<'k>, largest: f64) -> Tile<'k> {
     y.lt(least).select(least, y)
 }
 
+/// The scales of blocks whose largest magnitudes are `amax`, a tile of this shape.
+pub(super) fn scale_of<'k>(amax: Tile<'k>, shape: [usize; 2], to: DType, encoding: Encoding, least: f64) -> Tile<'k> {
+    let k = amax.build();
+    let most = amax.max(k.full(shape, f64::from(least as f32)));
+    let scale = (most / k.full(shape, f64::from(largest(to)))).single();
+    if encoding.is_power_of_two() { scale.round(DType::E8M0) } else { scale }
+}
+
 impl Quantize {
     /// The op that makes `scales`' blocks of `ty`.
     pub fn new(ty: &TensorType, to: DType, scales: &Scales, least: f64) -> Self {
@@ -97,13 +105,9 @@ impl Quantize {
         let k = x.build();
         let blocks = [at.cols / n, n];
         let x = x.single().reshape(blocks);
-        let least = k.full([blocks[0], 1], f64::from(self.least.get() as f32));
-        let largest = f64::from(largest(self.to));
-        let mut scale = (x.max(-x).max_along(1).max(least) / k.full([blocks[0], 1], largest)).single();
-        if self.encoding().is_power_of_two() {
-            scale = scale.round(DType::E8M0);
-        }
-        let y = self.quotient(x, scale, largest).reshape([1, at.cols]);
+        let amax = x.max(-x).max_along(1);
+        let scale = scale_of(amax, [blocks[0], 1], self.to, self.encoding(), self.least.get());
+        let y = self.quotient(x, scale, f64::from(largest(self.to))).reshape([1, at.cols]);
         let mut index: Vec<Tile<'k>> = at.coords.iter().map(|c| c.start()).collect();
         k.store(codes, &index, at.axes(), &at.limits, y);
         let last = index.len() - 1;
@@ -324,11 +328,7 @@ impl<'k> Blocks<'_, 'k> {
             }
         });
         let largest = f64::from(largest(self.op.to));
-        let mut scale = amax.max(cx.k.full(shape, f64::from(self.op.least.get() as f32))) / cx.k.full(shape, largest);
-        scale = scale.single();
-        if self.op.encoding().is_power_of_two() {
-            scale = scale.round(DType::E8M0);
-        }
+        let scale = scale_of(amax, shape, self.op.to, self.op.encoding(), self.op.least.get());
         self.nest(&loops, axes, &at, none, &|at, carried| {
             match tile(at) {
                 Ok(x) => {

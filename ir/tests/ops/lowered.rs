@@ -319,3 +319,18 @@ fn sums_of_rows_of_experts() {
         }
     }
 }
+
+/// Where experts' rows begin in whole blocks: experts without rows, with one, with as many as blocks have.
+#[test]
+fn offsets_of_whole_blocks() {
+    let sizes = [("e", 11)];
+    let op = align_offsets::AlignOffsets { rows: 4 };
+    for (fixed, dynamic) in [(&sizes[..], &[][..]), (&[], &sizes)] {
+        let case = Case::new(op.clone(), &["i32[e + 1]"], fixed, dynamic);
+        let mut args = case.arrays(wild);
+        args[0] = ints(&[12], &[2, 2, 3, 7, 11, 16, 16, 24, 33, 34, 34, 40]);
+        case.check(&args, 0.0);
+        let starts = case.run(&args, Order::Forward).remove(0);
+        assert_eq!(starts.data, [0.0, 0.0, 4.0, 8.0, 12.0, 20.0, 20.0, 28.0, 40.0, 44.0, 44.0, 52.0]);
+    }
+}

@@ -15,6 +15,8 @@ pub enum Fate {
     Convert(Conversion),
     /// It is a weight's gradient, and can be given operands of 8 bits.
     Gradient(OfTokens),
+    /// It is the gradient of experts' weights, and can be given operands of 8 bits, so many rows of which share a scale.
+    Experts(u32),
     /// It stays as it is, and this is why.
     High(String),
     /// The recipe wants 8 bits, and this is why that cannot be.
@@ -146,12 +148,14 @@ pub fn fate(
         Def::Op(Op::Attend(_) | Op::AttendLse(_) | Op::AttendGradKeys(_) | Op::AttendGradQueries(_), _) => {
             return Some(Fate::High("attention's own products are kept".into()));
         }
-        Def::Op(Op::GroupedOuter(_), _) => {
+        Def::Op(Op::GroupedOuter(_), args) => {
+            if args[..2].iter().all(|&arg| f.tensor(arg).is_some_and(|ty| ty.scales.is_some())) {
+                return Some(Fate::Eight);
+            }
             let name = gradient::of_weight(module, f, value).unwrap_or_default();
             let kept = kept(recipe, &name, false, chosen).map(Fate::High);
-            let why =
-                "each expert has its own number of tokens, and sums over tiles of those are not there yet";
-            return Some(kept.unwrap_or_else(|| Fate::Fallback(why.into())));
+            let tiles = recipe.activations.map(|casting| casting.tiles);
+            return Some(kept.unwrap_or_else(|| gradient::experts(module, f, args, tiles, multiple)));
         }
         _ => {}
     }

@@ -12,10 +12,13 @@ use eva_ir::graph::{Def, Function, Module, Uses, Value};
 use eva_ir::lower::Lowering;
 use eva_ir::op::TypeError;
 use eva_ir::ops::Op;
+use eva_ir::ops::align_offsets::AlignOffsets;
 use eva_ir::ops::cast::Cast;
 use eva_ir::ops::einsum::Einsum;
 use eva_ir::ops::grouped::Grouped;
+use eva_ir::ops::grouped_outer::GroupedOuter;
 use eva_ir::ops::quantize::Quantize;
+use eva_ir::ops::quantize_by_expert::QuantizeByExpert;
 use eva_ir::ops::reshape::Reshape;
 use eva_ir::ops::scale::Scale;
 use eva_ir::scales::{self, Scales};
@@ -35,6 +38,7 @@ pub fn convert(module: &Module, options: &Options, chosen: bool) -> Result<Modul
                     pass.product(f, value, &conversion, casting, recipe.weights).is_ok()
                 }
                 (Some(Fate::Gradient(of)), Some(casting)) => pass.gradient(f, value, &of, casting).is_ok(),
+                (Some(Fate::Experts(rows)), Some(casting)) => pass.experts(f, value, rows, casting).is_ok(),
                 _ => pass.single(f, value),
             };
             if !done {
@@ -62,6 +66,7 @@ pub fn refusal(
     let done = match fate {
         Fate::Convert(conversion) => pass.product(f, value, conversion, activations, weights),
         Fate::Gradient(of) => pass.gradient(f, value, of, activations),
+        Fate::Experts(rows) => pass.experts(f, value, *rows, activations),
         _ => Ok(()),
     };
     done.err().map(|error| error.message)
@@ -92,6 +97,10 @@ struct Convert<'f> {
     turned: HashMap<(Value, Vec<usize>, usize), Value>,
     /// What depends on gradients that are given.
     gradients: HashSet<Value>,
+    /// Where experts' rows begin when they fill tiles, for each list of offsets and number of rows.
+    starts: HashMap<(Value, i64), Value>,
+    /// Operands of experts' gradients: what they are made of, and where experts begin.
+    by_expert: HashMap<(Value, Value), Value>,
     /// The sums in `f32` of gradients of narrower types.
     sums: HashMap<Value, Value>,
     whole: Made,
@@ -103,7 +112,7 @@ struct Convert<'f> {
 
 impl<'f> Convert<'f> {
     fn new(module: &'f Module, f: &'f Function, neighbours: bool) -> Self {
-        let (quantized, turned, sums) = Default::default();
+        let (quantized, turned, starts, by_expert, sums) = Default::default();
         let (r, whole, uses) = (Rebuild::new(f), Made::new(), f.uses());
         Convert {
             module,
@@ -111,6 +120,8 @@ impl<'f> Convert<'f> {
             quantized,
             turned,
             gradients: gradients(f),
+            starts,
+            by_expert,
             sums,
             whole,
             uses,
@@ -136,12 +147,55 @@ impl<'f> Convert<'f> {
             let op = Quantize::new(ty, casting.to, &scales, casting.least);
             args.push(self.quantize(x, op, arg)?);
         }
-        let op = Einsum { spec: of.spec.clone() };
+        self.sums_of(f, value, Einsum { spec: of.spec.clone() }.into(), &args)
+    }
+
+    /// The gradient of experts' weights, as sums of 8-bit products over rows that begin where tiles of `rows` do.
+    fn experts(&mut self, f: &Function, value: Value, rows: u32, casting: Casting) -> Result<(), TypeError> {
+        let Def::Op(Op::GroupedOuter(op), old) = &f.values[value].def else {
+            return Err(TypeError::new("it is no gradient of experts' weights"));
+        };
+        let (offsets, rows) = (self.r.get(old[2]), i64::from(rows));
+        let starts = match self.starts.get(&(offsets, rows)) {
+            Some(&known) => known,
+            None => {
+                let name = format!("{}_aligned", f.values[old[2]].name);
+                let starts = self.r.op(&name, AlignOffsets { rows }, &[offsets], old[2])?;
+                self.starts.insert((offsets, rows), starts);
+                starts
+            }
+        };
+        let mut args = Vec::with_capacity(3);
+        for &arg in &old[..2] {
+            let key = (self.r.get(arg), starts);
+            args.push(match self.by_expert.get(&key) {
+                Some(&known) => known,
+                None => {
+                    let name = format!("{}_{}", f.values[arg].name, casting.to);
+                    let scales = casting.encoding.name().into();
+                    let least = self.least(arg, Real::new(casting.least));
+                    let op = QuantizeByExpert { to: casting.to, rows, scales, least };
+                    let new = self.r.op(&name, op, &[key.0, offsets, starts], arg)?;
+                    self.by_expert.insert(key, new);
+                    new
+                }
+            });
+        }
+        args.push(starts);
+        // What is summed are neighbours: rows are last.
+        let inputs: Vec<Vec<Axis>> =
+            op.spec.inputs.iter().map(|axes| axes.iter().rev().copied().collect()).collect();
+        let spec = Spec::new(&[&inputs[0], &inputs[1]], &op.spec.out, |axis| op.spec.letter(axis));
+        self.sums_of(f, value, GroupedOuter { spec }.into(), &args)
+    }
+
+    /// A gradient of weights whose sums are in `f32`, in place of `value`.
+    fn sums_of(&mut self, f: &Function, value: Value, op: Op, args: &[Value]) -> Result<(), TypeError> {
         let dtype = f.tensor(value).map_or(DType::F32, |ty| ty.dtype);
         if dtype == DType::F32 {
-            self.r.replace(value, op, &args)?;
+            self.r.replace(value, op, args)?;
         } else {
-            let sums = self.r.op(&format!("{}_sums", f.values[value].name), op, &args, value)?;
+            let sums = self.r.op(&format!("{}_sums", f.values[value].name), op, args, value)?;
             self.r.replace(value, Cast { to: dtype }, &[sums])?;
             self.sums.insert(value, sums);
         }
@@ -215,7 +269,7 @@ impl<'f> Convert<'f> {
         let Def::Op(Op::Cast(cast), args) = &f.values[value].def else { return false };
         let Some(&sums) = self.sums.get(&args[0]).filter(|_| cast.to == DType::F32) else { return false };
         if f.results.contains(&value) {
-            let by = eva_ir::attr::Real::new(1.0);
+            let by = Real::new(1.0);
             return self.r.replace(value, Scale { by }, &[sums]).is_ok();
         }
         self.r.map.insert(value, sums);

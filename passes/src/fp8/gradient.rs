@@ -6,15 +6,27 @@
 //!                                               %w.grad = einsum "ot,it->oi" %q, %r
 //! ```
 //!
+//! Experts' rows are of any number. So they are moved to where a tile begins, with zeros behind them:
+//!
+//! ```text
+//! %w.grad = grouped_outer "gf,gm->efm" %dy, %x, %offsets
+//!   =>   %starts = align_offsets %offsets {rows = 128}
+//!        %q      = quantize_by_expert %dy, %offsets, %starts {rows = 128}
+//!        %r      = quantize_by_expert %x, %offsets, %starts {rows = 128}
+//!        %w.grad = grouped_outer "fg,mg->efm" %q, %r, %starts
+//! ```
+//!
 //! Both operands have a scale for 128 tokens of a channel (arXiv 2412.19437, section 3.3.2). Gradients of activations are products with
 //! the weight like any other ([`super::contraction`]): sums over its rows, which its square blocks suit as they do its columns.
 
+use super::Tiles;
 use super::contraction::{Fate, OfTokens};
 use crate::grad::GRADIENT;
 use eva_ir::attr::{Axis, Spec};
 use eva_ir::dim::Dim;
 use eva_ir::graph::{Def, Function, Module, ParamKind, Value};
 use eva_ir::ops::Op;
+use eva_ir::ops::align_offsets::room;
 use std::collections::HashSet;
 
 /// The weight whose gradient the product `value` is, or a part of: by its name in the function that was differentiated.
@@ -94,4 +106,24 @@ pub fn conversion(module: &Module, f: &Function, spec: &Spec, args: &[Value], mu
     };
     let spec_of = Spec::new(&[&kept(left), &kept(right)], &spec.out, |axis| spec.letter(axis));
     Fate::Gradient(OfTokens { order: [order(left), order(right)], tokens: summed.len(), spec: spec_of })
+}
+
+/// How the sums over experts' rows of `args` get operands of 8 bits: an expert's rows are moved to where a tile of tokens begins.
+pub fn experts(module: &Module, f: &Function, args: &[Value], tiles: Option<Tiles>, multiple: i64) -> Fate {
+    let Some(Tiles::Along(rows)) = tiles else {
+        let why =
+            "each expert has its own number of tokens, and the recipe's scales are not of tiles of them";
+        return Fate::Fallback(why.into());
+    };
+    let (Some(x), Some(offsets)) = (f.tensor(args[0]), f.tensor(args[2])) else {
+        return Fate::Fallback("an operand is several tensors".into());
+    };
+    match module.constant(&room(&x.shape[0], &offsets.shape[0], i64::from(rows))) {
+        None => Fate::Fallback(format!("the sum is over `{}`, which has no fixed value", x.shape[0])),
+        Some(n) if n % multiple != 0 => Fate::Fallback(format!(
+            "the target multiplies 8-bit floats where sums are multiples of {multiple}, and `{}` is not",
+            x.shape[0]
+        )),
+        Some(_) => Fate::Experts(rows),
+    }
 }

@@ -81,7 +81,7 @@ pub fn products(module: &Module, f: &Function, options: &Options) -> Vec<Product
             Fate::Eight => Outcome::Eight,
             Fate::High(why) => Outcome::High(why),
             Fate::Fallback(why) => Outcome::Fallback(why),
-            fate @ (Fate::Convert(_) | Fate::Gradient(_)) => {
+            fate @ (Fate::Convert(_) | Fate::Gradient(_) | Fate::Experts(_)) => {
                 let activations = recipe.activations.unwrap_or(recipe.weights);
                 let why = convert::refusal(module, f, value, &fate, options, [activations, recipe.weights]);
                 Outcome::Fallback(why.unwrap_or_else(|| "it was made after the pass `fp8`".into()))

@@ -212,7 +212,7 @@ fn is_opaque(f: &Function, def: &Def) -> bool {
         Def::Op(Op::Dequantize(_), _) => false,
         Def::Op(Op::CacheWrite(_) | Op::PageWrite(_), args) => args.iter().any(eight),
         Def::Op(op, args) => {
-            matches!(op, Op::Quantize(_) | Op::QuantizeBy(_))
+            matches!(op, Op::Quantize(_) | Op::QuantizeBy(_) | Op::QuantizeByExpert(_))
                 || args.iter().any(|arg| eight(arg) || replaced(arg))
         }
     }

@@ -308,6 +308,29 @@ fn @experts(%dy: bf16[g, o], weight %w: f32[e, o, i], %offsets: i32[e + 1]) -> f
     case("turned", module);
 }
 
+/// Experts' rows, moved to where tiles of them begin.
+#[test]
+fn sums_of_codes_of_rows_of_experts_mean_the_same_as_ptx() {
+    let module = "
+dim g
+dim e = 3
+dim f = 208
+dim m = 144
+
+fn @gradient(%x: bf16[g, f], %y: bf16[g, m], %offsets: i32[e + 1]) -> f32[e, f, m], i32[e + 1] {
+  %starts = align_offsets %offsets {rows = 128} : i32[e + 1]
+  %q = quantize_by_expert %x, %offsets, %starts {to = f8e4m3, rows = 128, scales = single, least = 1e-4} : f8e4m3[f, g + 128*e/128]
+  %r = quantize_by_expert %y, %offsets, %starts {to = f8e4m3, rows = 128, scales = single, least = 1e-4} : f8e4m3[m, g + 128*e/128]
+  %w = grouped_outer \"fg,mg->efm\" %q, %r, %starts : f32[e, f, m]
+  return %w, %starts
+}
+
+// sizes: g=304
+// ints: offsets = 0 70 70 304
+";
+    case("codes of experts' rows", &module.replace("dim g\n", "dim g = 304\n"));
+}
+
 /// The case of latent attention, in bf16 and as wide as tensor cores have it.
 #[test]
 fn latent_attention_of_tensor_cores_means_the_same_as_ptx() {

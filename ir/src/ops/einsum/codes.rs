@@ -152,18 +152,20 @@ const MOST_TERMS: i64 = 128;
 /// Blocks have a multiple of so many terms, which tensor cores sum at once.
 const STEP: i64 = 32;
 
-/// The product of a program's tile, scaled, part by part: the first row and column of each, and the sums.
+/// The product of a program's tile, scaled, part by part: the first row and column of each, and the sums, over `terms` terms
+/// from the first one on, or from `start`, where a block begins.
 pub fn product<'k>(
     cx: &Cx<'k>,
     cut: Cut,
-    terms: Tile<'k>,
+    (start, terms): (Option<Tile<'k>>, Tile<'k>),
     [left, right]: [&Operand; 2],
     [rows, cols]: [From<'_, 'k>; 2],
 ) -> Vec<([usize; 2], Tile<'k>)> {
-    let left_codes = |first: usize, shape: [usize; 2], term: Tile<'k>| left.load(cx, rows, first, shape, term);
-    let right_codes = |first: usize, shape: [usize; 2], term: Tile<'k>| right.load(cx, cols, first, shape, term);
+    let from_start = |term: Tile<'k>| start.map_or(term, |start| start + term);
+    let left_codes = |first: usize, shape: [usize; 2], term| left.load(cx, rows, first, shape, from_start(term));
+    let right_codes = |first: usize, shape: [usize; 2], term| right.load(cx, cols, first, shape, from_start(term));
     let inside = left.terms().is_some();
-    let term = |number: Tile<'k>| number * cut.block as i64;
+    let term = |number: Tile<'k>| from_start(number * cut.block as i64);
     let left_scale = |first: usize, n: usize, number: Tile<'k>| {
         inside.then(|| left.scale(cx, rows, [first, n], term(number), false))
     };

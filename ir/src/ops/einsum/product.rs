@@ -266,7 +266,7 @@ fn codes<'k>(cx: &Cx<'k>, plan: &Plan, [row, col, term]: [Axis; 3]) -> Option<Re
     let others = [0, 1].map(|side| move |i: usize| start(plan.specs[side][i]));
     let from = |side: usize, axis: Axis| From { first: start(axis), other: &others[side], end: None };
     let sides = [from(0, row), from(1, col)];
-    let parts = codes::product(cx, cut, cx.k.int(terms as i64), [&left, &right], sides);
+    let parts = codes::product(cx, cut, (None, cx.k.int(terms as i64)), [&left, &right], sides);
     let emit = |([top, first], sum): ([usize; 2], Tile<'k>)| {
         let shift = |coord: &Coord<'k>| match coord {
             Coord::Rows(i) => Coord::Rows(*i + top as i64),

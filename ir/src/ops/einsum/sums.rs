@@ -104,7 +104,11 @@ pub fn sums<'k>(k: &'k Build, cut: Cut, terms: Tile<'k>, sides: [&Side<'_, 'k>; 
     let (rows, cols) = cut.firsts();
     let parts = rows.len() * cols.len();
     let trips = terms.div_ceil((block * ahead) as i64);
-    let last = terms.div_ceil(block as i64) - 1i64;
+    let mut last = terms.div_ceil(block as i64) - 1i64;
+    if terms.as_int().is_none() {
+        // There may be none, whose scales are not asked for.
+        last = last.max(k.int(0));
+    }
     // The scales of the blocks of a trip: those of each block's rows, then of its columns.
     let scales = |trip: Tile<'k>, blocks: std::ops::Range<usize>| -> Vec<Tile<'k>> {
         let of = |i: usize| {
