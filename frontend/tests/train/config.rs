@@ -78,6 +78,23 @@ fn factors_of_gradients_are_numbers_or_dynamic() {
 }
 
 #[test]
+fn examples_are_right() {
+    let runs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/runs");
+    let mut found = 0;
+    for folder in fs::read_dir(runs).unwrap() {
+        for file in fs::read_dir(folder.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            match path.extension().and_then(|end| end.to_str()) {
+                Some("toml") => drop(RunConfig::load(&path, &[]).unwrap_or_else(|e| panic!("{e}"))),
+                _ => drop(eva::model::config::Config::load(&path).unwrap_or_else(|e| panic!("{e}"))),
+            }
+            found += 1;
+        }
+    }
+    assert_eq!(found, 5);
+}
+
+#[test]
 fn mistakes_name_line_and_key() {
     let mut all = String::new();
     let mut add = |title: &str, text: &str, set: &[&str]| {
