@@ -85,18 +85,19 @@ impl Graphs {
         }
         let fp8 = eva_passes::fp8::Options { recipe, observe: run.metrics.fp8, ..Default::default() };
         let passes = eva_passes::Options { fp8, ..Default::default() };
-        let options = grad::Options { store: run.memory.keep, ..Default::default() };
+        let target = match run.target {
+            Device::Cpu => Target::cpu(),
+            Device::Cuda(_) => Target::cuda(),
+        };
+        // What is cheap to compute again, and what to keep, is the machine's to say.
+        let cost = CostOptions { sizes: sizes.clone(), ..CostOptions::new(target.costs.clone()) };
+        let options = grad::Options { store: run.memory.keep, cost, ..Default::default() };
         let module = match run.memory.activations {
             None => {
-                let options = grad::Options { cost: CostOptions { sizes, ..Default::default() }, ..options };
                 let module = grad::differentiate(&module, LOSS, &options);
                 module.map_err(|diag| EngineError::Module(Diags(vec![diag])))?
             }
             budget => {
-                let target = match run.target {
-                    Device::Cpu => Target::cpu(),
-                    Device::Cuda(_) => Target::cuda(),
-                };
                 let fitted = fit(&module, LOSS, &options, (&target, &passes), &sizes, budget);
                 fitted.map_err(eva_runtime::Error::from)?.module
             }
