@@ -96,6 +96,8 @@ impl Report {
         };
         let rows = &rows[..most.min(rows.len())];
         let widest = rows.iter().map(|row| name(row).chars().count()).max().unwrap_or(0);
+        // One line for all of them, as a built-in model has it, tells nothing apart.
+        let tells = rows.iter().any(|row| row.line != rows[0].line);
         say(format!(
             "  {:<widest$}  {:>9}  {:>9}  {:>9}  {:>9}",
             "", "error", "underflow", "saturated", "amax"
@@ -103,7 +105,7 @@ impl Report {
         for row in rows {
             let error = row.error.map_or("no number".into(), |error| format!("{:.3} %", error * 100.0));
             let users = row.site.used_by.join(", ");
-            let line = row.line.as_ref().map_or(String::new(), |line| format!(" ({line})"));
+            let line = row.line.as_ref().filter(|_| tells).map_or(String::new(), |line| format!(" ({line})"));
             say(format!(
                 "  {:<widest$}  {error:>9}  {:>7.3} %  {:>7.3} %  {:>9.3e}  {} for {users}{line}",
                 name(row),
