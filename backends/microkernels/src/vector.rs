@@ -278,7 +278,7 @@ unsafe fn k_tile<V: Vector, E: Element, const M: usize, const N: usize, const LA
             if t.add {
                 let old = *c;
                 for j in 0..N {
-                    sums[j] = old[j] + sums[j];
+                    sums[j] += old[j];
                 }
             }
             *c = sums;
