@@ -155,44 +155,8 @@ fn @f(%x: f8e4m3[{x}], weight %w: f8e4m3[{w}]) -> f32[s, n] {{
 /// Operands of gradients: what is summed are not neighbours, so they are quantized as they are turned, in one kernel each.
 #[test]
 fn turned_operands_of_codes() {
-    let text = "dim b = 3
-dim s = 48
-dim o = 208
-dim i = 144
-dim g = 70
-dim e = 3
-
-fn @weights(%dy: bf16[b, s, o], %x: bf16[b, s, i], %z: bf16[b, s, i]) -> f32[o, i] {
-  %g = reshape %dy {shape = [b*s, o]} : bf16[b*s, o]
-  %h = einsum \"to->ot\" %g : bf16[o, b*s]
-  %q = quantize %h {to = f8e4m3, per = [1, 128], scales = single, least = 1e-4} : f8e4m3[o, b*s/128]
-  %v = reshape %x {shape = [b*s, i]} : bf16[b*s, i]
-  %u = reshape %z {shape = [b*s, i]} : bf16[b*s, i]
-  %m = mul %v, %u : bf16[b*s, i]
-  %n = einsum \"ti->it\" %m : bf16[i, b*s]
-  %r = quantize %n {to = f8e4m3, per = [1, 128], scales = single, least = 1e-4} : f8e4m3[i, b*s/128]
-  %y = einsum \"ot,it->oi\" %q, %r : f32[o, i]
-  return %y
-}
-
-fn @activations(%dy: bf16[b, s, o], weight %w: f32[o, i]) -> f32[b, s, i] {
-  %c = cast %w {to = bf16} : bf16[o, i]
-  %t = einsum \"oi->io\" %c : bf16[i, o]
-  %v = quantize %t {to = f8e4m3, per = [128, 128], scales = single, least = 1e-12} : f8e4m3[i/128, o/128]
-  %q = quantize %dy {to = f8e4m3, per = [1, 1, 128], scales = single, least = 1e-4} : f8e4m3[b, s, o/128]
-  %y = einsum \"bso,io->bsi\" %q, %v : f32[b, s, i]
-  return %y
-}
-
-fn @experts(%dy: bf16[g, o], weight %w: f32[e, o, i], %offsets: i32[e + 1]) -> f32[g, i] {
-  %t = einsum \"eoi->eio\" %w : f32[e, i, o]
-  %v = quantize %t {to = f8e4m3, per = [1, 128, 128], scales = single, least = 1e-12} : f8e4m3[e, i/128, o/128]
-  %q = quantize %dy {to = f8e4m3, per = [1, 128], scales = single, least = 1e-4} : f8e4m3[g, o/128]
-  %y = grouped \"go,eio->gi\" %q, %v, %offsets : f32[g, i]
-  return %y
-}
-";
-    let module = eva_ir::text::parse(text).unwrap_or_else(|e| panic!("{e}"));
+    let text = include_str!("../cases/tensor/turned.eva").replace("dim g\n", "dim g = 70\n");
+    let module = eva_ir::text::parse(&text).unwrap_or_else(|e| panic!("{e}"));
     let ints = HashMap::from([("offsets", vec![0, 2, 66, 70])]);
     for (func, f) in module.funcs.iter() {
         check_chain(&module, func, &[], &ints, 5);

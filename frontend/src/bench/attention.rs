@@ -6,7 +6,7 @@
 
 use super::lab::{Call, Lab};
 use super::layer::reference::{Reference, parallel};
-use super::layer::{CACHES, INPUTS, LIMIT, config, exponent_of, random_weights, shapes, stored};
+use super::layer::{CACHES, INPUTS, LIMIT, angles, config, random_weights, shapes, stored};
 use super::reference::{attend, dot, part, places, relative_error};
 use super::{Bench, BenchError, Case, Measured, Options};
 use crate::engine::caches;
@@ -17,7 +17,7 @@ use crate::model::rope::Rope;
 use crate::model::weights::Weights as Declared;
 use crate::prelude::*;
 use eva_passes::Form;
-use eva_runtime::{Executable, Session, Tensor as Data, Weights};
+use eva_runtime::{Executable, Session, Tensor as Data};
 use std::sync::Arc;
 
 /// How many tokens are checked.
@@ -93,9 +93,7 @@ fn run(lab: &mut Lab, heads: usize, step: Step) -> Result<Measured, BenchError> 
     options.passes.cache = caches(config, options.passes.cache);
     let exe = Arc::new(Executable::compile(&module, &options)?);
     let start = Data::from_i32(&[batch], &vec![(cached - new) as i32; batch]);
-    let mut angles = Session::new(exe.clone(), "rope", &Weights::new())?;
-    let mut angles = angles.run(&[("start", &start)], None, &[("s", new)])?;
-    let (_, rope) = angles.pop().ok_or_else(|| BenchError::Unsupported("no angles".into()))?;
+    let rope = angles(&exe, &start, new)?;
 
     let weights = random_weights(lab, &exe, shapes(&module, "attention"))?;
     let mut session = Session::new(exe.clone(), "attention", &weights)?;
@@ -115,16 +113,7 @@ fn run(lab: &mut Lab, heads: usize, step: Step) -> Result<Measured, BenchError> 
     session.start(&inputs, Some(&mut states), &sizes)?;
     let before = session.take("y")?;
     let kept = states_of.iter().map(|(name, _)| states.read(name, cached)).collect::<Result<Vec<_>, _>>()?;
-    let reference = Reference {
-        config,
-        moe,
-        weights: (shapes(&module, "attention").into_iter().enumerate())
-            .map(|(i, (name, shape))| {
-                let elements = lab.elements(0, i, exponent_of(&name, &shape));
-                (name, (elements, shape))
-            })
-            .collect(),
-    };
+    let reference = Reference::new(lab, config, moe, shapes(&module, "attention"));
     let error = check(&reference, step, &x, &before, &kept);
 
     let mut call =

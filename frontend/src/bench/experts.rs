@@ -6,7 +6,7 @@
 
 use super::lab::{Call, Lab};
 use super::layer::reference::Reference;
-use super::layer::{INPUTS, LIMIT, MARGIN, TRIES, config, exponent_of, random_weights, shapes, stored};
+use super::layer::{INPUTS, LIMIT, MARGIN, TRIES, config, random_weights, shapes, stored};
 use super::reference::{part, places, relative_error};
 use super::{Bench, BenchError, Case, Measured, Options};
 use crate::chart::{Chart, Series};
@@ -126,16 +126,7 @@ fn run(lab: &mut Lab, step: Step) -> Result<Measured, BenchError> {
     let module = module(config, moe)?;
     let exe = Arc::new(Executable::compile(&module, &lab.compile_options(Form::default()))?);
     let weights = random_weights(lab, &exe, shapes(&module, "experts"))?;
-    let reference = Reference {
-        config,
-        moe,
-        weights: (shapes(&module, "experts").into_iter().enumerate())
-            .map(|(i, (name, shape))| {
-                let elements = lab.elements(0, i, exponent_of(&name, &shape));
-                (name, (elements, shape))
-            })
-            .collect(),
-    };
+    let reference = Reference::new(lab, config, moe, shapes(&module, "experts"));
     let input = |i: usize| lab.elements(INPUTS, i, 0).tensor(BF16, &[1, tokens, config.hidden]);
     let mut session = Session::new(exe.clone(), "experts", &weights)?;
     let mut found = None;

@@ -67,8 +67,9 @@ impl Mha {
             Some(n) => n + p,
             None => p.clone(),
         };
-        let heads =
-            |name: &str, width: &Dim| self.linear(&w.at(name), x, &(h * width)).reshape([&b, &s, h, width]);
+        let heads = |name: &str, width: &Dim| {
+            w.at(name).linear(x, &(h * width), self.bias).reshape([&b, &s, h, width])
+        };
         let rotated = |x: Tensor| match &self.nope {
             None => x.rope(&tokens.rope, self.pairs),
             Some(n) => {
@@ -84,13 +85,6 @@ impl Mha {
         let probs = scores.causal_softmax(&tokens.start).named("probs");
         let probs = if self.observe { probs.tap("attn_probs") } else { probs };
         let out = probs.einsum("bhst,bthv->bshv", &value).reshape([&b, &s, &(h * v)]);
-        self.linear(&w.at("o_proj"), &out, &m).tap("attn_out")
-    }
-
-    /// A projection to `out` columns that has a bias if the block has any.
-    #[track_caller]
-    fn linear(&self, w: &Weights, x: &Tensor, out: &Dim) -> Tensor {
-        let y = x.linear(&w.get("weight", [out, &x.dim(-1)]));
-        if self.bias { y + w.get("bias", [out]).cast(x.dtype()) } else { y }
+        w.at("o_proj").linear(&out, &m, self.bias).tap("attn_out")
     }
 }

@@ -104,7 +104,7 @@ impl Mla {
         // Queries.
         let q = match &self.query_latent {
             Some(rank) => {
-                let latent = self.linear(&w.at("q_a_proj"), x, rank);
+                let latent = w.at("q_a_proj").linear(x, rank, self.bias);
                 let latent = rms_norm(&w.at("q_a_layernorm"), &latent, LATENT_NORM_EPS);
                 latent.linear(&w.get("q_b_proj.weight", [&(h * &(n + p)), rank]))
             }
@@ -114,7 +114,7 @@ impl Mla {
         let (q_nope, q_pe) = (q_nope.named("q_nope"), q_pe.rope(&tokens.rope, self.pairs).named("q_pe"));
 
         // Latents of the new tokens.
-        let [y, z] = self.linear(&w.at("kv_a_proj_with_mqa"), x, &(c + p)).split(-1, [c, p]);
+        let [y, z] = w.at("kv_a_proj_with_mqa").linear(x, &(c + p), self.bias).split(-1, [c, p]);
         let latent = rms_norm(&w.at("kv_a_layernorm"), &y, LATENT_NORM_EPS).tap("kv_latent");
         let k_pe = z.rope(&tokens.rope, self.pairs).tap("k_rope");
 
@@ -146,13 +146,6 @@ impl Mla {
         let probs = (scores * self.scale).causal_softmax(&tokens.start).named("probs");
         let probs = if self.observe { probs.tap("attn_probs") } else { probs };
         let out = probs.einsum("bhst,bthv->bshv", &value).reshape([&b, &s, &(h * v)]);
-        self.linear(&w.at("o_proj"), &out, &m).tap("attn_out")
-    }
-
-    /// A projection to `out` columns that has a bias if the block has any.
-    #[track_caller]
-    fn linear(&self, w: &Weights, x: &Tensor, out: &Dim) -> Tensor {
-        let y = x.linear(&w.get("weight", [out, &x.dim(-1)]));
-        if self.bias { y + w.get("bias", [out]).cast(x.dtype()) } else { y }
+        w.at("o_proj").linear(&out, &m, self.bias).tap("attn_out")
     }
 }

@@ -51,6 +51,13 @@ impl<'a> Weights<'a> {
         self.scope.weight_scaled(name, stored, dims, scales).dequantize(self.to)
     }
 
+    /// A projection of `x` to `out` columns with the weights `weight` and, if there is a `bias`, `bias`.
+    #[track_caller]
+    pub fn linear(&self, x: &Tensor, out: &Dim, bias: bool) -> Tensor {
+        let y = x.linear(&self.get("weight", [out, &x.dim(-1)]));
+        if bias { y + self.get("bias", [out]).cast(x.dtype()) } else { y }
+    }
+
     /// The scope, for state, inputs and calls.
     pub fn scope(&self) -> &Scope {
         &self.scope

@@ -44,6 +44,15 @@ pub fn axes(what: &str, pattern: &str, ty: &TensorType, i: usize, more: bool) ->
     Err(TypeError::new(format!("the {what} {ty} should have the axes {pattern}")).at(i))
 }
 
+/// Operand `i`, called `what`, must be where the rows of each expert begin, and the last one's end: `i32[e + 1]`.
+pub fn offsets(what: &str, ty: &TensorType, i: usize) -> Result<(), TypeError> {
+    axes(what, "[e + 1]", ty, i, false)?;
+    if ty.dtype == DType::I32 {
+        return Ok(());
+    }
+    Err(TypeError::new(format!("the offsets must be i32, not {ty}")).at(i))
+}
+
 /// An extent of operand `i` must be `want`, which is what `why` is about.
 pub fn extent(have: &Dim, want: &Dim, i: usize, why: &str) -> Result<(), TypeError> {
     if have == want {

@@ -9,6 +9,7 @@ use crate::kernel::build::Tile;
 use crate::lower::{BufView, Coord, Cx, FewRows, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::ops::grouped_outer::GroupedOuter;
+use crate::ops::rows;
 use crate::poly::Amount;
 use crate::types::{DType, Shape, TensorType, Type};
 use crate::vjp::{Shares, Vjp};
@@ -205,31 +206,21 @@ impl<'k> Programs<'k> {
         match self {
             Self::Experts(expert, tile) => {
                 let (base, end) = (offset(expert)?, offset(expert + 1i64)?);
-                let mut result = Ok(());
-                cx.k.repeat((end - base).div_ceil(tile as i64), |i| {
-                    result = write(Rows { expert, first: base + i * tile as i64, end }, None);
-                });
-                result
+                let [] = rows::try_fold((end - base).div_ceil(tile as i64), [], |i, []| {
+                    write(Rows { expert, first: base + i * tile as i64, end }, None).map(|()| [])
+                })?;
+                Ok(())
             }
             Self::Tiles(number, tile, experts) => {
                 let zero = cx.k.int(0);
                 // The last expert whose first tile is this one or before, that tile's number, and where the expert's rows begin.
-                let mut failed = Ok(());
-                let found = cx.k.fold(cx.k.int(experts), [zero, offset(zero)?, zero, zero, zero], |e, found| {
-                    let [tiles, base, expert, first, begins] = found;
-                    let end = match offset(e + 1i64) {
-                        Ok(end) => end,
-                        Err(error) => {
-                            failed = Err(error);
-                            base
-                        }
-                    };
-                    let is_reached = tiles.le(number);
+                let start = [zero, offset(zero)?, zero, zero, zero];
+                let found = rows::try_fold(cx.k.int(experts), start, |e, [tiles, base, expert, first, begins]| {
+                    let (is_reached, end) = (tiles.le(number), offset(e + 1i64)?);
                     let keep = |new: Tile<'k>, old: Tile<'k>| is_reached.select(new, old);
                     let next = tiles + (end - base).div_ceil(tile as i64);
-                    [next, end, keep(e, expert), keep(tiles, first), keep(base, begins)]
-                });
-                failed?;
+                    Ok([next, end, keep(e, expert), keep(tiles, first), keep(base, begins)])
+                })?;
                 let [_, _, expert, tiles, base] = found;
                 let (first, end) = (base + (number - tiles) * tile as i64, offset(expert + 1i64)?);
                 write(Rows { expert, first, end }, Some(end.le(first)))
@@ -274,7 +265,7 @@ impl Grouped {
             let own = From { first: row, other: &at_expert, end: Some(end) };
             let weights = From { first, other: &at_expert, end: None };
             let places = if swapped { [weights, own] } else { [own, weights] };
-let terms = cx.k.int(terms as i64);
+            let terms = cx.k.int(terms as i64);
             let terms = empty.map_or(terms, |empty| empty.select(cx.k.int(0), terms));
             for (shift, sum) in codes::product(cx, cut, (None, terms), sides, places) {
                 let [top, left] = shift.map(|n| n as i64);

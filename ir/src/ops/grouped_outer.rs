@@ -10,7 +10,7 @@ use crate::lower::{BufView, Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{Declared, OpDef, TypeError, op};
 use crate::ops::grouped::Grouped;
 use crate::poly::Amount;
-use crate::types::{DType, TensorType, Type};
+use crate::types::{TensorType, Type};
 use crate::vjp::{NoGradient, Shares, Vjp};
 
 op! {
@@ -94,10 +94,7 @@ impl OpDef for GroupedOuter {
         }
         let dtype = product_dtype(&self.spec, &[x, y], None)?;
         check::extent(&y.shape[rows], &x.shape[rows], 1, "the number of rows")?;
-        check::axes("offsets", "[e + 1]", offsets, 2, false)?;
-        if offsets.dtype != DType::I32 {
-            return Err(TypeError::new(format!("the offsets must be i32, not {offsets}")).at(2));
-        }
+        check::offsets("offsets", offsets, 2)?;
         let experts = &offsets.shape[0] - 1;
         let own = sides.map(|side| args[side].shape[1 - rows].clone());
         Ok(TensorType::new(dtype, [experts].into_iter().chain(own)).into())

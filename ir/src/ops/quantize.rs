@@ -50,6 +50,18 @@ pub fn code(x: f32, scale: f32, to: DType) -> u8 {
     codes::encode(to, f64::from((x / scale).clamp(-largest, largest)))
 }
 
+/// What `op` makes must be 8-bit floats, with scales of something that an `f32` can be.
+pub(super) fn check_numbers(op: &str, to: DType, least: Real) -> Result<(), TypeError> {
+    if !to.is_f8() {
+        return Err(TypeError::new(format!("`{op}` makes f8e4m3 or f8e5m2, not {to}")));
+    }
+    let least = least.get();
+    if !(least.is_finite() && least as f32 > 0.0) {
+        return Err(TypeError::new(format!("`least` is {least}, but should be positive")));
+    }
+    Ok(())
+}
+
 /// `x / scale`, at most `largest` in magnitude: what is rounded to a code.
 pub(super) fn clamped<'k>(x: Tile<'k>, scale: Tile<'k>, largest: f64) -> Tile<'k> {
     clamp((x.single() / scale).single(), largest)
@@ -157,13 +169,7 @@ impl Quantize {
 impl OpDef for Quantize {
     fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
         super::pointwise::float("quantize", args[0])?;
-        if !self.to.is_f8() {
-            return Err(TypeError::new(format!("`quantize` makes f8e4m3 or f8e5m2, not {}", self.to)));
-        }
-        let least = self.least.get();
-        if !(least.is_finite() && least as f32 > 0.0) {
-            return Err(TypeError::new(format!("`least` is {least}, but should be positive")));
-        }
+        check_numbers("quantize", self.to, self.least)?;
         Ok(args[0].scaled(self.to, self.blocks(args[0])?).into())
     }
 

@@ -28,13 +28,7 @@ impl OpDef for QuantizeBy {
     fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
         let [x, amax] = args else { unreachable!("operands were counted") };
         super::pointwise::float("quantize_by", x)?;
-        if !self.to.is_f8() {
-            return Err(TypeError::new(format!("`quantize_by` makes f8e4m3 or f8e5m2, not {}", self.to)));
-        }
-        let least = self.least.get();
-        if !(least.is_finite() && least as f32 > 0.0) {
-            return Err(TypeError::new(format!("`least` is {least}, but should be positive")));
-        }
+        quantize::check_numbers("quantize_by", self.to, self.least)?;
         check::f32s("quantize_by", "largest magnitude", amax, 1)?;
         if amax.rank() != 0 {
             return Err(TypeError::new(format!("the largest magnitude is {amax}, not one number")).at(1));

@@ -2,7 +2,7 @@
 
 use super::align_offsets::room;
 use super::check;
-use super::quantize::{clamped, code, largest, scale, scale_of};
+use super::quantize::{check_numbers, clamped, code, largest, scale, scale_of};
 use crate::attr::{Real, Word};
 use crate::codes;
 use crate::eval::{Array, Sizes};
@@ -43,25 +43,14 @@ impl OpDef for QuantizeByExpert {
         let [x, offsets, starts] = args else { unreachable!("operands were counted") };
         super::pointwise::float("quantize_by_expert", x)?;
         check::axes("x", "[g, m]", x, 0, false)?;
-        check::axes("offsets", "[e + 1]", offsets, 1, false)?;
-        for (i, ty) in [(1, offsets), (2, starts)] {
-            if ty.dtype != DType::I32 {
-                return Err(TypeError::new(format!("the offsets must be i32, not {ty}")).at(i));
-            }
-        }
-        check::axes("starts", "[e + 1]", starts, 2, false)?;
+        check::offsets("offsets", offsets, 1)?;
+        check::offsets("starts", starts, 2)?;
         check::extent(&starts.shape[0], &offsets.shape[0], 2, "the number of offsets")?;
-        if !self.to.is_f8() {
-            return Err(TypeError::new(format!("`quantize_by_expert` makes f8e4m3 or f8e5m2, not {}", self.to)));
-        }
+        check_numbers("quantize_by_expert", self.to, self.least)?;
         let Some(encoding) = Encoding::by_name(self.scales.as_str()) else {
             let names = Encoding::ALL.map(Encoding::name).join(", ");
             return Err(TypeError::new(format!("`scales` is one of {names}, not `{}`", self.scales.as_str())));
         };
-        let least = self.least.get();
-        if !(least.is_finite() && least as f32 > 0.0) {
-            return Err(TypeError::new(format!("`least` is {least}, but should be positive")));
-        }
         let Some(rows) = u32::try_from(self.rows).ok().filter(|rows| *rows > 1) else {
             return Err(TypeError::new(format!("`rows` is {}, but should be at least 2", self.rows)));
         };

@@ -21,8 +21,8 @@ use eva_ir::ops::quantize::Quantize;
 use eva_ir::ops::quantize_by_expert::QuantizeByExpert;
 use eva_ir::ops::reshape::Reshape;
 use eva_ir::ops::scale::Scale;
-use eva_ir::scales::{self, Scales};
-use eva_ir::types::DType;
+use eva_ir::scales;
+use eva_ir::types::{DType, TensorType};
 use std::collections::{HashMap, HashSet};
 
 /// The module with the products of 8 bits that the recipe wants, as far as they can be: before forms of attention are
@@ -142,7 +142,7 @@ impl<'f> Convert<'f> {
         let mut args = Vec::with_capacity(2);
         for (&arg, order) in old.iter().zip(&of.order) {
             let x = self.turned(f, arg, order, of.tokens, "tokens")?;
-            let ty = self.r.new.tensor(x).ok_or_else(|| TypeError::new("an operand is several tensors"))?;
+            let ty = tensor(&self.r.new, x)?;
             let scales = casting.scales(ty, ty.rank() - 1, &[]);
             let op = Quantize::new(ty, casting.to, &scales, casting.least);
             args.push(self.quantize(x, op, arg)?);
@@ -216,7 +216,7 @@ impl<'f> Convert<'f> {
         if let Some(&known) = self.turned.get(&key) {
             return Ok(known);
         }
-        let ty = f.tensor(arg).ok_or_else(|| TypeError::new("an operand is several tensors"))?;
+        let ty = tensor(f, arg)?;
         let name = format!("{}_{suffix}", f.values[arg].name);
         let (kept, summed) = order.split_at(order.len() - tokens);
         let follow = summed.windows(2).all(|w| w[1] == w[0] + 1);
@@ -246,7 +246,7 @@ impl<'f> Convert<'f> {
     /// An operand with `n` axes from `first` on as one. What is computed element by element, for it alone, is computed of
     /// operands that are seen so: they are there, and it need not be.
     fn merged(&mut self, f: &Function, arg: Value, [first, n]: [usize; 2]) -> Result<Value, TypeError> {
-        let ty = f.tensor(arg).ok_or_else(|| TypeError::new("an operand is several tensors"))?;
+        let ty = tensor(f, arg)?;
         let name = format!("{}_merged", f.values[arg].name);
         if let Def::Op(op, args) = &f.values[arg].def
             && op.lowering() == Lowering::Pointwise
@@ -294,7 +294,7 @@ impl<'f> Convert<'f> {
         {
             let part = Part::of(f, value, weight, param).ok_or(error)?;
             let side = 1 - weight;
-            let ty = f.tensor(old[side]).ok_or_else(|| TypeError::new("an operand is several tensors"))?;
+            let ty = tensor(f, old[side])?;
             let scales = activations.scales(ty, conversion.summed[side], &[]);
             let op = Quantize::new(ty, activations.to, &scales, activations.least);
             let x = self.quantize(args[side], op, old[side])?;
@@ -303,33 +303,22 @@ impl<'f> Convert<'f> {
             return Ok(());
         }
         for side in 0..2 {
-            let ty = f.tensor(old[side]).ok_or_else(|| TypeError::new("an operand is several tensors"))?;
+            let ty = tensor(f, old[side])?;
             args[side] = match (side == weight, conversion.stored) {
                 (true, true) => self.stored(f, old[side], param)?,
                 (true, false) => {
                     let summed = conversion.summed[side];
-                    let scales = weights.scales(ty, summed, &conversion.each);
+                    let mut scales = weights.scales(ty, summed, &conversion.each);
+                    let mut x = args[side];
                     if self.neighbours && summed + 1 < ty.rank() {
                         let order: Vec<usize> =
                             (0..ty.rank()).filter(|&axis| axis != summed).chain([summed]).collect();
                         op = with_order(&op, side, &order);
-                        let blocks = order.iter().map(|&axis| scales.blocks[axis]).collect();
-                        let x = self.turned(f, old[side], &order, 1, "turned")?;
-                        let ty = self
-                            .r
-                            .new
-                            .tensor(x)
-                            .ok_or_else(|| TypeError::new("an operand is several tensors"))?;
-                        let quantize =
-                            Quantize::new(ty, weights.to, &Scales { blocks, ..scales }, weights.least);
-                        self.quantize(x, quantize, param)?
-                    } else {
-                        self.quantize(
-                            args[side],
-                            Quantize::new(ty, weights.to, &scales, weights.least),
-                            param,
-                        )?
+                        scales.blocks = order.iter().map(|&axis| scales.blocks[axis]).collect();
+                        x = self.turned(f, old[side], &order, 1, "turned")?;
                     }
+                    let quantize = Quantize::new(tensor(&self.r.new, x)?, weights.to, &scales, weights.least);
+                    self.quantize(x, quantize, param)?
                 }
                 (false, _) => {
                     let scales = activations.scales(ty, conversion.summed[side], &[]);
@@ -392,6 +381,11 @@ impl<'f> Convert<'f> {
             }
         })
     }
+}
+
+/// The type of an operand.
+fn tensor(f: &Function, value: Value) -> Result<&TensorType, TypeError> {
+    f.tensor(value).ok_or_else(|| TypeError::new("an operand is several tensors"))
 }
 
 /// A product whose operand `side` has its axes in this order.

@@ -264,47 +264,7 @@ fn @experts(%x: f8e4m3[m, k/128], weight %w: f8e4m3[e, n/128, k/128], %offsets: 
 /// Operands of gradients, which are quantized as they are turned.
 #[test]
 fn turned_operands_mean_the_same_as_ptx() {
-    let module = "
-dim b = 3
-dim s = 48
-dim o = 208
-dim i = 144
-dim g
-dim e = 3
-
-fn @weights(%dy: bf16[b, s, o], %x: bf16[b, s, i], %z: bf16[b, s, i]) -> f32[o, i] {
-  %g = reshape %dy {shape = [b*s, o]} : bf16[b*s, o]
-  %h = einsum \"to->ot\" %g : bf16[o, b*s]
-  %q = quantize %h {to = f8e4m3, per = [1, 128], scales = single, least = 1e-4} : f8e4m3[o, b*s/128]
-  %v = reshape %x {shape = [b*s, i]} : bf16[b*s, i]
-  %u = reshape %z {shape = [b*s, i]} : bf16[b*s, i]
-  %m = mul %v, %u : bf16[b*s, i]
-  %n = einsum \"ti->it\" %m : bf16[i, b*s]
-  %r = quantize %n {to = f8e4m3, per = [1, 128], scales = single, least = 1e-4} : f8e4m3[i, b*s/128]
-  %y = einsum \"ot,it->oi\" %q, %r : f32[o, i]
-  return %y
-}
-
-fn @activations(%dy: bf16[b, s, o], weight %w: f32[o, i]) -> f32[b, s, i] {
-  %c = cast %w {to = bf16} : bf16[o, i]
-  %t = einsum \"oi->io\" %c : bf16[i, o]
-  %v = quantize %t {to = f8e4m3, per = [128, 128], scales = single, least = 1e-12} : f8e4m3[i/128, o/128]
-  %q = quantize %dy {to = f8e4m3, per = [1, 1, 128], scales = single, least = 1e-4} : f8e4m3[b, s, o/128]
-  %y = einsum \"bso,io->bsi\" %q, %v : f32[b, s, i]
-  return %y
-}
-
-fn @experts(%dy: bf16[g, o], weight %w: f32[e, o, i], %offsets: i32[e + 1]) -> f32[g, i] {
-  %t = einsum \"eoi->eio\" %w : f32[e, i, o]
-  %v = quantize %t {to = f8e4m3, per = [1, 128, 128], scales = single, least = 1e-12} : f8e4m3[e, i/128, o/128]
-  %q = quantize %dy {to = f8e4m3, per = [1, 128], scales = single, least = 1e-4} : f8e4m3[g, o/128]
-  %y = grouped \"go,eio->gi\" %q, %v, %offsets : f32[g, i]
-  return %y
-}
-
-// sizes: g=70
-// ints: offsets = 0 2 66 70
-";
+    let module = include_str!("../../../../tests/cases/tensor/turned.eva");
     case("turned", module);
 }
 

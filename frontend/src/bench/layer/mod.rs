@@ -153,6 +153,13 @@ impl Kit {
     }
 }
 
+/// What `@rope` makes: the angles of `new` tokens of each sequence.
+pub(super) fn angles(exe: &Arc<Executable>, start: &Data, new: usize) -> Result<Data, BenchError> {
+    let mut rope = Session::new(exe.clone(), "rope", &Weights::new())?;
+    let angles = rope.run(&[("start", start)], None, &[("s", new)])?.pop();
+    angles.map(|(_, angles)| angles).ok_or_else(|| BenchError::Unsupported("no angles".into()))
+}
+
 /// The names and shapes of the weights of a function, in the order of the parameters.
 pub(super) fn shapes(module: &Module, function: &str) -> Vec<(String, Vec<usize>)> {
     let Some(func) = module.func(function) else { return Vec::new() };
@@ -227,9 +234,7 @@ fn measure(lab: &mut Lab, kit: &Kit, exe: Arc<Executable>, step: Step) -> Result
     let config = &kit.config;
     let moe = config.moe(0).ok_or_else(|| BenchError::Unsupported("a layer without experts".into()))?;
     let start = Data::from_i32(&[batch], &vec![(cached - new) as i32; batch]);
-    let mut angles = Session::new(exe.clone(), "rope", &Weights::new())?;
-    let mut angles = angles.run(&[("start", &start)], None, &[("s", new)])?;
-    let (_, rope) = angles.pop().ok_or_else(|| BenchError::Unsupported("no angles".into()))?;
+    let rope = angles(&exe, &start, new)?;
 
     let mut session = Session::new(exe.clone(), "layer", &kit.weights)?;
     let mut states = session.new_states(batch, cached)?;
@@ -240,16 +245,7 @@ fn measure(lab: &mut Lab, kit: &Kit, exe: Arc<Executable>, step: Step) -> Result
             states.write(name, &rows)?;
         }
     }
-    let reference = Reference {
-        config,
-        moe,
-        weights: (kit.shapes().into_iter().enumerate())
-            .map(|(i, (name, shape))| {
-                let elements = lab.elements(0, i, exponent_of(&name, &shape));
-                (name, (elements, shape))
-            })
-            .collect(),
-    };
+    let reference = Reference::new(lab, config, moe, kit.shapes());
 
     let sizes = [("t", cached)];
     let mut found = None;

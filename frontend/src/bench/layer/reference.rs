@@ -1,17 +1,19 @@
 //! A decoder layer with experts, token by token in `f64`, from its formulas: latent attention in the absorbed form, and
 //! the router of DeepSeek-V3.
 
+use super::super::lab::Lab;
 use super::super::numbers::Elements;
 use super::super::reference::{attend, dot};
+use super::exponent_of;
 use crate::model::config::{Config, LATENT_NORM_EPS, Moe};
 use std::collections::HashMap;
 
 /// The layer.
 pub struct Reference<'a> {
     pub config: &'a Config,
-    pub moe: &'a Moe,
+    moe: &'a Moe,
     /// Each weight's elements and shape.
-    pub weights: HashMap<String, (Elements<'a>, Vec<usize>)>,
+    weights: HashMap<String, (Elements<'a>, Vec<usize>)>,
 }
 
 /// What the layer makes of a token.
@@ -25,7 +27,16 @@ pub struct Token {
     pub margin: f64,
 }
 
-impl Reference<'_> {
+impl<'a> Reference<'a> {
+    /// With the random weights of these names and shapes, as [`super::random_weights`] makes them.
+    pub fn new(lab: &'a Lab, config: &'a Config, moe: &'a Moe, shapes: Vec<(String, Vec<usize>)>) -> Self {
+        let weight = |(i, (name, shape)): (usize, (String, Vec<usize>))| {
+            let elements = lab.elements(0, i, exponent_of(&name, &shape));
+            (name, (elements, shape))
+        };
+        Self { config, moe, weights: shapes.into_iter().enumerate().map(weight).collect() }
+    }
+
     /// The token at `position` whose residual stream is `x`, where `before` has what is cached for each token before.
     pub fn token(&self, x: &[f64], position: usize, before: &[Vec<f64>]) -> Token {
         let hidden = self.norm("input_layernorm", x, self.config.rms_eps);
