@@ -43,6 +43,8 @@ pub struct LoadOptions {
     pub form: Form,
     /// How far rewriting may move results.
     pub numerics: Exactness,
+    /// Whether products of `f32` have operands rounded to `tf32`; for GPUs ([`eva_passes::Options::tf32`]).
+    pub tf32: bool,
     /// Rules of the user's own.
     pub rules: Vec<Rule>,
     /// Passes of the user's own.
@@ -86,6 +88,7 @@ impl Default for LoadOptions {
             dtype: DType::F32,
             form: Form::Auto,
             numerics: Exactness::default(),
+            tf32: false,
             rules: Vec::new(),
             passes: Vec::new(),
             fp8: None,
@@ -180,6 +183,7 @@ impl Model {
         let mut compile = CompileOptions { threads, device, ..CompileOptions::default() };
         compile.passes.form = options.form;
         compile.passes.numerics = options.numerics;
+        compile.passes.tf32 = options.tf32;
         compile.passes.rules = options.rules.clone();
         compile.passes.passes = options.passes.clone();
         compile.passes.cache = caches(&config, options.cache);

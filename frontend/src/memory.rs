@@ -1,4 +1,8 @@
-//! What a training step takes in memory: what `eva explain --memory` prints.
+//! What a training step takes in memory, and which forms of attention it has: what `eva explain --memory` prints.
+
+mod forms;
+
+pub use forms::{Candidate, Forms, Sides};
 
 use crate::model::config::Config;
 use crate::model::{Training, training};
@@ -10,6 +14,7 @@ use eva_passes::grad::budget::{Fitted, fit};
 use eva_passes::grad::{GRADIENT, Options};
 use eva_passes::target::Target;
 use eva_passes::{Error, plan::Plan};
+use eva_passes::{Exactness, Form};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -27,6 +32,10 @@ pub struct Question {
     pub budget: Option<usize>,
     /// What activations may be kept as, if narrower than they are.
     pub store: Option<DType>,
+    /// The form of attention that is asked for.
+    pub form: Form,
+    /// How far forms may move results.
+    pub numerics: Exactness,
 }
 
 /// A value that a called function keeps until the backward pass.
@@ -68,6 +77,8 @@ pub struct Answer {
     pub seconds_per_byte: f64,
     /// The largest things in the arena, by name.
     pub largest: Vec<(String, usize)>,
+    /// The forms of attention that were compared, for each function with latents.
+    pub forms: Vec<Forms>,
     /// What called functions keep.
     pub functions: Vec<Function>,
 }
@@ -78,8 +89,9 @@ pub fn memory(config: &Config, question: &Question, target: &Target) -> Result<A
     let sizes: BTreeMap<Sym, i64> =
         [("b".into(), question.batch), ("s".into(), question.tokens)].into_iter().collect();
     let cost = CostOptions::new(target.costs.clone());
-    let options = Options { cost, store: question.store, ..Options::default() };
-    let passes = eva_passes::Options::default();
+    let Question { store, form, numerics, .. } = *question;
+    let options = Options { cost, store, form, numerics, ..Options::default() };
+    let passes = eva_passes::Options { form, numerics, ..eva_passes::Options::default() };
     let fitted = fit(&module, "loss", &options, (target, &passes), &sizes, question.budget)?;
     let value = |sym: &Sym| sizes.get(sym).copied().or_else(|| fitted.module.size_of(sym));
     let of = |ty: &TensorType| {
@@ -95,7 +107,7 @@ pub fn memory(config: &Config, question: &Question, target: &Target) -> Result<A
         };
         root.map_or(0, |root| root.values.iter().filter(|(_, data)| is_call(&data.def)).count())
     };
-    let functions = fitted.splits.iter().map(|split| {
+    let functions = fitted.report.splits.iter().map(|split| {
         let kept = split.kept.iter().map(|kept| {
             let (name, ty) = (kept.name.clone(), kept.ty.to_string());
             Kept { name, ty, bytes: of(&kept.ty) }
@@ -103,11 +115,13 @@ pub fn memory(config: &Config, question: &Question, target: &Target) -> Result<A
         let (function, again) = (split.function.clone(), split.again.clone());
         Function { calls: calls(&function), function, kept: kept.collect(), again }
     });
+    let forms = fitted.report.forms.iter().map(|choice| Forms::of(choice, calls(&choice.function), question));
+    let forms = forms.collect();
     let (functions, largest) = (functions.collect(), largest(&fitted.plan, &value));
     let weights = weights(&fitted.plan, &of);
     let Fitted { seconds_per_byte, peak, .. } = fitted;
     let (lengths, budget) = ((question.batch, question.tokens), question.budget);
-    Ok(Answer { lengths, weights, peak, budget, seconds_per_byte, largest, functions })
+    Ok(Answer { lengths, weights, peak, budget, seconds_per_byte, largest, forms, functions })
 }
 
 fn weights(plan: &Plan, of: &dyn Fn(&TensorType) -> usize) -> usize {
@@ -161,6 +175,7 @@ pub fn text(answer: &Answer) -> String {
     for (name, bytes) in &answer.largest {
         let _ = writeln!(out, "  {name:24} {:>10}", size(*bytes));
     }
+    answer.forms.iter().for_each(|forms| out.push_str(&forms.text(answer.lengths)));
     for f in &answer.functions {
         let each: usize = f.kept.iter().map(|kept| kept.bytes).sum();
         let times = if f.calls == 1 { "once".into() } else { format!("{} times", f.calls) };

@@ -11,6 +11,8 @@ pub use eva_ir::types::DType;
 pub const F64: DType = DType::F64;
 /// IEEE 754 single precision.
 pub const F32: DType = DType::F32;
+/// An `f32` with 10 mantissa bits.
+pub const TF32: DType = DType::Tf32;
 /// The upper half of an `f32`.
 pub const BF16: DType = DType::Bf16;
 /// IEEE 754 half precision.

@@ -132,12 +132,18 @@ impl BufView {
         Some(BufView { shape, strides, scales, ..self.clone() })
     }
 
-    /// Whether bulk copies can bring boxes of it to tensor cores: 16-bit floats or codes, at most five axes, neighbours
+    /// Whether bulk copies can bring boxes of it to tensor cores: 16-bit floats, `tf32` or codes, at most five axes, neighbours
     /// along one of them, and multiples of 16 bytes between neighbours along the others.
     pub fn is_bulk(&self) -> bool {
         if let Some(pool) = self.pool() {
             return pool.is_bulk();
         }
+        let narrow = matches!(self.dtype, DType::Bf16 | DType::F16 | DType::Tf32);
+        (narrow || self.dtype.is_f8() && self.scales.is_none()) && self.is_aligned()
+    }
+
+    /// The same of any type: at most five axes, neighbours along one, and multiples of 16 bytes along the others.
+    pub fn is_aligned(&self) -> bool {
         let bytes = self.dtype.bytes();
         let aligned = |dim: &Dim| dim.terms().all(|(_, n)| n * bytes % 16 == 0);
         let one = Dim::from(1);
@@ -146,12 +152,7 @@ impl BufView {
             (0..self.shape.len()).filter(real).map(|axis| &self.strides[axis]).collect::<Vec<_>>();
         let near = steps.iter().position(|step| **step == one);
         near.map(|at| steps.remove(at));
-        let narrow = matches!(self.dtype, DType::Bf16 | DType::F16);
-        (narrow || self.dtype.is_f8() && self.scales.is_none())
-            && self.shape.len() <= 5
-            && near.is_some()
-            && aligned(&self.offset)
-            && steps.into_iter().all(aligned)
+        self.shape.len() <= 5 && near.is_some() && aligned(&self.offset) && steps.into_iter().all(aligned)
     }
 
     /// The view in another shape with as many elements; `None` where strides cannot say it.
@@ -361,6 +362,9 @@ pub struct Cx<'k> {
     /// Says how many rows the op has, among how many experts, and whether it has experts at all: it is then lowered for
     /// few rows too.
     pub by_rows: &'k dyn Fn(&Dim, i64, bool),
+    /// Where each expert's rows begin if they are whole blocks of so many (`.1`), as `align_offsets` has it of the op's operand
+    /// `.0`: computed before this kernel, for whoever has use for it.
+    pub aligned: &'k dyn Fn(usize, i64) -> BufView,
     /// Whether this is the kernel for the last columns, which fill no tile.
     pub rest: bool,
     /// Says that the last columns had better be another kernel's; whether they will be.
@@ -381,6 +385,14 @@ impl<'k> Cx<'k> {
     /// The fixed value of an extent.
     pub fn size(&self, dim: &Dim) -> Option<usize> {
         (self.constant)(dim).and_then(|n| usize::try_from(n).ok())
+    }
+
+    /// The tile sizes of a product of these operands, in this kernel.
+    pub fn product_of(&self, operands: &[&BufView]) -> [usize; 3] {
+        match self.few {
+            Some(few) => TensorSchedule::of(few.product, operands),
+            None => self.schedule.product_of(operands),
+        }
     }
 
     /// The fixed value of an extent, for an op that cannot do without.

@@ -13,6 +13,8 @@ pub enum DType {
     F64,
     /// IEEE 754 single precision.
     F32,
+    /// An `f32` with 10 mantissa bits, the others zero: what GPUs' tensor cores take of one.
+    Tf32,
     /// The upper half of an `f32`.
     Bf16,
     /// IEEE 754 half precision.
@@ -31,9 +33,10 @@ pub enum DType {
 
 impl DType {
     /// Every element type that a tensor can have.
-    pub const ALL: [DType; 8] = [
+    pub const ALL: [DType; 9] = [
         DType::F64,
         DType::F32,
+        DType::Tf32,
         DType::Bf16,
         DType::F16,
         DType::I64,
@@ -47,6 +50,7 @@ impl DType {
         match self {
             DType::F64 => "f64",
             DType::F32 => "f32",
+            DType::Tf32 => "tf32",
             DType::Bf16 => "bf16",
             DType::F16 => "f16",
             DType::I64 => "i64",
@@ -66,7 +70,7 @@ impl DType {
     pub fn bytes(self) -> i64 {
         match self {
             DType::F64 | DType::I64 => 8,
-            DType::F32 | DType::I32 => 4,
+            DType::F32 | DType::Tf32 | DType::I32 => 4,
             DType::Bf16 | DType::F16 => 2,
             DType::F8E4M3 | DType::F8E5M2 | DType::E8M0 => 1,
         }

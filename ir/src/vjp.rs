@@ -43,9 +43,9 @@ impl From<TypeError> for NoGradient {
     }
 }
 
-/// The type of the gradient of a value of type `ty`.
+/// The type of the gradient of a value of type `ty`: `f32` for those whose only use is to be multiplied.
 pub fn gradient_type(ty: &TensorType) -> TensorType {
-    match ty.dtype.is_f8() {
+    match ty.dtype.is_f8() || ty.dtype == DType::Tf32 {
         true => TensorType::new(DType::F32, ty.shape.iter().cloned()),
         false => ty.clone(),
     }

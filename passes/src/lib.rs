@@ -22,6 +22,8 @@ pub mod rebuild;
 pub mod rewrite;
 pub mod spread;
 pub mod target;
+pub mod tf32;
+mod turned;
 
 pub use cache::CacheOptions;
 use eva_ir::diag::Diags;
@@ -51,6 +53,9 @@ pub struct Options {
     pub hoist: Hoist,
     /// What is computed in 8 bits.
     pub fp8: fp8::Options,
+    /// Whether products of `f32` have operands rounded to `tf32`, which tensor cores take; sums stay `f32`. For GPUs: on a CPU
+    /// they are rounded, and nothing is gained.
+    pub tf32: bool,
     /// Rules of the user's own, which the pass `form` applies with eva's, as far as `numerics` lets them.
     pub rules: Vec<Rule>,
     /// Passes of the user's own; of those that run at one time, in this order.
@@ -141,13 +146,17 @@ pub fn compile(module: &Module, target: &Target, options: &Options) -> Result<Pl
 }
 
 /// The names of the graph passes, in the order they run.
-pub const PASSES: [&str; 7] = ["cache", "fp8", "form", "attend", "order", "fp8_absorbed", "hoist"];
+pub const PASSES: [&str; 8] = ["cache", "fp8", "form", "attend", "order", "fp8_absorbed", "tf32", "hoist"];
 
 /// The names of the passes that [`optimize`] runs, in order: eva's, as far as `options` want them, with the user's own in
 /// their places.
 pub fn order_of(options: &Options) -> Vec<&'static str> {
     let own = |after| options.passes.iter().filter(move |pass| pass.runs_after() == after).map(Pass::name);
-    let is_wanted = |name: &&str| *name != "hoist" || options.hoist == Hoist::AtLoad;
+    let is_wanted = |name: &&str| match *name {
+        "hoist" => options.hoist == Hoist::AtLoad,
+        "tf32" => options.tf32,
+        _ => true,
+    };
     let in_place = |name| Some(name).filter(is_wanted).into_iter().chain(own(Some(name)));
     own(None).chain(PASSES.into_iter().flat_map(in_place)).collect()
 }
@@ -180,6 +189,7 @@ fn by_name(p: &mut Passes, name: &str, options: &Options) -> Result<(), Error> {
         "form" => p.run("form", |m| form::choose(m, options)),
         "attend" => p.run("attend", attend::recognize),
         "order" => p.run("order", order::take_apart),
+        "tf32" => p.run("tf32", |m| if options.tf32 { tf32::convert(m) } else { Ok(m.clone()) }),
         "hoist" => p.run("hoist", hoist::hoist),
         _ => options.passes.iter().filter(|pass| pass.name() == name).try_for_each(|pass| p.run_own(pass)),
     }

@@ -80,6 +80,7 @@ impl Target {
             row: 16384,
             block: 512,
             turned: 32,
+            turned_columns: None,
             sums: [1, 512],
             again: usize::MAX,
             sort: 128,
@@ -130,6 +131,7 @@ impl Target {
             row: 16384,
             block: 1024,
             turned: 32,
+            turned_columns: Some(128),
             sums: [64, 32],
             // Of 4096 rows, 4 MB: rows that are far apart meet in the cache while more is written through it.
             again: 512,

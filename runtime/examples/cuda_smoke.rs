@@ -23,11 +23,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The modules that are run if no files are named, simple ones first.
-const MODULES: [(&str, &str); 11] = [
+const MODULES: [(&str, &str); 12] = [
     ("norm", NORM),
     ("product", PRODUCT),
     ("products in bf16", PRODUCT_BF16),
     ("weights of weights", PREPARED),
+    ("tf32.eva", include_str!("../../tests/cases/run/tf32.eva")),
     ("functions.eva", include_str!("../../tests/cases/run/functions.eva")),
     ("tokens.eva", include_str!("../../tests/cases/run/tokens.eva")),
     ("routers.eva", include_str!("../../tests/cases/run/routers.eva")),

@@ -1,6 +1,7 @@
 //! [`Tensor`]: numbers in host memory.
 
 use eva_ir::codes;
+use eva_ir::kernel::run::round;
 use eva_ir::types::DType;
 use half::{bf16, f16};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -99,6 +100,7 @@ impl Tensor {
             match dtype {
                 DType::F64 => out.copy_from_slice(&x.to_le_bytes()),
                 DType::F32 => out.copy_from_slice(&(x as f32).to_le_bytes()),
+                DType::Tf32 => out.copy_from_slice(&(round(x, dtype) as f32).to_le_bytes()),
                 DType::Bf16 => out.copy_from_slice(&bf16::from_f64(x).to_le_bytes()),
                 DType::F16 => out.copy_from_slice(&f16::from_f64(x).to_le_bytes()),
                 DType::I64 => out.copy_from_slice(&(x as i64).to_le_bytes()),
@@ -173,7 +175,9 @@ pub fn numbers(dtype: DType, bytes: &[u8]) -> Vec<f64> {
     let size = dtype.bytes() as usize;
     let read = |b: &[u8]| match dtype {
         DType::F64 => f64::from_le_bytes(b.try_into().expect("a chunk has the element's size")),
-        DType::F32 => f64::from(f32::from_le_bytes(b.try_into().expect("a chunk has the element's size"))),
+        DType::F32 | DType::Tf32 => {
+            f64::from(f32::from_le_bytes(b.try_into().expect("a chunk has the element's size")))
+        }
         DType::Bf16 => bf16::from_le_bytes([b[0], b[1]]).to_f64(),
         DType::F16 => f16::from_le_bytes([b[0], b[1]]).to_f64(),
         DType::I64 => i64::from_le_bytes(b.try_into().expect("a chunk has the element's size")) as f64,

@@ -67,14 +67,14 @@ pub fn difference(a: &Array, b: &Array) -> f64 {
     assert_eq!(a.shape, b.shape, "the same shape");
     let scale = b.data.iter().fold(1.0f64, |m, x| m.max(x.abs()));
     let worst = a.data.iter().zip(&b.data).map(|(x, y)| if x == y { 0.0 } else { (x - y).abs() });
-    worst.fold(0.0f64, |m, d| if d.is_nan() { f64::NAN } else { m.max(d) }) / scale
+    worst.fold(0.0f64, |m, d| if m.is_nan() || d.is_nan() { f64::NAN } else { m.max(d) }) / scale
 }
 
 /// How far results may be from the evaluator's, by their type.
 pub fn tolerance(dtype: DType) -> f64 {
     match dtype {
         DType::Bf16 => 4e-2,
-        DType::F16 => 4e-3,
+        DType::F16 | DType::Tf32 => 4e-3,
         _ => 2e-5,
     }
 }
@@ -128,7 +128,7 @@ pub fn check_args(module: &Module, func: Func, sizes: &Sizes, args: &[Array], bo
     let computed = computed.filter(|(_, data)| !matches!(data.def, Def::Param(ParamKind::Weight)));
     let dtypes: Vec<DType> =
         computed.flat_map(|(_, data)| data.ty.parts().iter().map(|ty| ty.dtype)).collect();
-    let narrow = [DType::Bf16, DType::F16].into_iter().find(|dtype| dtypes.contains(dtype));
+    let narrow = [DType::Bf16, DType::F16, DType::Tf32].into_iter().find(|dtype| dtypes.contains(dtype));
     let coarse = narrow.unwrap_or(DType::F32);
 
     for phase in [Phase::Tile, Phase::Lane] {

@@ -97,6 +97,41 @@ proptest! {
     }
 }
 
+/// Expanded, absorbed, one of keys and values absorbed, and the forward of either with the gradients of the expanded form.
+#[test]
+fn forms_of_latent_attention_have_the_same_gradients() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("cases/run/latent_layers.eva");
+    // Latents that are wider than keys, and narrower than values.
+    let source = fs::read_to_string(path).unwrap().replace("dim c = 3", "dim c = 8");
+    let module = text::parse(&source).unwrap();
+    let sizes = sizes(&module, &[("b", 2), ("s", 41)]);
+    let with = |number: usize| {
+        let options = grad::Options::default();
+        let (new, report) = grad::differentiate_by(&module, "loss", &options, &|_| number).unwrap();
+        let choice = report.forms.into_iter().next().expect("there is a choice");
+        (choice.chosen == number).then_some((new, choice))
+    };
+    let mut seen = Vec::new();
+    let mut first: Option<Vec<_>> = None;
+    while let Some((new, choice)) = with(seen.len()) {
+        let func = new.func("loss.grad").unwrap();
+        let ints = HashMap::from([("start", vec![0, 0])]);
+        let mut args = arguments(&new.funcs[func], &sizes, 8, &ints);
+        *args.last_mut().unwrap() = eva_ir::eval::Array::new(&[], vec![0.7]);
+        // The evaluator's first are the expanded form's.
+        let values = eva_ir::eval::eval_values(&new, func, &sizes, &args);
+        let have: Vec<_> = new.funcs[func].results.iter().map(|v| values[v][0].clone()).collect();
+        for (x, y) in have.iter().zip(first.get_or_insert_with(|| have.clone())) {
+            assert!(eva_tests::difference(x, y) < 1e-11);
+        }
+        check_args(&new, func, &sizes, &args, &[]);
+        let candidate = &choice.candidates[choice.chosen];
+        seen.push((candidate.forward, candidate.backward));
+    }
+    let mixed = seen.iter().filter(|(forward, backward)| forward != backward).count();
+    assert!(seen.len() >= 5 && mixed >= 2, "{seen:?}");
+}
+
 /// A layer that is called twice: two functions are made of it, whatever is kept between them.
 const LAYERS: &str = "
 dim b
@@ -147,8 +182,12 @@ fn within_a_budget_gradients_are_the_same_bits() {
 
     let small = at(Some(fast.peak * 8 / 10), None).unwrap();
     assert!(small.peak <= fast.peak * 8 / 10 && small.seconds_per_byte > 0.0);
-    assert!(small.splits[0].kept.len() < fast.splits[0].kept.len(), "{:?}", small.splits);
-    assert!(!small.splits[0].again.is_empty(), "{:?}", small.splits);
+    assert!(
+        small.report.splits[0].kept.len() < fast.report.splits[0].kept.len(),
+        "{:?}",
+        small.report.splits
+    );
+    assert!(!small.report.splits[0].again.is_empty(), "{:?}", small.report.splits);
     let run = |fitted: &grad::budget::Fitted| {
         let executable = eva_runtime::Executable::compile(&fitted.module, &Default::default()).unwrap();
         let f = fitted.module.funcs[fitted.module.func("objective.grad").unwrap()].clone();
@@ -170,7 +209,11 @@ fn within_a_budget_gradients_are_the_same_bits() {
     // Kept in fewer bits, gradients are near.
     for (dtype, limit) in [(eva_ir::types::DType::Bf16, 1e-2), (eva_ir::types::DType::F8E4M3, 8e-2)] {
         let narrow = at(None, Some(dtype)).unwrap();
-        assert!(narrow.splits[0].kept.iter().any(|kept| kept.ty.dtype == dtype), "{:?}", narrow.splits);
+        assert!(
+            narrow.report.splits[0].kept.iter().any(|kept| kept.ty.dtype == dtype),
+            "{:?}",
+            narrow.report.splits
+        );
         assert!(narrow.peak < fast.peak);
         for (x, y) in run(&narrow).iter().zip(&a) {
             let norm = |d: f64, x: &f64| d + x * x;

@@ -12,7 +12,8 @@ fn check(text: &str, ints: &[(&'static str, Vec<i64>)], sizes: &[&[(&str, i64)]]
     let ints: HashMap<&str, Vec<i64>> = ints.iter().cloned().collect();
     let plan = eva_passes::compile(&module, &Target::cuda(), &eva_passes::Options::default());
     let plan = plan.unwrap_or_else(|e| panic!("{e}"));
-    assert!(plan.kernels.iter().all(|(_, kernel)| joins(kernel) || kernel.to_string().contains(" = mma ")));
+    let helps = |kernel: &Kernel| joins(kernel) || counts_tiles(kernel);
+    assert!(plan.kernels.iter().all(|(_, kernel)| helps(kernel) || kernel.to_string().contains(" = mma ")));
     let func: Func = module.funcs.iter().next().expect("there is a function").0;
     for (seed, sizes) in sizes.iter().enumerate() {
         check_chain(&module, func, sizes, &ints, seed as u64 + 3);
@@ -22,6 +23,11 @@ fn check(text: &str, ints: &[(&'static str, Vec<i64>)], sizes: &[&[(&str, i64)]]
 /// Whether a kernel only joins the parts of an attention.
 fn joins(kernel: &Kernel) -> bool {
     kernel.bufs.iter().any(|(_, buf)| buf.name.ends_with(".parts") && buf.access == Access::Read)
+}
+
+/// Whether a kernel only finds where tiles of experts' rows begin.
+fn counts_tiles(kernel: &Kernel) -> bool {
+    kernel.bufs.iter().any(|(_, buf)| buf.name.ends_with(".tiles") && buf.access == Access::Write)
 }
 
 #[test]
@@ -72,6 +78,30 @@ fn @f(%x: bf16[g, m], weight %w: bf16[e, f, m], %offsets: i32[e + 1]) -> bf16[g,
     check(text, &[("offsets", vec![0, 770, 777, 780])], &[&[("g", 780)]]);
 }
 
+/// More experts than a search looks at in one step, some without rows, and numbers that it does not divide evenly.
+#[test]
+fn rows_of_many_experts() {
+    let text = "dim g dim e = 11 dim m = 24 dim f = 8
+fn @f(%x: bf16[g, m], weight %w: bf16[e, f, m], %offsets: i32[e + 1]) -> bf16[g, f] {
+  %y = grouped \"gm,efm->gf\" %x, %w, %offsets : bf16[g, f]
+  return %y
+}";
+    let offsets = vec![0, 0, 260, 516, 516, 517, 1030, 1030, 1030, 2500, 2790, 2830];
+    check(text, &[("offsets", offsets)], &[&[("g", 2830)]]);
+    let offsets = vec![0, 2820, 2820, 2820, 2820, 2820, 2820, 2820, 2820, 2820, 2820, 2827];
+    check(text, &[("offsets", offsets)], &[&[("g", 2827)]]);
+    for experts in [1, 2, 5, 17, 19, 67] {
+        let text = text.replace("e = 11", &format!("e = {experts}"));
+        let mut offsets = vec![0];
+        offsets.extend((0..experts).scan(0, |end, e| {
+            *end += [3, 130, 0, 128, 7, 0, 256][e as usize * 5 % 7];
+            Some(*end)
+        }));
+        let rows = offsets[experts as usize];
+        check(&text, &[("offsets", offsets)], &[&[("g", rows)]]);
+    }
+}
+
 /// Rows of one expert end inside a block of those that tensor cores sum.
 #[test]
 fn sums_of_rows_of_experts() {
@@ -86,6 +116,23 @@ fn @f(%x: bf16[g, f], %y: bf16[g, m], %offsets: i32[e + 1]) -> f32[e, f, m] {
     check(text, &[("offsets", vec![5, 64, 128, 330])], &[&[("g", 330)]]);
     let turned = text.replace("gf,gm->efm", "gf,gm->emf").replace("[e, f, m]", "[e, m, f]");
     check(&turned, &[("offsets", vec![0, 60, 60, 150])], &[&[("g", 150)]]);
+}
+
+/// Rows that are neighbours in memory begin inside of what a bulk copy can begin with, and a step has rows of two experts.
+#[test]
+fn sums_of_neighbouring_rows_of_experts() {
+    let text = "dim g = 140 dim e = 4 dim m = 136 dim f = 72
+fn @f(%x: tf32[f, g], %y: tf32[m, g], %offsets: i32[e + 1]) -> f32[e, f, m] {
+  %w = grouped_outer \"fg,mg->efm\" %x, %y, %offsets : f32[e, f, m]
+  return %w
+}";
+    for offsets in [vec![0, 3, 3, 70, 139], vec![1, 34, 99, 100, 101], vec![0, 31, 64, 129, 140]] {
+        check(text, &[("offsets", offsets.clone())], &[&[]]);
+        let narrow =
+            text.replace("tf32", "bf16").replace("f32[e, f, m]\n  return", "bf16[e, f, m]\n  return");
+        let narrow = narrow.replace("-> f32", "-> bf16").replace("g = 140", "g = 144");
+        check(&narrow, &[("offsets", offsets)], &[&[]]);
+    }
 }
 
 /// The same of 8-bit floats: an expert's rows begin where a tile of them does, with zeros behind them.
@@ -281,6 +328,29 @@ fn @f(%q: bf16[b, s, h, n], %k: bf16[b, t, h, n], %r: bf16[b, s, h, p], %e: bf16
     check(text, &[("start", vec![0])], &[&[("b", 1), ("s", 140), ("t", 140)]]);
     check(text, &[("start", vec![5, 200])], &[&[("b", 2), ("s", 3), ("t", 203)]]);
     check(text, &[("start", vec![31, 0])], &[&[("b", 2), ("s", 70), ("t", 133)]]);
+}
+
+/// Latents that all heads share, with a rotary key: what training has where they are small.
+#[test]
+fn attention_over_small_latents_and_its_backward() {
+    let text = "dim b dim s dim h = 3 dim c = 24 dim p = 16
+fn @f(%q: bf16[b, s, h, c], %k: bf16[b, s, c], %r: bf16[b, s, h, p], %e: bf16[b, s, p], %start: i32[b], %delta: f32[b, h, s],
+  %do: bf16[b, s, h, c],
+) -> bf16[b, s, h, c], f32[b, h, s], bf16[b, s, h, c], bf16[b, s, h, p], bf16[b, s, c], bf16[b, s, p], bf16[b, s, c] {
+  %both = attend_lse \"bshc,btc,bshp,btp,bta->bsha\" %q, %k, %r, %e, %k, %start {scale = 0.11} : (bf16[b, s, h, c], f32[b, h, s])
+  %o = get %both {index = 0} : bf16[b, s, h, c]
+  %sums = get %both {index = 1} : f32[b, h, s]
+  %gq = attend_grad_queries \"bshc,btc,bshp,btp,bta->bsha\" %q, %k, %r, %e, %k, %start, %sums, %delta, %do {scale = 0.11} : (bf16[b, s, h, c], bf16[b, s, h, p])
+  %dq = get %gq {index = 0} : bf16[b, s, h, c]
+  %dr = get %gq {index = 1} : bf16[b, s, h, p]
+  %gk = attend_grad_keys \"bshc,btc,bshp,btp,bta->bsha\" %q, %k, %r, %e, %k, %start, %sums, %delta, %do {scale = 0.11} : (bf16[b, s, c], bf16[b, s, p], bf16[b, s, c])
+  %dk = get %gk {index = 0} : bf16[b, s, c]
+  %de = get %gk {index = 1} : bf16[b, s, p]
+  %dv = get %gk {index = 2} : bf16[b, s, c]
+  return %o, %sums, %dq, %dr, %dk, %de, %dv
+}";
+    check(text, &[("start", vec![0])], &[&[("b", 1), ("s", 141)]]);
+    check(text, &[("start", vec![0, 0])], &[&[("b", 2), ("s", 67)]]);
 }
 
 /// Latents in pages of 64, which are attended to and expanded; 9 heads, as above.

@@ -279,7 +279,7 @@ impl<'k, 'b> Emitter<'k, 'b> {
             (Fn2::Add, Elem::F32) => self.b.ins().fadd(x, y),
             (Fn2::Sub, Elem::F32) => self.b.ins().fsub(x, y),
             (Fn2::Mul, Elem::F32) => self.b.ins().fmul(x, y),
-            (Fn2::Div, Elem::F32) => self.b.ins().fdiv(x, y),
+            (Fn2::Div | Fn2::Quotient, Elem::F32) => self.b.ins().fdiv(x, y),
             (Fn2::Max, Elem::F32) => self.extreme(x, y, FloatCC::GreaterThan),
             (Fn2::Min, Elem::F32) => self.extreme(x, y, FloatCC::LessThan),
             (Fn2::Lt, Elem::F32) => self.b.ins().fcmp(FloatCC::LessThan, x, y),

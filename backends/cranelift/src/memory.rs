@@ -78,7 +78,9 @@ impl Small {
             DType::F8E4M3 => {
                 Some(Self { width: 8, mantissa: 3, bias: 7, largest: 0x7e, overflow: 0x7f, nan: 0x7f })
             }
-            DType::F64 | DType::F32 | DType::Bf16 | DType::I64 | DType::I32 | DType::E8M0 => None,
+            DType::F64 | DType::F32 | DType::Tf32 | DType::Bf16 | DType::I64 | DType::I32 | DType::E8M0 => {
+                None
+            }
         }
     }
 }
@@ -108,14 +110,16 @@ impl Emitter<'_, '_> {
         let vector = ty.cols == LANES;
         let load = |e: &mut Self, ty| e.b.ins().load(ty, FLAGS, address, 0);
         Ok(match (memory, ty.elem) {
-            (Memory::Scratch(Elem::F32) | Memory::Buf(DType::F32), Elem::F32) if vector => {
+            (Memory::Scratch(Elem::F32) | Memory::Buf(DType::F32 | DType::Tf32), Elem::F32) if vector => {
                 // Cranelift 0.135 merges a load into `cmpps` as if that did not ask for 16-byte alignment, which it
                 // does before AVX. What is loaded as integers is not merged.
                 let ty = if self.entry.aligned_operands { types::I32X4 } else { types::F32X4 };
                 let lanes = load(self, ty);
                 self.as_float(lanes)
             }
-            (Memory::Scratch(Elem::F32) | Memory::Buf(DType::F32), Elem::F32) => load(self, types::F32),
+            (Memory::Scratch(Elem::F32) | Memory::Buf(DType::F32 | DType::Tf32), Elem::F32) => {
+                load(self, types::F32)
+            }
             (Memory::Scratch(Elem::I64) | Memory::Buf(DType::I64), Elem::I64) => load(self, types::I64),
             (Memory::Buf(DType::I32), Elem::I64) => self.b.ins().sload32(FLAGS, address, 0),
             (Memory::Scratch(Elem::Bool), Elem::Bool) if vector => {
@@ -187,8 +191,12 @@ impl Emitter<'_, '_> {
             (Memory::Scratch(Elem::Bool), Elem::Bool) => {
                 self.b.ins().store(FLAGS, value, address, 0);
             }
+            (Memory::Buf(DType::Tf32), Elem::F32) => {
+                let rounded = self.round(value, DType::Tf32)?;
+                self.b.ins().store(FLAGS, rounded, address, 0);
+            }
             (Memory::Buf(DType::Bf16), Elem::F32) => {
-                let bits = self.round_bf16(value);
+                let bits = self.round_upper(value, 16);
                 let bits = self.b.ins().sshr_imm_u(bits, 16);
                 self.store_halves(address, bits, vector);
             }
@@ -224,9 +232,10 @@ impl Emitter<'_, '_> {
     pub(crate) fn round(&mut self, x: Value, to: DType) -> Result<Value, Error> {
         match to {
             DType::F64 | DType::F32 => Ok(x),
-            DType::Bf16 => {
-                let bits = self.round_bf16(x);
-                let mask = self.bits(0xffff_0000, self.lanes(x));
+            DType::Bf16 | DType::Tf32 => {
+                let cut = if to == DType::Bf16 { 16 } else { 13 };
+                let bits = self.round_upper(x, cut);
+                let mask = self.bits(u32::MAX << cut, self.lanes(x));
                 let bits = self.b.ins().band(bits, mask);
                 Ok(self.as_float(bits))
             }
@@ -325,12 +334,12 @@ impl Emitter<'_, '_> {
         self.pick(is_nan, nan, code)
     }
 
-    /// The bits of `x` rounded to its upper half, ties to even; the lower half is of no meaning.
-    fn round_bf16(&mut self, x: Value) -> Value {
+    /// The bits of `x` rounded to those above the lower `cut`, ties to even; these are of no meaning.
+    fn round_upper(&mut self, x: Value, cut: u32) -> Value {
         let lanes = self.lanes(x);
         let bits = self.as_int(x);
-        let shifted = self.b.ins().ushr_imm_u(bits, 16);
-        let (one, below_half) = (self.bits(1, lanes), self.bits(0x7fff, lanes));
+        let shifted = self.b.ins().ushr_imm_u(bits, i64::from(cut));
+        let (one, below_half) = (self.bits(1, lanes), self.bits((1 << (cut - 1)) - 1, lanes));
         let odd = self.b.ins().band(shifted, one);
         let up = self.b.ins().iadd(bits, below_half);
         let up = self.b.ins().iadd(up, odd);

@@ -96,7 +96,7 @@ impl Emitter<'_, '_> {
 
     fn operand(&self, memory: Memory) -> Done<MicroElem> {
         match memory {
-            Memory::Buf(DType::F32) | Memory::Scratch(Elem::F32) => Ok(MicroElem::F32),
+            Memory::Buf(DType::F32 | DType::Tf32) | Memory::Scratch(Elem::F32) => Ok(MicroElem::F32),
             Memory::Buf(DType::Bf16) => Ok(MicroElem::Bf16),
             Memory::Buf(DType::F16) => Ok(MicroElem::F16),
             Memory::Buf(DType::F8E4M3) => Ok(MicroElem::F8E4M3),

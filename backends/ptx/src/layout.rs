@@ -7,8 +7,10 @@ use eva_ir::kernel::block::{Block, PipeData};
 pub(crate) const PANEL: usize = 128;
 /// The swizzle repeats after this many bytes, and depends on addresses: swizzled tiles are aligned to it.
 pub(crate) const SWIZZLE_ALIGN: usize = 1024;
-/// The alignment of tiles that are not swizzled: the widest load.
-const PLAIN_ALIGN: usize = 16;
+/// The alignment of tiles that are not swizzled: what bulk copies want.
+const PLAIN_ALIGN: usize = 128;
+/// That of barriers.
+const BARRIER_ALIGN: usize = 16;
 /// Bytes of a barrier of a pipe.
 const BARRIER: usize = 8;
 
@@ -21,7 +23,7 @@ pub(crate) struct TileLayout {
     pub stage: usize,
     /// From one panel to the next, in bytes; 0 where there are none.
     pub panel: usize,
-    /// Panels of a stage.
+    /// Panels of a stage; one row without panels counts as one.
     pub panels: usize,
 }
 
@@ -45,14 +47,14 @@ impl Layout {
             for (shared, data) in block.shared.iter().filter(|(_, data)| data.swizzle == swizzle) {
                 let align = if swizzle { SWIZZLE_ALIGN } else { PLAIN_ALIGN };
                 let row = data.cols * data.dtype.bytes() as usize;
-                let (panel, panels) = if swizzle { (data.rows * PANEL, row / PANEL) } else { (0, 0) };
+                let (panel, panels) = if swizzle { (data.rows * PANEL, row / PANEL) } else { (0, 1) };
                 let tile =
                     TileLayout { start: end.next_multiple_of(align), stage: data.rows * row, panel, panels };
                 end = tile.start + tile.stage * data.stages;
                 tiles[shared.index()] = tile;
             }
         }
-        end = end.next_multiple_of(PLAIN_ALIGN);
+        end = end.next_multiple_of(BARRIER_ALIGN);
         let start = |(_, pipe): (_, &PipeData)| {
             let start = end;
             end += 2 * BARRIER * pipe.stages;

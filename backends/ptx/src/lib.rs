@@ -19,8 +19,8 @@
 //!    indices), a multiple of 16 bytes;
 //! 2. for each symbol of [`Kernel::syms`] its value, an `i64` from 0 to 2³¹ - 1;
 //! 3. for each tiling of [`Block::maps`](eva_ir::kernel::block::Block::maps) a tensor map (`CUtensorMap`, 128 bytes, by
-//!    value, aligned to 64). Its box is 128 bytes wide and as many rows high as the tiling says; the swizzle is that of
-//!    128 bytes; what lies outside is zero.
+//!    value, aligned to 64). Its box is 128 bytes wide and as many rows high as the tiling says, with the swizzle of
+//!    128 bytes; or, where the tiling is not swizzled, it is the tiling's row. What lies outside is zero.
 //!
 //! A block has [`Ptx::threads`] threads and [`Ptx::shared_bytes`] bytes of dynamic shared memory; the grid is
 //! one-dimensional, and as long as [`Launch`](eva_ir::kernel::block::Launch) says.

@@ -10,6 +10,10 @@ const TWO_THIRDS: u32 = 0x3f2a_aaab;
 /// 1.5 · 2²³: what is added to it is rounded to an integer, held in the low bits.
 const TO_INTEGER: f32 = 12_582_912.0;
 
+/// Divisors below 2⁻⁶⁰, and what makes them larger: 2⁶⁴.
+const SMALL: f64 = 1.0 / (1u64 << 60) as f64;
+const LARGE: f64 = (1u128 << 64) as f64;
+
 impl<'c> Emitter<'_, 'c> {
     pub(crate) fn map(&self, f: Fn1, x: Slots<'c>) -> Done<Slots<'c>> {
         let floats = |one: &dyn Fn(F<'c>) -> Done<F<'c>>, xs: Vec<F<'c>>| {
@@ -75,10 +79,33 @@ impl<'c> Emitter<'_, 'c> {
             Fn2::Sub => b.build_float_sub(x, y, "")?,
             Fn2::Mul => b.build_float_mul(x, y, "")?,
             Fn2::Div => b.build_float_div(x, y, "")?,
+            Fn2::Quotient => self.quotient(x, y)?,
             Fn2::Max => self.real("llvm.maxnum", &[x, y])?,
             Fn2::Min => self.real("llvm.minnum", &[x, y])?,
             _ => return fail(format!("{f:?} of floats")),
         })
+    }
+
+    /// `x / y` by the inverse of `y`, which many elements share, and two corrections: Markstein 1990, theorem 8.2. Where `y`
+    /// is so small that what a correction is made of would be no normal number, both operands are larger by a power of two.
+    fn quotient(&self, x: F<'c>, y: F<'c>) -> Done<F<'c>> {
+        let (b, number) = (&self.ir.b, |x: f64| self.ir.ctx.f32_type().const_float(x));
+        let is = |how, a: F<'c>, to: f64| b.build_float_compare(how, a, number(to), "");
+        let small = is(FloatPredicate::OLT, y, SMALL)?;
+        let by = float(b.build_select(small, number(LARGE), number(1.0), "")?)?;
+        let (x, y) = (b.build_float_mul(x, by, "")?, b.build_float_mul(y, by, "")?);
+        let inverse = b.build_float_div(number(1.0), y, "")?;
+        let first = b.build_float_mul(x, inverse, "")?;
+        let minus = b.build_float_neg(y, "")?;
+        let corrected = |q: F<'c>| -> Done<F<'c>> {
+            let rest = self.real("llvm.fma", &[q, minus, x])?;
+            self.real("llvm.fma", &[rest, inverse, q])
+        };
+        let last = corrected(corrected(first)?)?;
+        // Of these there is no rest.
+        let zero = is(FloatPredicate::OEQ, y, 0.0)?;
+        let special = b.build_or(zero, is(FloatPredicate::OEQ, y, f64::INFINITY)?, "")?;
+        float(b.build_select(special, first, last, "")?)
     }
 
     fn compare_floats(&self, f: Fn2, x: F<'c>, y: F<'c>) -> Done<I<'c>> {
@@ -106,7 +133,7 @@ impl<'c> Emitter<'_, 'c> {
             Fn2::Lt => self.ir.compare(IntPredicate::SLT, x, y)?,
             Fn2::Le => self.ir.compare(IntPredicate::SLE, x, y)?,
             Fn2::Eq => self.ir.compare(IntPredicate::EQ, x, y)?,
-            Fn2::And | Fn2::Or => return fail(format!("{f:?} of integers")),
+            Fn2::And | Fn2::Or | Fn2::Quotient => return fail(format!("{f:?} of integers")),
         })
     }
 

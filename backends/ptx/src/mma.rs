@@ -1,7 +1,7 @@
 //! Products by the tensor cores: `wgmma`.
 //!
 //! Accumulators are ordinary values. A product is one piece of assembly that gets them and gives them back in the same
-//! registers (fence, the products of 16 or 32 terms each, commit), and waiting is one that passes them on: so nothing
+//! registers (fence, the products of 32 bytes of terms each, commit), and waiting is one that passes them on: so nothing
 //! can read them too early, and no register is copied between the two.
 
 use crate::emit::{Emitter, Slots};
@@ -49,6 +49,7 @@ impl Operand<'_> {
 
     fn name(&self) -> &'static str {
         match self.dtype {
+            DType::Tf32 => "tf32",
             DType::F16 => "f16",
             DType::F8E4M3 => "e4m3",
             DType::F8E5M2 => "e5m2",
@@ -192,7 +193,7 @@ fn product(
     let shape = format!("m64n{n}k{terms}.f32.{left_name}.{}", right.1.name());
     let flag = |transposed: bool| u32::from(transposed);
     let tail = match &left.1 {
-        _ if terms == 32 => "1, 1".to_owned(),
+        _ if right.1.dtype.bytes() != 2 => "1, 1".to_owned(),
         Left::Shared(tile) => format!("1, 1, {}, {}", flag(tile.transposed), flag(right.1.transposed)),
         Left::Registers(_) => format!("1, 1, {}", flag(right.1.transposed)),
     };

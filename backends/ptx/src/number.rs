@@ -11,6 +11,8 @@ use inkwell::{FloatPredicate, IntPredicate};
 const LEAST_POWER: u32 = 0x0040_0000;
 const LARGEST_POWER: u32 = 0x7f00_0000;
 const NAN: u32 = 0x7fc0_0000;
+/// The bits of an `f32` that `tf32` does not have.
+const CUT: u64 = 13;
 
 /// The words that hold `n` elements of `dtype`: how many, and of how many bits.
 pub(crate) fn words(dtype: DType, n: usize) -> (usize, u32) {
@@ -29,7 +31,7 @@ impl<'c> Emitter<'_, 'c> {
             match dtype {
                 DType::I64 => {}
                 DType::I32 => {}
-                DType::F32 => floats.push(ir.as_float(word)?),
+                DType::F32 | DType::Tf32 => floats.push(ir.as_float(word)?),
                 DType::F64 => {
                     let wide = float(b.build_bit_cast(word, f64_type, "")?)?;
                     floats.push(b.build_float_trunc(wide, f32_type, "")?);
@@ -103,6 +105,7 @@ impl<'c> Emitter<'_, 'c> {
             (DType::I64, Slots::Ints(xs)) => Ok(xs.clone()),
             (DType::I32, Slots::Ints(xs)) => xs.iter().map(|&x| ir.low(x)).collect(),
             (DType::F32, Slots::Floats(xs)) => xs.iter().map(|&x| ir.as_int(x)).collect(),
+            (DType::Tf32, Slots::Floats(xs)) => xs.iter().map(|&x| self.pack_upper(x)).collect(),
             (DType::F64, Slots::Floats(xs)) => {
                 let wide = |x: &F<'c>| {
                     let wide = b.build_float_ext(*x, ir.ctx.f64_type(), "")?;
@@ -119,6 +122,18 @@ impl<'c> Emitter<'_, 'c> {
             (DType::E8M0, Slots::Floats(xs)) => xs.chunks(4).map(|four| self.pack_exponents(four)).collect(),
             (dtype, value) => fail(format!("{:?} where memory holds {dtype}", value.elem())),
         }
+    }
+
+    /// The upper 19 bits of a number, rounded: of a tie to an even one, and of NaN to one.
+    fn pack_upper(&self, x: F<'c>) -> Done<I<'c>> {
+        let (b, ir) = (&self.ir.b, &self.ir);
+        let bits = ir.as_int(x)?;
+        let odd = b.build_and(ir.shr(bits, CUT)?, ir.i32(1), "")?;
+        let up = b.build_int_add(bits, ir.i32((1 << (CUT - 1)) - 1), "")?;
+        let up = b.build_int_add(up, odd, "")?;
+        let nan = b.build_float_compare(FloatPredicate::UNO, x, x, "")?;
+        let bits = int(b.build_select(nan, ir.i32(NAN), up, "")?)?;
+        Ok(b.build_and(bits, ir.i32(u32::MAX << CUT), "")?)
     }
 
     /// The power of two that a code of `e8m0` stands for.

@@ -46,5 +46,5 @@ fn shared_memory_is_laid_out() {
     tile(DType::I64, 1, 3, 5, false);
     block.pipes.push(PipeData { name: String::new(), tiles: vec![first], stages: 3, consumers: 4 });
     kernel.block = Some(block);
-    assert_eq!(shared_bytes(&kernel), (3 * 8 * 256 + 32 + 5 * 24usize).next_multiple_of(16) + 3 * 16);
+    assert_eq!(shared_bytes(&kernel), (3 * 8 * 256 + 128 + 5 * 24usize).next_multiple_of(16) + 3 * 16);
 }

@@ -124,10 +124,15 @@ impl Lab {
         self.numbers.elements(set * OPERANDS + operand, exponent)
     }
 
+    /// Whether operands of `f32` products are rounded to `tf32`.
+    pub(super) fn rounds(&self) -> bool {
+        self.options.tf32
+    }
+
     /// How modules are compiled.
     pub(super) fn compile_options(&self, form: Form) -> CompileOptions {
         CompileOptions {
-            passes: eva_passes::Options { form, ..eva_passes::Options::default() },
+            passes: eva_passes::Options { form, tf32: self.options.tf32, ..eva_passes::Options::default() },
             device: self.options.device,
             threads: self.options.threads,
             ..CompileOptions::default()

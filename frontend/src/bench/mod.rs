@@ -97,6 +97,8 @@ pub struct Options {
     pub heads: Option<usize>,
     /// The element type of products.
     pub dtype: DType,
+    /// Whether products of `f32` have operands rounded to `tf32`, which is measured with them.
+    pub tf32: bool,
     /// How many runs are timed.
     pub runs: usize,
     /// How long a run is, about.
@@ -112,7 +114,8 @@ impl Options {
     pub fn of(device: Device) -> Self {
         let (run, rest) = (Duration::from_millis(25), Duration::from_millis(30));
         let full = device != Device::Cpu;
-        Self { device, full, heads: None, dtype: DType::Bf16, runs: 7, run, rest, threads: None }
+        let (dtype, tf32) = (DType::Bf16, false);
+        Self { device, full, heads: None, dtype, tf32, runs: 7, run, rest, threads: None }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Gradients of all weights against those that other software recorded: `eva compare --gradients`.
 
-use super::learner::{Learner, failed};
+use super::learner::{Bits, Learner, failed};
 use super::{CompareOptions, Row};
 use crate::engine::{EngineError, Progress};
 use eva_runtime::checkpoint::Checkpoint;
@@ -11,6 +11,8 @@ const LIMIT: f64 = 1e-4;
 
 /// The same for activations in a narrower type, where single choices of experts flip.
 const NARROW: f64 = 0.15;
+/// The same where operands of products are rounded to `tf32`.
+const ROUNDED: f64 = 2e-2;
 
 /// Computes the loss of the reference's `input_ids` and `labels` and its gradients; one row for each tensor recorded in
 /// `gradients`, and one for the loss, sorted by name. Position `i` is held against the label at `i + 1`.
@@ -23,13 +25,17 @@ pub fn compare_gradients(
 ) -> Result<Vec<Row>, EngineError> {
     let (reference, recorded) = (Checkpoint::open(reference)?, Checkpoint::open(gradients)?);
     let find = |name: &str| reference.get(&format!("{}{name}", options.prefix));
-    let Learner { mut trainer, tensors, batch, narrow } = Learner::new(dir, &find, 1, options, progress)?;
+    let Learner { mut trainer, tensors, batch, bits } = Learner::new(dir, &find, 1, options, progress)?;
     let (have_loss, computed) = trainer.gradients(&batch).map_err(failed)?;
 
     let mut rows = Vec::new();
     if let Some(want) = find("loss").and_then(|loss| loss.to_f32().ok()) {
         let difference = (have_loss - f64::from(want[0])).abs();
-        let limit = if narrow { 0.05 } else { 1e-5 };
+        let limit = match bits {
+            Bits::Full => 1e-5,
+            Bits::Rounded => 1e-2,
+            Bits::Narrow => 0.05,
+        };
         let (name, ok) = ("loss".into(), difference <= limit);
         rows.push(Row { name, difference: Some(difference), limit: Some(limit), ok, note: String::new() });
     }
@@ -53,10 +59,11 @@ pub fn compare_gradients(
         });
         // What is zero is zero exactly: an expert without tokens.
         let difference = if size == 0.0 { error.sqrt() } else { (error / size).sqrt() };
-        let (limit, note) = match (size == 0.0, narrow) {
+        let (limit, note) = match (size == 0.0, bits) {
             (true, _) => (0.0, "zero"),
-            (false, true) => (NARROW, ""),
-            (false, false) => (LIMIT, ""),
+            (false, Bits::Full) => (LIMIT, ""),
+            (false, Bits::Rounded) => (ROUNDED, ""),
+            (false, Bits::Narrow) => (NARROW, ""),
         };
         let ok = difference <= limit;
         rows.push(Row { name, difference: Some(difference), limit: Some(limit), ok, note: note.into() });

@@ -14,6 +14,17 @@ use crate::train::trainer::{TrainError, Trainer};
 use eva_runtime::checkpoint::{Checkpoint, TensorRef};
 use std::path::Path;
 
+/// In how many bits something is computed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bits {
+    /// `f32` throughout.
+    Full,
+    /// `f32`, but operands of products are rounded to `tf32`.
+    Rounded,
+    /// Fewer.
+    Narrow,
+}
+
 /// A model with its weights, and what it learns from.
 pub(super) struct Learner {
     pub trainer: Trainer,
@@ -21,8 +32,8 @@ pub(super) struct Learner {
     pub tensors: Tensors,
     /// The reference's tokens; position `i` is held against the label at `i + 1`.
     pub batch: Batch,
-    /// Whether anything is computed in less than `f32`, so that limits are wider.
-    pub narrow: bool,
+    /// In how many bits it computes, which limits follow.
+    pub bits: Bits,
 }
 
 impl Learner {
@@ -53,11 +64,12 @@ impl Learner {
         let load = &options.load;
         let mut run = RunConfig::new(steps as u64);
         (run.threads, run.target, run.precision.compute) = (load.threads, load.device, load.dtype);
+        run.precision.tf32 = load.tf32;
         run.optimizer = OptimizerConfig { lr: 1e-3, no_decay: Vec::new(), ..OptimizerConfig::default() };
         (run.data.batch, run.data.sequence) = (ids.batch, ids.len);
         progress.begin("compiling", 0);
-        let mut graphs = Graphs::with_recipe(&run, &config, load.fp8.clone())?;
-        (graphs.passes.form, graphs.passes.numerics) = (load.form, load.numerics);
+        run.form = load.form;
+        let mut graphs = Graphs::with_recipe(&run, &config, load.fp8.clone(), load.numerics)?;
         graphs.passes.fp8.deny_fallback = load.deny_fp8_fallback;
         let mut trainer = Trainer::new(&run, &graphs, &|_| Group::Decay).map_err(failed)?;
         progress.end();
@@ -65,6 +77,11 @@ impl Learner {
         let flat = tensors.read(&checkpoint, trainer.layout().all() * WIDTH)?;
         trainer.set(&flat).map_err(failed)?;
 
+        let bits = match load.dtype {
+            F32 if load.fp8.is_none() && load.tf32 => Bits::Rounded,
+            F32 if load.fp8.is_none() => Bits::Full,
+            _ => Bits::Narrow,
+        };
         let shape = [ids.batch, ids.len];
         let labels = labels.shifted(ids.len, 1);
         let batch = Batch {
@@ -72,7 +89,7 @@ impl Learner {
             counted: labels.iter().filter(|label| **label >= 0).count() as u64,
             labels: eva_runtime::Tensor::from_i64(&shape, &labels),
         };
-        Ok(Self { trainer, tensors, batch, narrow: load.dtype != F32 || load.fp8.is_some() })
+        Ok(Self { trainer, tensors, batch, bits })
     }
 }
 

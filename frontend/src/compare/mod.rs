@@ -69,6 +69,8 @@ enum Precision {
     /// In `f32`, activations being quantized, where one that rounds the other way moves single numbers far: limits are for
     /// the rms of the difference, over the reference's rms but for logits and losses.
     Quantized,
+    /// In `f32`, operands of products being rounded to `tf32`: likewise.
+    Rounded,
     /// In a narrower type: the rms of the difference over the reference's.
     Narrow,
 }
@@ -78,6 +80,7 @@ impl Precision {
         let recipe = load.fp8.clone().or_else(|| default_recipe(config));
         match load.dtype {
             F32 if recipe.is_some_and(|recipe| recipe.activations.is_some()) => Precision::Quantized,
+            F32 if load.tf32 => Precision::Rounded,
             F32 => Precision::Full,
             _ => Precision::Narrow,
         }
@@ -89,6 +92,7 @@ impl Precision {
             (Precision::Full, Kind::Hidden) => 3e-4,
             (Precision::Full, Kind::Logits | Kind::RouterLogits) => 2e-4,
             (Precision::Full, Kind::Router | Kind::Loss) => 1e-5,
+            (Precision::Rounded, _) => 1e-2,
             (Precision::Quantized, Kind::Logits) => 0.05,
             (Precision::Quantized, _) => 2e-2,
             // One routing decision in two hundred may flip in bf16, which moves single values far.
@@ -106,7 +110,7 @@ impl Precision {
         }
         let (error, size) = pairs().fold((0.0, 0.0), |(e, s), (x, y)| (e + (x - y) * (x - y), s + y * y));
         let size = match (self, kind) {
-            (Precision::Quantized, Kind::Logits | Kind::Loss) => want.len() as f64,
+            (Precision::Quantized | Precision::Rounded, Kind::Logits | Kind::Loss) => want.len() as f64,
             _ => size,
         };
         (error / f64::max(size, 1e-30)).sqrt()
@@ -417,6 +421,7 @@ impl Comparison<'_> {
                 Some(most as f64),
                 match self.precision {
                     Precision::Quantized => "a few choices may flip where activations are quantized",
+                    Precision::Rounded => "a few choices may flip where operands are rounded",
                     _ => "a few choices may flip in a narrower type",
                 },
             );

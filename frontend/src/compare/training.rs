@@ -1,6 +1,6 @@
 //! Steps of training against those that other software recorded: `eva compare --training`.
 
-use super::learner::{Learner, failed};
+use super::learner::{Bits, Learner, failed};
 use super::{CompareOptions, Row};
 use crate::engine::{EngineError, Progress};
 use eva_runtime::checkpoint::Checkpoint;
@@ -12,7 +12,7 @@ const LOSS: f64 = 1e-3;
 /// The largest difference of a norm, over the recorded one.
 const NORM: f64 = 1e-3;
 
-/// Both for activations in a narrower type.
+/// Both for activations in a narrower type, or operands that are rounded.
 const NARROW: f64 = 0.05;
 
 /// Trains the model on the reference's `input_ids` and `labels`, as many steps as `train.losses` and `train.grad_norms` have
@@ -34,15 +34,14 @@ pub fn compare_training(
     if losses.len() != norms.len() {
         return Err(EngineError::Prompt("what the reference recorded does not go together".into()));
     }
-    let Learner { mut trainer, batch, narrow, .. } =
-        Learner::new(dir, &find, losses.len(), options, progress)?;
+    let Learner { mut trainer, batch, bits, .. } = Learner::new(dir, &find, losses.len(), options, progress)?;
     let mut rows = Vec::new();
     progress.begin("training", losses.len());
     for (i, (loss, norm)) in losses.iter().zip(&norms).enumerate() {
         let report = trainer.step(i as u64 + 1, std::slice::from_ref(&batch)).map_err(failed)?;
         let (loss, norm) = (f64::from(*loss), f64::from(*norm));
         let mut row = |what: &str, difference: f64, limit: f64| {
-            let limit = if narrow { NARROW } else { limit };
+            let limit = if bits == Bits::Full { limit } else { NARROW };
             rows.push(Row {
                 name: format!("train.{what}.{i}"),
                 difference: Some(difference),

@@ -4,6 +4,7 @@
 //! Keys that there are not are errors with their line. Paths are relative to the file.
 
 use eva_ir::types::DType;
+use eva_passes::Form;
 use eva_passes::fp8::Recipe;
 use eva_runtime::Device;
 use serde::Deserialize;
@@ -33,6 +34,10 @@ pub struct RunConfig {
     /// `cpu`, `cuda` or `cuda:1`. Default `cpu`.
     #[serde(default, deserialize_with = "read::device")]
     pub target: Device,
+    /// The form of attention over latents, in both directions: `auto` (by cost), `expanded`, `absorbed` or `written`.
+    /// Default `auto`.
+    #[serde(default, deserialize_with = "read::form")]
+    pub form: Form,
     /// The model.
     #[serde(default)]
     pub model: ModelConfig,
@@ -245,6 +250,8 @@ pub struct PrecisionConfig {
     /// The type of activations, `f32` or `bf16`; weights are kept in `f32` and rounded to it. Default `f32`.
     #[serde(deserialize_with = "read::float")]
     pub compute: DType,
+    /// Whether products of `f32` have operands rounded to `tf32`, so that a GPU's tensor cores take them. Default no.
+    pub tf32: bool,
     /// A recipe of 8-bit floats: a name or a file. None by default.
     pub fp8: Option<String>,
     /// What the loss is multiplied with for the backward pass, and gradients divided by: a power of two, or `dynamic`.
@@ -361,6 +368,7 @@ impl RunConfig {
             seed: 0,
             threads: None,
             target: Device::Cpu,
+            form: Form::Auto,
             model: ModelConfig::default(),
             data: DataConfig::default(),
             optimizer: OptimizerConfig::default(),

@@ -9,6 +9,7 @@ use crate::model::{Balance, Training};
 use crate::prelude::*;
 use eva_ir::dim::Sym;
 use eva_ir::graph::ParamKind;
+use eva_passes::Exactness;
 use eva_passes::cost::CostOptions;
 use eva_passes::fp8::Recipe;
 use eva_passes::grad::{self, budget::fit};
@@ -47,14 +48,16 @@ pub struct Graphs {
 impl Graphs {
     /// Those of a model, as a run trains it.
     pub fn of(run: &RunConfig, config: &Config) -> Result<Self, EngineError> {
-        Self::with_recipe(run, config, run.recipe().map_err(EngineError::Unsupported)?)
+        let recipe = run.recipe().map_err(EngineError::Unsupported)?;
+        Self::with_recipe(run, config, recipe, Exactness::default())
     }
 
-    /// The same with this recipe of 8-bit floats, in place of the run's.
+    /// The same with this recipe of 8-bit floats, in place of the run's, and rewriting that moves results as far as this.
     pub fn with_recipe(
         run: &RunConfig,
         config: &Config,
         recipe: Option<Recipe>,
+        numerics: Exactness,
     ) -> Result<Self, EngineError> {
         let RunConfig { precision, balance, loss, .. } = run;
         let training = Training {
@@ -76,22 +79,25 @@ impl Graphs {
         let mut module = crate::model::training(config, &training).map_err(EngineError::Module)?;
         let sizes = [("b", run.data.batch), ("s", run.data.sequence)];
         let sizes: BTreeMap<Sym, i64> = sizes.map(|(name, n)| (Sym::from(name), n as i64)).into();
-        let whole = recipe.is_some();
+        let whole = recipe.is_some() || precision.tf32;
         if whole {
-            // Tiles of tokens share a scale in the gradients of weights, so their number must be known.
+            // In the gradients of weights, tiles of tokens share a scale, and tensor cores sum over tokens as neighbours: their
+            // number must be known.
             for (sym, value) in &mut module.dims {
                 *value = value.or_else(|| sizes.get(sym).copied());
             }
         }
         let fp8 = eva_passes::fp8::Options { recipe, observe: run.metrics.fp8, ..Default::default() };
-        let passes = eva_passes::Options { fp8, ..Default::default() };
+        let (form, tf32) = (run.form, precision.tf32);
+        let passes = eva_passes::Options { fp8, form, numerics, tf32, ..Default::default() };
         let target = match run.target {
             Device::Cpu => Target::cpu(),
             Device::Cuda(_) => Target::cuda(),
         };
         // What is cheap to compute again, and what to keep, is the machine's to say.
         let cost = CostOptions { sizes: sizes.clone(), ..CostOptions::new(target.costs.clone()) };
-        let options = grad::Options { store: run.memory.keep, cost, ..Default::default() };
+        let (store, form) = (run.memory.keep, run.form);
+        let options = grad::Options { store, cost, form, numerics, ..Default::default() };
         let module = match run.memory.activations {
             None => {
                 let module = grad::differentiate(&module, LOSS, &options);

@@ -63,6 +63,40 @@ fn models_are_explained() {
     assert!(message.contains("there is no rule `absorb`; rules are mla_absorb_key"), "{message}");
 }
 
+/// The form of attention of a training step, in both directions.
+#[test]
+fn forms_of_training_are_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |latent: usize| {
+        let path = dir.path().join(format!("{latent}.json"));
+        let text = std::fs::read_to_string(fixture("v3-tiny").join("config.json")).unwrap();
+        let text = text.replace("\"kv_lora_rank\": 32", &format!("\"kv_lora_rank\": {latent}"));
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    let ask = |latent: usize, more: &[&str]| {
+        json(&[&[&file(latent)[..], "--memory", "--batch", "2", "--new", "600"], more].concat())
+    };
+    let sides = |answer: &Value| {
+        let forms = answer["forms"].as_array().unwrap();
+        assert!(forms.len() == 2 && forms.iter().all(|form| form["chosen"] == forms[0]["chosen"]));
+        let chosen = &forms[0]["candidates"][forms[0]["chosen"].as_u64().unwrap() as usize];
+        [&chosen["forward"], &chosen["backward"]].map(|sides| sides["key"].as_str().unwrap().to_string())
+    };
+    assert_eq!(sides(&ask(8, &[])), ["absorbed", "absorbed"]);
+    assert_eq!(sides(&ask(96, &[])), ["expanded", "expanded"]);
+    assert_eq!(sides(&ask(96, &["--form", "absorbed"])), ["absorbed", "absorbed"]);
+    assert!(ask(8, &["--form", "expanded"])["forms"].as_array().unwrap().is_empty());
+    for (latent, more) in [(8, &[][..]), (96, &[]), (96, &["--form", "absorbed"])] {
+        let path = file(latent);
+        let args = [&["explain", &path, "--memory", "--batch", "2", "--new", "600"], more].concat();
+        let text = output(&args);
+        let from = text.find("Attention of").unwrap();
+        let about = &text[from..from + text[from..].find("\n\n").unwrap()];
+        insta::assert_snapshot!(format!("forms_of_training_{latent}{}", more.join("_")), about);
+    }
+}
+
 /// What a training step takes, as fast as can be and within a budget; what does not fit is refused.
 #[test]
 fn memory_of_training_is_planned() {
@@ -85,4 +119,8 @@ fn memory_of_training_is_planned() {
     let refused = refusal(1, &["explain", model, "--memory", "--budget", "3kB"]);
     assert!(refused.contains("a step takes") && refused.contains("3000"), "{refused}");
     assert!(refusal(2, &["explain", model, "--memory", "--budget", "3 parsecs"]).contains("no unit"));
+    for more in [&["--tf32"][..], &["--fp8", "deepseek-v3"]] {
+        let args = [&["explain", model, "--memory", "--target", "cuda"], more].concat();
+        assert!(refusal(2, &args).contains(&format!("without {}", more[0])));
+    }
 }

@@ -68,6 +68,27 @@ fn a_machine_without_a_gpu_says_what_is_missing() {
     }
 }
 
+/// A CPU has no use for `--tf32`; a GPU's kernels show it.
+#[test]
+fn operands_are_rounded_for_gpus() {
+    let (model, reference) = (model(), reference());
+    for args in [
+        &["compare", &model, &reference, "--tf32"][..],
+        &["generate", &model, "--tokens", "1,2,3", "--max-new-tokens", "2", "--tf32"],
+        &["print", &model, "--target", "cpu", "--tf32"],
+        &["explain", &model, "--tf32"],
+        &["bench", "gemm", "--tf32", "--list"],
+    ] {
+        let message = refusal(2, args);
+        assert!(message.contains("--tf32 is for GPUs (--target cuda)"), "{args:?}: {message}");
+    }
+    let mlp = |more: &[&str]| output(&[&["print", &model, "--block", "mlp"], more].concat());
+    let rounded = mlp(&["--target", "cuda", "--tf32"]);
+    assert!(rounded.contains(": tf32[") && rounded.contains(" = mma "), "{rounded}");
+    assert!(!mlp(&["--target", "cuda"]).contains("tf32"));
+    assert!(mlp(&["--after", "tf32"]).contains("{to = tf32}"));
+}
+
 #[test]
 fn kernels_are_printed_in_each_phase() {
     let model = model();

@@ -21,7 +21,7 @@ fn a_page_and_its_data() {
     let data: Value = serde_json::from_str(&output(&["viz", &mla, "--json", "--set", "t=77"])).unwrap();
     let stages: Vec<&str> =
         data["stages"].as_array().unwrap().iter().filter_map(|s| s["pass"].as_str()).collect();
-    assert_eq!(stages, eva_passes::PASSES);
+    assert_eq!(stages, eva_passes::order_of(&eva_passes::Options::default()));
     assert!(data["extents"].as_array().unwrap().iter().any(|e| e["name"] == "t" && e["value"] == 77));
     let rules = data["rewrites"][0]["rules"].as_array().unwrap();
     assert!(rules.iter().any(|rule| rule["matched"].as_u64() > Some(0)), "{rules:?}");

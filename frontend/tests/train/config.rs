@@ -66,6 +66,15 @@ fn recipes_are_names_and_files() {
 }
 
 #[test]
+fn rounded_operands_are_for_gpus() {
+    let rounded = |set: &[&str]| load(LEAST, set).map(|run| run.precision.tf32);
+    assert_eq!(rounded(&[]), Ok(false));
+    assert_eq!(rounded(&["precision.tf32=true", "target=cuda"]), Ok(true));
+    let message = rounded(&["precision.tf32=true"]).unwrap_err();
+    assert!(message.contains("precision.tf32: it is for GPUs"), "{message}");
+}
+
+#[test]
 fn factors_of_gradients_are_numbers_or_dynamic() {
     let scale = |set: &str| load(LEAST, &[set]).map(|run| run.precision.gradient_scale);
     assert_eq!(load(LEAST, &[]).unwrap().precision.gradient_scale, GradientScale::Fixed(1.0));

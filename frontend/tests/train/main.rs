@@ -3,5 +3,6 @@
 mod compare;
 mod config;
 mod data;
+mod forms;
 mod optimizer;
 mod trainer;

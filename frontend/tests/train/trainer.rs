@@ -406,3 +406,26 @@ fn recipes_reach_gradients() {
     let experts = eight.iter().filter(|name| name.contains(".experts.") && name.ends_with(".grad")).count();
     assert!(gradients >= 8 && experts == 3, "{eight:?}");
 }
+
+/// With `tf32`, all products of a training step on a GPU are tensor cores', but for attention's.
+#[test]
+fn rounded_products_are_tensor_cores() {
+    let folder = TempDir::new().unwrap();
+    let mut run = config(folder.path(), "");
+    (run.target, run.precision.tf32) = (eva_runtime::Device::Cuda(0), true);
+    let model = include_str!("../../../tests/fixtures/v3-tiny/config.json");
+    let graphs = Graphs::of(&run, &Config::from_json(model).unwrap()).unwrap_or_else(|e| panic!("{e}"));
+    let plan = eva_passes::compile(&graphs.module, &eva_passes::target::Target::cuda(), &graphs.passes);
+    let plan = plan.unwrap_or_else(|e| panic!("{e}"));
+    let (mut tensor, mut others) = (0, Vec::new());
+    for ((_, tile), (_, block)) in plan.tiles.iter().zip(plan.kernels.iter()) {
+        match (tile.to_string().contains(" = dot "), block.to_string().contains(" = mma ")) {
+            (true, true) => tensor += 1,
+            (true, false) => others.push(tile.name.clone()),
+            _ => {}
+        }
+    }
+    // Attention keeps the sums of its scores' powers, and is no product of the pass.
+    let attention = others.iter().all(|name| name.contains("_and_sums"));
+    assert!(tensor >= 40 && attention && others.len() == 3, "{tensor} {others:#?}");
+}

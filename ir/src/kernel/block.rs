@@ -58,7 +58,7 @@ pub struct Block {
 
 impl Block {
     /// The bytes of shared memory of a block: swizzled tiles, each from a multiple of 1024 on, then the others, each
-    /// from a multiple of 16 on, then 16 bytes for each stage of a pipe (a barrier for those that wait for it to be
+    /// from a multiple of 128 on, then 16 bytes for each stage of a pipe (a barrier for those that wait for it to be
     /// full, one for those that wait for it to be free). All in the order of their numbers.
     pub fn shared_bytes(&self) -> usize {
         let lay = |swizzle: bool, align: usize, start: usize| {
@@ -69,7 +69,7 @@ impl Block {
                 end.checked_next_multiple_of(align).unwrap_or(usize::MAX).saturating_add(bytes)
             })
         };
-        let tiles = lay(false, 16, lay(true, 1024, 0));
+        let tiles = lay(false, 128, lay(true, 1024, 0));
         let barriers = self.pipes.iter().fold(0, |sum: usize, (_, pipe)| sum.saturating_add(pipe.stages));
         let aligned = tiles.checked_next_multiple_of(16).unwrap_or(usize::MAX);
         aligned.saturating_add(barriers.saturating_mul(16))
@@ -94,14 +94,14 @@ pub enum Launch {
 /// A tile in shared memory, once for each stage. Element `(stage, row, col)` is number
 /// `(stage · rows + row) · cols + col` for loads and stores.
 ///
-/// How that number becomes an address is the backend's: tiles that products or bulk copies use lie as panels of
+/// How that number becomes an address is the backend's: tiles that products use, or bulk copies of several rows, lie as panels of
 /// 128 bytes a row (`rows × 128` bytes each), their 16-byte pieces exchanged by the 128-byte swizzle; others lie as
 /// they are numbered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedData {
     /// What it holds, for people.
     pub name: String,
-    /// The elements' type; `F32`, `Bf16`, `F16`, `F8E4M3`, `F8E5M2` or `I64`.
+    /// The elements' type; `F32`, `Tf32`, `Bf16`, `F16`, `F8E4M3`, `F8E5M2` or `I64`.
     pub dtype: DType,
     /// Rows of a stage.
     pub rows: usize,
@@ -109,7 +109,7 @@ pub struct SharedData {
     pub cols: usize,
     /// How many stages there are, at least 1.
     pub stages: usize,
-    /// Whether it lies in swizzled panels, as products and bulk copies need it.
+    /// Whether it lies in swizzled panels, as products need it and bulk copies of more than one row.
     pub swizzle: bool,
 }
 
@@ -141,6 +141,8 @@ pub struct MapData {
     pub rows: usize,
     /// Columns of a box: those of the shared tile.
     pub cols: usize,
+    /// Whether boxes come to swizzled tiles. Others have one row, of at most 256 elements and a multiple of 128 bytes.
+    pub swizzle: bool,
 }
 
 /// Threads that run a body of their own.
@@ -234,8 +236,8 @@ pub enum BlockInst {
     /// Waits until the stage of `turn` is free. By the producing role, once, before the turn's copies.
     Acquire { pipe: Pipe, turn: Reg },
     /// Starts to copy a box of a buffer into the stage of `turn` of a tile of the pipe. `at` is the index of its
-    /// first element along each axis of the buffer; elements outside the buffer's shape become zero. Every tile of the
-    /// pipe is filled by one copy a turn.
+    /// first element along each axis of the buffer, a multiple of 16 bytes along the columns; elements outside the buffer's
+    /// shape become zero. Every tile of the pipe is filled by one copy a turn.
     Copy { pipe: Pipe, turn: Reg, tile: Shared, map: Map, at: Vec<Reg> },
     /// Waits until all copies of `turn` are there.
     Wait { pipe: Pipe, turn: Reg },
@@ -248,7 +250,7 @@ pub enum BlockInst {
     /// `a` is 64 rows of this warpgroup's; `b` is `n` rows of a shared tile (columns, where transposed) from `b_row`
     /// on, a multiple of 8 that is the same in all threads of a warpgroup (where `b` is transposed and they do not all lie
     /// in one panel of 128 bytes, they begin with one); `k` a multiple of 16 (32 for 8-bit
-    /// types). `out` has `n/2` slots, `n` a multiple of 8 up to 256: slot `s` of thread `t` of the warpgroup is row
+    /// types, 8 for `Tf32`). `out` has `n/2` slots, `n` a multiple of 8 up to 256: slot `s` of thread `t` of the warpgroup is row
     /// `16·(t / 32) + (t % 32) / 4 + 8·(s / 2 % 2)`, column `2·(t % 4) + s % 2 + 8·(s / 4)`.
     ///
     /// Products and sums are of `f32` accuracy. `acc` may be the result of a product still under way; `a` in
@@ -261,8 +263,8 @@ pub enum BlockInst {
     /// started after a following barrier.
     FenceAsync,
     /// Starts to copy stage `turn` of a tile to a box of a buffer, by one thread (that with `when`, a truth value,
-    /// which holds in one thread of the role at most). Elements outside the buffer's shape are not written. The stage
-    /// is not written, and the kernel does not end, before the thread has waited for it.
+    /// which holds in one thread of the role at most). It begins as [`Self::Copy`] does. Elements outside the buffer's
+    /// shape are not written. The stage is not written, and the kernel does not end, before the thread has waited for it.
     CopyOut { map: Map, tile: Shared, turn: Reg, at: Vec<Reg>, when: Reg },
     /// Waits until at most `pending` of this thread's `CopyOut`s have not yet read their tile.
     CopyOutWait { pending: usize },

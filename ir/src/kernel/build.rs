@@ -296,6 +296,10 @@ impl<'k> Tile<'k> {
     pub fn max(self, y: Self) -> Self {
         self.zip(Fn2::Max, y)
     }
+    /// `self / y`, which is rounded to 8 bits next; see [`Fn2::Quotient`].
+    pub fn quotient(self, y: Self) -> Self {
+        self.zip(Fn2::Quotient, y)
+    }
     /// The smaller of two.
     pub fn min(self, y: Self) -> Self {
         self.zip(Fn2::Min, y)

@@ -376,6 +376,9 @@ pub enum Fn2 {
     Mul,
     /// `x / y`; of integers, rounded towards minus infinity (`y > 0`).
     Div,
+    /// `x / y` of floats that is rounded to 8 bits next, and less than `2^17` in magnitude if it is a number: as [`Fn2::Div`]
+    /// where it is at least `2^-20` (below that codes are zero), and perhaps off by the last bit where it is less, or `0` for `-0`.
+    Quotient,
     /// `x - y · floor(x / y)`, of integers (`y > 0`).
     Rem,
     /// The larger; of floats, the other one if one is NaN.

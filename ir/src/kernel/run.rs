@@ -256,6 +256,9 @@ pub enum Fault {
         /// What is wrong.
         why: String,
     },
+    /// A bulk copy that does not begin with a unit of 16 bytes: the column.
+    #[error("a bulk copy begins at column {0}, inside of 16 bytes")]
+    Begins(i64),
     /// A value that all threads of a warp, warpgroup or role must agree in.
     #[error("threads differ in {0}")]
     Differ(&'static str),

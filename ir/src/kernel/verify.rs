@@ -36,12 +36,13 @@
 //!     blocks are.
 //! 19. A register has one row and 1 to [`MAX_SLOTS`] columns.
 //! 20. A block has 1 to [`MAX_WARPS`] warps; it, a multiprocessor, a tile in shared memory and a pipe are not empty.
-//! 21. Shared memory holds `F32`, `Bf16`, `F16`, `F8E4M3`, `F8E5M2` or `I64`, [`MAX_SHARED`] bytes in all. Swizzled
+//! 21. Shared memory holds `F32`, `Tf32`, `Bf16`, `F16`, `F8E4M3`, `F8E5M2` or `I64`, [`MAX_SHARED`] bytes in all. Swizzled
 //!     tiles have a multiple of 8 rows, of a multiple of 128 bytes each.
-//! 22. A tile is in one pipe at most, has as many stages as the pipe, and is swizzled there.
+//! 22. A tile is in one pipe at most, and has as many stages as the pipe.
 //! 23. A tiling is of a buffer of 2 to 5 axes, along two of them; its columns have stride 1, all other strides and the
-//!     offset are multiples of 16 bytes whatever the extents are; a box has at most 256 rows. Box and tile of a bulk
-//!     copy have the same shape and type; the tile is swizzled.
+//!     offset are multiples of 16 bytes whatever the extents are; a box has at most 256 rows. One that is not swizzled
+//!     has one row of at most 256 columns and a multiple of 128 bytes. Box and tile of a bulk copy have the same shape
+//!     and type, and both are swizzled or neither is.
 //! 24. Roles are the last instruction of the kernel's body. Their warps are multiples of 4 and those of the block;
 //!     their threads have at most [`MAX_REGISTERS`] registers together.
 //! 25. A pipe is acquired and all its tiles are filled by one role, of a single thread. Its consumers are the warps of
@@ -52,9 +53,9 @@
 //! 27. A barrier of several warps is of all warps of the roles that come to it; before roles, or without, of all.
 //! 28. A load or store has 1, 2, 4, 8 or 16 elements for each slot of the index, of 16 bytes at most, and a mask of
 //!     one slot or of as many as the index.
-//! 29. Products are by warpgroups: roles of a multiple of 4 warps. Shared operands are swizzled, of equal 16-bit types
-//!     or of 8-bit types; only 16-bit types are transposed. Terms come in multiples of 16 (8-bit types: 32), start at
-//!     a multiple of 16, and are inside the tile; columns are a multiple of 8 up to 256.
+//! 29. Products are by warpgroups: roles of a multiple of 4 warps. Shared operands are swizzled, of equal 16-bit types,
+//!     both `Tf32`, or of 8-bit types; only 16-bit types are transposed, and `Tf32` is in shared memory. Terms come in multiples of
+//!     16 (8-bit types: 32, `Tf32`: 8), start at a multiple of 16, and are inside the tile; columns are a multiple of 8 up to 256.
 //! 30. What is waited for with [`BlockInst::MmaWait`] is assigned in the same body and not used afterwards; at
 //!     most 7 products are left unfinished.
 

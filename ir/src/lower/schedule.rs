@@ -21,6 +21,8 @@ pub struct Schedule {
     pub block: usize,
     /// Rows of one tile of a transposition that is a part of another kernel: neighbours in memory before it.
     pub turned: usize,
+    /// Columns of one tile, of as many rows, of any other; they are made row by row if not given.
+    pub turned_columns: Option<usize>,
     /// Sums over axes that are not the last: rows that are read at once, and columns of one tile.
     pub sums: [usize; 2],
     /// The most columns of one tile of rows that are read several times: programs do some columns of all rows before
@@ -35,7 +37,7 @@ pub struct Schedule {
 /// Tile sizes for tensor cores; see [`Schedule`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorSchedule {
-    /// Products: rows and columns of the result, and terms of the sum, of one tile.
+    /// Products: rows and columns of the result, and terms of the sum, of one tile; half as many of `tf32`.
     pub product: [usize; 3],
     /// The same for 8-bit operands.
     pub codes: [usize; 3],
@@ -87,6 +89,12 @@ pub struct FewRows {
 }
 
 impl TensorSchedule {
+    /// A tile for 16-bit operands as one for these: with as many bytes of terms.
+    pub fn of([rows, cols, terms]: [usize; 3], operands: &[&BufView]) -> [usize; 3] {
+        let bytes = operands.iter().map(|view| view.dtype.bytes() as usize).max().unwrap_or(2);
+        [rows, cols, if bytes > 2 { terms * 2 / bytes } else { terms }]
+    }
+
     /// Query rows and keys of a tile of attention whose values are `width` wide; `None` if tensor cores cannot do it: wide
     /// values are divided between two warpgroups, each of which has whole panels of 64.
     pub fn attention_of(&self, width: usize) -> Option<[usize; 2]> {
@@ -98,7 +106,7 @@ impl TensorSchedule {
 impl Schedule {
     /// The tile sizes of a product of these operands.
     pub fn product_of(&self, operands: &[&BufView]) -> [usize; 3] {
-        self.tensor_of(operands).map_or(self.product, |tensor| tensor.product)
+        self.tensor_of(operands).map_or(self.product, |tensor| TensorSchedule::of(tensor.product, operands))
     }
 
     /// The tile sizes for tensor cores, if they are there and the operands are fit for them.

@@ -4,9 +4,10 @@ use super::check;
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
 use crate::kernel::Elem;
+use crate::kernel::build::Tile;
 use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
-use crate::ops::rows;
+use crate::ops::rows::try_fold;
 use crate::types::{TensorType, Type};
 
 op! {
@@ -43,21 +44,30 @@ impl OpDef for AlignOffsets {
 
     /// A program for each expert, and one for the end: it adds up the blocks of those before.
     fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
-        let offsets = &args[0];
-        let all = &offsets.ty.shape[0];
-        let cols = cx.size(all).unwrap_or(usize::MAX).clamp(1, cx.schedule.block);
-        let me = cx.program(all);
-        let zero = cx.k.int(0);
-        let [blocks] = rows::try_fold(me.div_ceil(cols as i64), [zero], |i, [blocks]| {
-            let first = i * cols as i64;
-            let from = offsets.at(&Request::row(&[], first, cols))?;
-            let to = offsets.at(&Request::row(&[], first + 1i64, cols))?;
-            let before = (cx.k.iota(1, cols) + first).lt(me);
-            let own = before.select((to - from).div_ceil(self.rows), zero);
-            Ok([blocks + own.cast(Elem::I64).sum_along(1)])
-        })?;
-        cx.emit(&Request::element(&[me]), blocks * self.rows)
+        let (at, start) = start(cx, &args[0], self.rows)?;
+        cx.emit(&at, start)
     }
+}
+
+/// The entry of this program, and what it is where a block has `rows` rows.
+pub fn start<'k>(
+    cx: &Cx<'k>,
+    offsets: &View<'k>,
+    rows: i64,
+) -> Result<(Request<'k>, Tile<'k>), LowerError> {
+    let all = &offsets.ty.shape[0];
+    let cols = cx.size(all).unwrap_or(usize::MAX).clamp(1, cx.schedule.block);
+    let me = cx.program(all);
+    let zero = cx.k.int(0);
+    let [blocks] = try_fold(me.div_ceil(cols as i64), [zero], |i, [blocks]| {
+        let first = i * cols as i64;
+        let from = offsets.at(&Request::row(&[], first, cols))?;
+        let to = offsets.at(&Request::row(&[], first + 1i64, cols))?;
+        let before = (cx.k.iota(1, cols) + first).lt(me);
+        let own = before.select((to - from).div_ceil(rows), zero);
+        Ok([blocks + own.cast(Elem::I64).sum_along(1)])
+    })?;
+    Ok((Request::element(&[me]), blocks * rows))
 }
 
 /// How many rows there is room for, whatever experts they belong to: `rows` and, for each expert, a block less one, and one

@@ -7,7 +7,7 @@ use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{DType, TensorType, Type};
-use crate::vjp::{Shares, Vjp};
+use crate::vjp::{Shares, Vjp, gradient_type};
 
 op! {
     /// The same numbers with another element type: rounded to nearest, ties to even; to integers, towards zero.
@@ -45,7 +45,7 @@ impl OpDef for Cast {
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
         let [x] = cx.args();
-        let (g, dtype) = (cx.grad(), cx.ty(x).dtype);
+        let (g, dtype) = (cx.grad(), gradient_type(&cx.ty(x)).dtype);
         Ok(vec![Some(cx.cast(g, dtype)?)])
     }
 

@@ -63,11 +63,15 @@ pub(super) fn extents(spec: &Spec, args: &[&TensorType]) -> Result<Vec<Dim>, Typ
     all.ok_or_else(missing)
 }
 
-/// Checks that operands can be multiplied, and gives the result's element type: theirs, or `f32` for two of 8 bits.
+/// Checks that operands can be multiplied, and gives the result's element type: theirs, or `f32` for two of 8 bits or of `tf32`.
 /// Of the axis `chosen`, if there is one, each term has one index.
 pub(super) fn product_dtype(spec: &Spec, args: &[&TensorType], chosen: Option<Axis>) -> Result<DType, TypeError> {
     match args {
         [x, y] if x.dtype.is_f8() || y.dtype.is_f8() => scaled::product(spec, [x, y], chosen),
+        [x, y] if x.dtype == DType::Tf32 && y.dtype == DType::Tf32 => Ok(DType::F32),
+        [x, _, _, ..] if x.dtype == DType::Tf32 => {
+            Err(TypeError::new("of tf32, two operands are multiplied at a time").help("their product is f32"))
+        }
         _ => same_dtype(args),
     }
 }

@@ -5,8 +5,9 @@ use super::einsum::{extents, product_dtype};
 use crate::attr::{Axis, Spec};
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
+use crate::kernel::Elem;
 use crate::kernel::build::Tile;
-use crate::lower::{BufView, Coord, Cx, FewRows, LowerError, Lowering, Request, View};
+use crate::lower::{BufView, Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::ops::grouped_outer::GroupedOuter;
 use crate::ops::rows;
@@ -17,8 +18,9 @@ use crate::vjp::{Shares, Vjp};
 op! {
     /// A contraction whose rows are grouped by expert: rows `offsets[e] .. offsets[e+1]` of `x` meet slice `e` of `w`.
     ///
-    /// In `"gm,efm->gf"`, `g` is the rows' axis, `e` the experts' (in `w` alone), `m` is summed. Rows outside every
-    /// group are zero. Nothing is padded: groups may be empty and of any length.
+    /// In `"gm,efm->gf"`, `g` is the rows' axis, `e` the experts' (in `w` alone), `m` is summed. Nothing is padded: groups
+    /// may be empty and of any length. Nothing may depend on rows outside every group: the evaluator has zeros there, and
+    /// kernels do not write them.
     "grouped" => Grouped(x, w, offsets) {
         /// The axes of `x` (rows first), of `w` (experts first), and of the result (rows first).
         spec: Spec,
@@ -126,16 +128,13 @@ impl OpDef for Grouped {
         }
         // With few rows of each expert, the columns are the rows of tiles.
         let swapped = cx.few.is_some_and(|few| few.swapped);
-        let (bm, bn, bk) = match cx.few {
-            Some(FewRows { product: [columns, rows, terms], swapped: true, .. }) => (*rows, *columns, *terms),
-            Some(few) => few.product.into(),
-            None => cx.schedule.product_of(&[x, w]).into(),
-        };
+        let [bm, bn, bk] = cx.product_of(&[x, w]);
+        let (bm, bn) = if swapped { (bn, bm) } else { (bm, bn) };
         let bn = cx.size(&w.shape[columns]).map_or(bn, |n| n.clamp(1, bn));
         let bk = cx.size(&x.shape[1]).map_or(bk, |n| n.clamp(1, bk));
 
         let tiles = cx.schedule.tensor_of(&[x, w]).is_some() && cx.few.is_none();
-        let programs = Programs::new(cx, &x.shape[0], &w.shape[0], bm, tiles);
+        let programs = Programs::new(cx, [&x.shape[0], &w.shape[0]], bm, tiles);
         let first = cx.program_tile(&w.shape[columns], bn);
         let blocks = cx.extent(&x.shape[1]).div_ceil(bk as i64);
         programs.tiles(cx, offsets, |Rows { expert, first: row, end }, empty| {
@@ -177,19 +176,34 @@ struct Rows<'k> {
 enum Programs<'k> {
     /// One for an expert, which goes over the expert's rows.
     Experts(Tile<'k>, usize),
-    /// One for a tile of rows, of this length, of some expert among so many: tiles are numbered expert by expert. Then all
-    /// programs take equally long, however unequal the experts are, and those that run at the same time stay together and
-    /// share what they read.
-    Tiles(Tile<'k>, usize, i64),
+    /// One for a tile of rows, of this length, of some expert: tiles are numbered expert by expert. Then all programs take
+    /// equally long, however unequal the experts are, and those that run at the same time stay together and share what
+    /// they read.
+    Tiles {
+        number: Tile<'k>,
+        tile: i64,
+        experts: usize,
+        /// Where each expert's rows would begin if they were those of whole tiles: so many rows are in the tiles before.
+        starts: BufView,
+    },
 }
 
+/// The place of the offsets among the operands.
+const OFFSETS: usize = 2;
+
+/// How many parts a search is divided into at each step: places are looked up in memory one step after another, but those of
+/// a step together.
+const WAYS: usize = 4;
+
 impl<'k> Programs<'k> {
-    fn new(cx: &Cx<'k>, rows: &Dim, experts: &Dim, tile: usize, tiles: bool) -> Self {
+    fn new(cx: &Cx<'k>, [rows, experts]: [&Dim; 2], tile: usize, tiles: bool) -> Self {
         match cx.size(experts).filter(|_| tiles) {
             Some(experts) => {
                 // Each expert's last tile may have few rows.
                 let all = rows + &Dim::from((experts * tile) as i64);
-                Self::Tiles(cx.k.program(all, tile as i64), tile, experts as i64)
+                let tile = tile as i64;
+                let starts = (cx.aligned)(OFFSETS, tile);
+                Self::Tiles { number: cx.k.program(all, tile), tile, experts, starts }
             }
             None => Self::Experts(cx.program(experts), tile),
         }
@@ -211,18 +225,26 @@ impl<'k> Programs<'k> {
                 })?;
                 Ok(())
             }
-            Self::Tiles(number, tile, experts) => {
-                let zero = cx.k.int(0);
-                // The last expert whose first tile is this one or before, that tile's number, and where the expert's rows begin.
-                let start = [zero, offset(zero)?, zero, zero, zero];
-                let found = rows::try_fold(cx.k.int(experts), start, |e, [tiles, base, expert, first, begins]| {
-                    let (is_reached, end) = (tiles.le(number), offset(e + 1i64)?);
-                    let keep = |new: Tile<'k>, old: Tile<'k>| is_reached.select(new, old);
-                    let next = tiles + (end - base).div_ceil(tile as i64);
-                    Ok([next, end, keep(e, expert), keep(tiles, first), keep(base, begins)])
-                })?;
-                let [_, _, expert, tiles, base] = found;
-                let (first, end) = (base + (number - tiles) * tile as i64, offset(expert + 1i64)?);
+            Self::Tiles { number, tile, experts, starts } => {
+                let place = number * tile;
+                let start = |expert: Tile<'k>| cx.load(&starts, &Request::element(&[expert]));
+                // The last expert whose first tile is this one or before.
+                let (mut expert, mut left, mut is_short) = (cx.k.int(0), experts, false);
+                while left > 1 {
+                    // It is one of so many from `expert` on, which are parts as long as each other, or a shorter last one.
+                    let part = left.div_ceil(WAYS);
+                    let is_reached = |i: usize| {
+                        let first = expert + (i * part) as i64;
+                        let reached = start(first).le(place);
+                        let reached = if is_short { reached.and(first.lt(cx.k.int(experts as i64))) } else { reached };
+                        reached.cast(Elem::I64)
+                    };
+                    let later = (1..left.div_ceil(part)).map(is_reached).reduce(|a, b| a + b);
+                    expert = later.map_or(expert, |parts| expert + parts * part as i64);
+                    is_short |= left % part != 0;
+                    left = part;
+                }
+                let (first, end) = (place - start(expert) + offset(expert)?, offset(expert + 1i64)?);
                 write(Rows { expert, first, end }, Some(end.le(first)))
             }
         }
@@ -258,7 +280,7 @@ impl Grouped {
         (cx.by_rows)(&x.codes.shape[0], experts as i64, true);
 
         let (rows, wide) = if swapped { (cut.cols, cut.rows) } else { (cut.rows, cut.cols) };
-        let programs = Programs::new(cx, &x.codes.shape[0], &w.codes.shape[0], rows, few.is_none());
+        let programs = Programs::new(cx, [&x.codes.shape[0], &w.codes.shape[0]], rows, few.is_none());
         let first = cx.program_tile(&w.codes.shape[columns], wide);
         let result = programs.tiles(cx, offsets, |Rows { expert, first: row, end }, empty| {
             let at_expert = |_: usize| expert;

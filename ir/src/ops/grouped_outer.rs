@@ -2,16 +2,16 @@
 
 use super::check;
 use super::einsum::codes::{self, From, Operand};
-use super::einsum::product_dtype;
+use super::einsum::{Einsum, product_dtype};
 use crate::attr::{Axis, Spec};
 use crate::eval::{Array, Sizes};
 use crate::kernel::build::Tile;
 use crate::lower::{BufView, Coord, Cx, LowerError, Lowering, Request, View};
-use crate::op::{Declared, OpDef, TypeError, op};
+use crate::op::{OpDef, TypeError, op};
 use crate::ops::grouped::Grouped;
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
-use crate::vjp::{NoGradient, Shares, Vjp};
+use crate::vjp::{Shares, Vjp};
 
 op! {
     /// For each expert, the products of its rows of two operands, summed over the rows: slice `e` of the result is
@@ -63,6 +63,8 @@ impl GroupedOuter {
         let (left, right) = (left?, right?);
         // An expert's rows are blocks of rows with scales of their own; behind them another's begin.
         let block = usize::try_from(left.terms()?).ok()?;
+        // Offsets are multiples of it; this says so to who reads the kernel.
+        let base = base / block as i64 * block as i64;
         let [m, n] = sides.map(|view| &view.shape[own]);
         let (mut tile, all) = (tensor.codes, cx.size(n));
         tile[0] = cx.size(m).map_or(tile[0], |m| m.clamp(1, tile[0]));
@@ -121,17 +123,28 @@ impl OpDef for GroupedOuter {
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Shares {
         let ([x, y, offsets], g) = (cx.args(), cx.grad());
-        if self.rows() != 0 {
-            return Err(NoGradient::Op { op: Self::NAME });
-        }
+        let dtype = cx.ty(g).dtype;
         let mut shares = vec![None; 3];
+        // `grouped` has rows first: what has them last is turned for it.
+        let rows_first = |axes: &[Axis]| match self.rows() {
+            0 => axes.to_vec(),
+            _ => axes.iter().rev().copied().collect(),
+        };
+        let turned = |cx: &mut Vjp<'_>, value, from: &[Axis], to: &[Axis]| match from == to {
+            true => Ok(value),
+            false => cx.op(Einsum { spec: Spec::new(&[from], to, |axis| self.spec.letter(axis)) }, &[value]),
+        };
         for (i, other) in [y, x].into_iter().enumerate() {
             if !cx.wants(i) {
                 continue;
             }
-            let inputs: [&[Axis]; 2] = [&self.spec.inputs[1 - i], &self.spec.out];
-            let spec = Spec::new(&inputs, &self.spec.inputs[i], |axis| self.spec.letter(axis));
-            shares[i] = Some(cx.op(Grouped { spec }, &[other, g, offsets])?);
+            let [mine, others] = [&self.spec.inputs[i], &self.spec.inputs[1 - i]];
+            let [own, from] = [mine, others].map(|axes| rows_first(axes));
+            let other = cx.cast(other, dtype)?;
+            let other = turned(cx, other, others, &from)?;
+            let spec = Spec::new(&[&from, &self.spec.out], &own, |axis| self.spec.letter(axis));
+            let share = cx.op(Grouped { spec }, &[other, g, offsets])?;
+            shares[i] = Some(turned(cx, share, &own, mine)?);
         }
         Ok(shares)
     }
@@ -162,7 +175,10 @@ impl OpDef for GroupedOuter {
         let own = 1 - rows;
         // Tensor cores have whole tiles only.
         let tensor = cx.schedule.tensor_of(&[left, right]);
-        let [bm, bn, bk] = tensor.map_or(cx.schedule.outer, |tensor| tensor.product);
+        let [bm, bn, bk] = match tensor {
+            Some(_) => cx.schedule.product_of(&[left, right]),
+            None => cx.schedule.outer,
+        };
         let fit = |view: &BufView, most: usize| cx.size(&view.shape[own]).map_or(most, |n| n.clamp(1, most));
         let (bm, bn) = (if tensor.is_some() { bm } else { fit(left, bm) }, fit(right, bn));
 
@@ -175,7 +191,22 @@ impl OpDef for GroupedOuter {
         };
         let zero = cx.k.full([bm, bn], 0.0);
         let terms = end - base;
-        let [sum] = if tensor.is_some() {
+        let [sum] = if tensor.is_some() && rows == 1 {
+            // Bulk copies begin at multiples of 16 bytes, and do not end where an expert's rows do: the first step and the
+            // last are another loop's, where the rows of one side that are not the expert's are zeros, which is enough.
+            let unit = 16 / left.dtype.bytes();
+            let from = base / unit * unit;
+            let steps = (end - from).div_ceil(bk as i64);
+            let sum = cx.k.fold((steps - 2i64).max(cx.k.int(0)), [zero], |i, [sum]| {
+                let term = from + (i + 1i64) * bk as i64;
+                [sum.add_dot(side(left, row, bm, term, false), side(right, col, bn, term, false))]
+            });
+            cx.k.fold(steps.min(cx.k.int(2)), sum, |i, [sum]| {
+                let term = from + i * (steps - 1i64) * bk as i64;
+                let own = base.le(term + cx.k.iota(1, bk)).select(side(left, row, bm, term, true), cx.k.float(0.0));
+                [sum.add_dot(own, side(right, col, bn, term, false))]
+            })
+        } else if tensor.is_some() {
             // Bulk copies do not end where an expert's rows do: the rows behind the last whole step are another loop's, where
             // those of one side that are not the expert's are zeros, which is enough.
             let whole = terms / bk as i64;

@@ -62,8 +62,13 @@ pub(super) fn check_numbers(op: &str, to: DType, least: Real) -> Result<(), Type
     Ok(())
 }
 
-/// `x / scale`, at most `largest` in magnitude: what is rounded to a code.
+/// `x / scale`, at most `largest` in magnitude: what is rounded to a code. The scale is one that was made of `x`.
 pub(super) fn clamped<'k>(x: Tile<'k>, scale: Tile<'k>, largest: f64) -> Tile<'k> {
+    clamp(x.single().quotient(scale).single(), largest)
+}
+
+/// The same with any scale, however much larger `x` may be.
+pub(super) fn divided<'k>(x: Tile<'k>, scale: Tile<'k>, largest: f64) -> Tile<'k> {
     clamp((x.single() / scale).single(), largest)
 }
 
@@ -338,7 +343,11 @@ impl<'k> Blocks<'_, 'k> {
         self.nest(&loops, axes, &at, none, &|at, carried| {
             match tile(at) {
                 Ok(x) => {
-                    let y = self.op.quotient(x, scale, largest);
+                    // Tiles of several rows have many elements a thread, whose corrections take too many registers.
+                    let y = match self.op.encoding().is_power_of_two() || at.rows == lines {
+                        true => self.op.quotient(x, scale, largest),
+                        false => divided(x, scale, largest),
+                    };
                     let index: Vec<Tile<'k>> = at.coords.iter().map(|c| c.start()).collect();
                     cx.k.store((cx.write)(0), &index, at.axes(), &at.limits, y);
                 }

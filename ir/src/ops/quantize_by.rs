@@ -76,7 +76,7 @@ impl OpDef for QuantizeBy {
         let largest = f64::from(quantize::largest(self.to));
         let amax = amax.at(&Request::element(&[]))?.max(cx.k.float(f64::from(self.least.get() as f32)));
         let scale = (amax / cx.k.float(largest)).single();
-        let y = quantize::clamped(x.at(&at)?, scale, largest);
+        let y = quantize::divided(x.at(&at)?, scale, largest);
         let index: Vec<_> = at.coords.iter().map(|c| c.start()).collect();
         cx.k.store((cx.write)(0), &index, at.axes(), &at.limits, y);
         // Along each axis there is one scale: what other programs write lies outside.

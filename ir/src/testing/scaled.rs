@@ -57,7 +57,7 @@ fn write<'k>(k: &'k Build, form: Form, n_all: i64, k_all: i64) {
     let y = buf("y", DType::Bf16, Access::Write, &[Dim::sym("m"), n(n_all)]);
 
     let right = if swapped || weights == 1 { None } else { Some(weights) };
-    let cut = Cut::new(tile, (!swapped).then_some(n_all as usize), block, right);
+    let cut = Cut::new(tile, (!swapped).then_some(n_all as usize), block, right, false);
     let (m_tile, n_tile) = if swapped { (cut.cols, cut.rows) } else { (cut.rows, cut.cols) };
     let i = k.program(Dim::sym("m"), m_tile as i64) * m_tile as i64;
     let j = k.program(n(n_all), n_tile as i64) * n_tile as i64;

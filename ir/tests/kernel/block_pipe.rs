@@ -23,6 +23,8 @@ enum Wrong {
     AcquiresTwice,
     /// Copies go to the next turn's stage.
     CopiesAhead,
+    /// Copies begin inside of 16 bytes.
+    BeginsInside,
     /// The producer counts from one.
     CountsFromOne,
     /// The consumer skips turns.
@@ -37,6 +39,8 @@ enum Wrong {
     NoCopyOutWait,
     NoLastCopyOutWait,
     AllCopyOut,
+    /// The copy of a result begins inside of 16 bytes.
+    EndsInside,
 }
 
 /// A well-formed kernel with two roles and two stages.
@@ -92,7 +96,7 @@ fn matmul(stages: usize, persistent: bool, wrong: Wrong) -> Raw {
                     turn = k.with(Fn2::Add, turn, 1);
                 }
                 let ahead = k.with(Fn2::Add, turn, 1);
-                let term = k.with(Fn2::Mul, j, 64);
+                let term = k.with(Fn2::Mul, j, if wrong == Wrong::BeginsInside { 63 } else { 64 });
                 let copies = |k: &mut Raw| {
                     let turn = if wrong == Wrong::CopiesAhead { ahead } else { turn };
                     let copies = [(left, maps[0], row), (right, maps[1], col)];
@@ -184,6 +188,7 @@ fn matmul(stages: usize, persistent: bool, wrong: Wrong) -> Raw {
             if wrong != Wrong::NoBarrierBehindStores {
                 k.barrier(1, 4);
             }
+            let col = if wrong == Wrong::EndsInside { k.with(Fn2::Add, col, 1) } else { col };
             k.block(BlockInst::CopyOut {
                 map: maps[2],
                 tile: result,
@@ -299,6 +304,13 @@ fn deadlocks_say_where_everybody_waits() {
     let k = matmul(2, false, Wrong::ReleasesNever);
     let error = run_on(&k.0, &sizes, &mut storages, Options::default()).unwrap_err().to_string();
     insta::assert_snapshot!(error);
+}
+
+#[test]
+fn bulk_copies_begin_at_multiples_of_16_bytes() {
+    finds(Wrong::BeginsInside, false, &["a bulk copy begins at column 63, inside of 16 bytes"]);
+    let columns = [1, 33, 65].map(|col| format!("a bulk copy begins at column {col}, inside of 16 bytes"));
+    finds(Wrong::EndsInside, false, &columns.each_ref().map(|said| &said[..]));
 }
 
 #[test]

@@ -199,6 +199,13 @@ fn operands_of_eight_bits() {
 }
 
 #[test]
+fn operands_of_tf32() {
+    let types = [DType::Tf32; 2];
+    Product { types, k: 24, ..PLAIN }.check();
+    Product { types, k: 40, n: 16, groups: 2, before: [16, 8], ..PLAIN }.check();
+}
+
+#[test]
 fn operands_are_transposed() {
     for transposed in [[true, false], [false, true], [true, true]] {
         Product { transposed, n: 24, k: 80, groups: 2, ..PLAIN }.check();

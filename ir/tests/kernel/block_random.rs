@@ -107,7 +107,7 @@ fn misplace(body: &mut Vec<Inst>, regs: usize, random: &mut Random) {
 
 /// One mistake in what a block is.
 fn misshape(k: &mut Raw, random: &mut Random) {
-    let (n, dtype) = (random.size(), DType::ALL[random.below(8)]);
+    let (n, dtype) = (random.size(), DType::ALL[random.below(DType::ALL.len())]);
     let block = k.threads();
     let shared = Shared::new(random.below(block.shared.len()));
     let (pipe, map) = (Pipe::new(0), Map::new(random.below(block.maps.len())));

@@ -49,7 +49,7 @@ impl Raw {
     }
 
     pub fn map(&mut self, buf: Buf, rows: usize, cols: usize) -> Map {
-        self.threads().maps.push(MapData { buf, axes: [0, 1], rows, cols })
+        self.threads().maps.push(MapData { buf, axes: [0, 1], rows, cols, swizzle: true })
     }
 
     pub fn block(&mut self, inst: BlockInst) {

@@ -214,8 +214,8 @@ fn shared_memory_is_laid_out() {
     k.shared("", DType::F32, [1, 5], 1, false);
     k.shared("", DType::F8E4M3, [24, 128], 1, true);
     k.pipe("", &[tile], 1);
-    // 3 · 1024 and 3072; 21 and 20 from multiples of 16 on; three times two barriers.
-    assert_eq!(k.threads().shared_bytes(), 6144 + 32 + 32 + 3 * 16);
+    // 3 · 1024 and 3072; 21 and 20 from multiples of 128 on; three times two barriers.
+    assert_eq!(k.threads().shared_bytes(), 6144 + 128 + 32 + 3 * 16);
 }
 
 #[test]
@@ -226,8 +226,6 @@ fn pipes_have_tiles_of_their_own() {
     assert!(changed(twice).starts_with("the pipe |0 (`terms`) has #1, which is in a pipe already"));
     let missing = |k: &mut Raw| set(&mut k.threads().pipes, 0, |pipe| pipe.tiles.push(Shared::new(9)));
     assert!(changed(missing).starts_with("the pipe |0 (`terms`) has #9, which is not there"));
-    let plain = |k: &mut Raw| set(&mut k.threads().shared, 1, |tile| tile.swizzle = false);
-    assert!(changed(plain).starts_with("the pipe |0 (`terms`) has #1, which is not swizzled"));
 }
 
 #[test]
@@ -240,6 +238,11 @@ fn tilings_suit_bulk_copies() {
             .contains("the tiling ~0 has columns along an axis of `a` with stride 8*k")
     );
     assert!(map(|map| map.rows = 257).contains("the tiling ~0 has boxes of 257 rows, not 1 to 256"));
+    let plain = map(|map| map.swizzle = false);
+    assert!(
+        plain.contains("the tiling ~0 has boxes that are not swizzled, of 64 x 64 bf16 elements"),
+        "{plain}"
+    );
     assert!(map(|map| map.buf = Buf::new(7)).contains("the tiling ~0 is of $7, which is not there"));
     let buf = |change: fn(&mut BufData)| changed(|k| set(&mut k.0.bufs, 0, change));
     let odd = "the tiling ~0 is of `a`, of which 4*k elements are not a multiple of 16 bytes";

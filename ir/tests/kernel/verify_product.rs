@@ -51,7 +51,10 @@ fn product(types: [DType; 2], transposed: bool, swizzle: bool, warps: usize) -> 
 
 #[test]
 fn products_have_types_that_suit() {
-    use DType::{Bf16, F8E4M3, F8E5M2, F16, F32};
+    use DType::{Bf16, F8E4M3, F8E5M2, F16, F32, Tf32};
+    assert_eq!(product([Tf32, Tf32], false, true, 4), "");
+    assert_eq!(product([Tf32, Tf32], true, true, 4), "tf32 is not transposed");
+    assert_eq!(product([Tf32, Bf16], false, true, 4), "tf32 times bf16");
     assert_eq!(product([Bf16, Bf16], true, true, 4), "");
     assert_eq!(product([F8E4M3, F8E5M2], false, true, 8), "");
     assert_eq!(product([Bf16, F16], false, true, 4), "bf16 times f16");

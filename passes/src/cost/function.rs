@@ -22,34 +22,52 @@ impl Cost {
     /// What running `f` takes, in the metric's unit; what it calls aside.
     pub fn estimate(&self, f: &Function) -> Estimate {
         let mut estimate = Estimate::default();
-        for Typed { op, args, out, of_weights } in typed(f) {
-            let all = |types: &mut dyn Iterator<Item = &TensorType>| {
-                types.map(|ty| self.symbolic_bytes(ty)).fold(Poly::default(), |sum, bytes| sum + bytes)
-            };
-            match (self.metric, op.lowering()) {
-                (_, Lowering::Alias | Lowering::Constant) => {}
-                (Metric::Flops, _) => {
-                    let share = if of_weights { 1.0 / AMORTIZED } else { 1.0 };
-                    estimate.add(self.symbolic_work(op, &args, out).flops.scaled(share));
-                }
-                _ if of_weights => {
-                    if !widens(op, &args, out) {
-                        let bytes = all(&mut args.iter().copied().chain(out.parts()));
-                        estimate.add(bytes.scaled(1.0 / self.machine.bytes / AMORTIZED));
-                    }
-                }
-                _ => {
-                    let work = self.symbolic_work(op, &args, out);
-                    let busy = self.busy(op, out, &work, &|ty| self.symbolic_elements(ty));
-                    estimate.add(Poly::from(self.machine.launch * work.launches));
-                    estimate.add_max(
-                        busy.scaled(1.0 / self.machine.flops(op, &args)),
-                        work.bytes.scaled(1.0 / self.machine.bytes),
-                    );
+        typed(f).for_each(|typed| self.add(&mut estimate, &typed));
+        estimate
+    }
+
+    /// What computing these values of `f` takes, each by itself.
+    pub fn estimate_of(&self, f: &Function, values: &[Value]) -> Estimate {
+        let mut estimate = Estimate::default();
+        let weights = of_weights(f);
+        let ops = values.iter().filter_map(|&value| typed_value(f, value, weights[value.index()]));
+        ops.for_each(|typed| self.add(&mut estimate, &typed));
+        estimate
+    }
+
+    /// What moving a tensor to or from memory so many times takes, each of its bytes taking `more` besides.
+    pub fn estimate_of_moving(&self, ty: &TensorType, times: f64, more: f64) -> Poly {
+        let seconds = if self.metric == Metric::Flops { 0.0 } else { times / self.machine.bytes + more };
+        self.symbolic_bytes(ty).scaled(seconds)
+    }
+
+    fn add(&self, estimate: &mut Estimate, typed: &Typed<'_>) {
+        let Typed { op, args, out, of_weights } = typed;
+        let all = |types: &mut dyn Iterator<Item = &TensorType>| {
+            types.map(|ty| self.symbolic_bytes(ty)).fold(Poly::default(), |sum, bytes| sum + bytes)
+        };
+        match (self.metric, op.lowering()) {
+            (_, Lowering::Alias | Lowering::Constant) => {}
+            (Metric::Flops, _) => {
+                let share = if *of_weights { 1.0 / AMORTIZED } else { 1.0 };
+                estimate.add(self.symbolic_work(op, args, out).flops.scaled(share));
+            }
+            _ if *of_weights => {
+                if !widens(op, args, out) {
+                    let bytes = all(&mut args.iter().copied().chain(out.parts()));
+                    estimate.add(bytes.scaled(1.0 / self.machine.bytes / AMORTIZED));
                 }
             }
+            _ => {
+                let work = self.symbolic_work(op, args, out);
+                let busy = self.busy(op, out, &work, &|ty| self.symbolic_elements(ty));
+                estimate.add(Poly::from(self.machine.launch * work.launches));
+                estimate.add_max(
+                    busy.scaled(1.0 / self.machine.flops(op, args)),
+                    work.bytes.scaled(1.0 / self.machine.bytes),
+                );
+            }
         }
-        estimate
     }
 
     /// What every call of `f` does, at the extents that this is for; what is computed when weights are loaded aside, and
@@ -74,12 +92,15 @@ pub(super) fn widens(op: &Op, args: &[&TensorType], out: &Type) -> bool {
 /// The ops of `f` on tensors.
 fn typed(f: &Function) -> impl Iterator<Item = Typed<'_>> {
     let weights = of_weights(f);
-    f.values.iter().filter_map(move |(value, data)| {
-        let Def::Op(op, args) = &data.def else { return None };
-        // What takes a tuple takes it apart, which costs nothing.
-        let args = args.iter().map(|&arg| f.tensor(arg)).collect::<Option<Vec<_>>>()?;
-        Some(Typed { op, args, out: &data.ty, of_weights: weights[value.index()] })
-    })
+    f.values.keys().filter_map(move |value| typed_value(f, value, weights[value.index()]))
+}
+
+fn typed_value(f: &Function, value: Value, of_weights: bool) -> Option<Typed<'_>> {
+    let data = &f.values[value];
+    let Def::Op(op, args) = &data.def else { return None };
+    // What takes a tuple takes it apart, which costs nothing.
+    let args = args.iter().map(|&arg| f.tensor(arg)).collect::<Option<Vec<_>>>()?;
+    Some(Typed { op, args, out: &data.ty, of_weights })
 }
 
 /// Which values of `f` depend on weights alone (or on nothing).

@@ -101,9 +101,16 @@ impl Machine {
 
     /// Floating-point operations a second of `op` on operands of these types.
     pub fn flops(&self, op: &Op, args: &[&TensorType]) -> f64 {
-        if !matches!(op, Op::Einsum(_) | Op::Grouped(_) | Op::Attend(_)) {
-            return self.vector;
-        }
+        // What is multiplied: not the sums in f32 that attention's backward is given besides.
+        let factors = match op {
+            Op::Einsum(_) | Op::Grouped(_) | Op::GroupedOuter(_) => args.len(),
+            Op::Attend(attend) => attend.spec.inputs.len(),
+            Op::AttendLse(attend) => attend.spec.inputs.len(),
+            Op::AttendGradQueries(grad) => grad.spec.inputs.len(),
+            Op::AttendGradKeys(grad) => grad.spec.inputs.len(),
+            _ => return self.vector,
+        };
+        let args = &args[..factors.min(args.len())];
         let widest =
             args.iter().map(|ty| ty.dtype).filter(|dtype| !dtype.is_int()).max_by_key(|dtype| dtype.bytes());
         match widest {

@@ -10,7 +10,8 @@
 //! leaves them open, the e-graph of a function is made once and asked at many lengths ([`pieces`]); what it answers
 //! become bodies of the function, and each call takes the one whose estimate is least for the lengths that it has. So
 //! chunks of a prompt, and prompts of which the beginning is cached, are decided by the same rule as decoding.
-//! [`crossover`] is where that rule turns. Runs before [`crate::attend`], which recognizes either form.
+//! [`crossover`] is where that rule turns. Runs before [`crate::attend`], which recognizes either form. For functions with
+//! gradients the choice has been made by then, for both directions together ([`crate::grad::forms`]).
 
 pub mod crossover;
 pub mod pieces;

@@ -5,24 +5,21 @@ use super::whole::{Made, Part};
 use super::{Casting, Options};
 use crate::grad::GRADIENT;
 use crate::rebuild::{Rebuild, functions};
-use eva_ir::attr::{Axis, Dims, Real, Spec};
+use crate::turned::{Turned, tensor, with_order};
+use eva_ir::attr::{Axis, Real, Spec};
 use eva_ir::diag::Diag;
-use eva_ir::dim::Dim;
-use eva_ir::graph::{Def, Function, Module, Uses, Value};
-use eva_ir::lower::Lowering;
+use eva_ir::graph::{Def, Function, Module, Value};
 use eva_ir::op::TypeError;
 use eva_ir::ops::Op;
 use eva_ir::ops::align_offsets::AlignOffsets;
 use eva_ir::ops::cast::Cast;
 use eva_ir::ops::einsum::Einsum;
-use eva_ir::ops::grouped::Grouped;
 use eva_ir::ops::grouped_outer::GroupedOuter;
 use eva_ir::ops::quantize::Quantize;
 use eva_ir::ops::quantize_by_expert::QuantizeByExpert;
-use eva_ir::ops::reshape::Reshape;
 use eva_ir::ops::scale::Scale;
 use eva_ir::scales;
-use eva_ir::types::{DType, TensorType};
+use eva_ir::types::DType;
 use std::collections::{HashMap, HashSet};
 
 /// The module with the products of 8 bits that the recipe wants, as far as they can be: before forms of attention are
@@ -93,8 +90,7 @@ struct Convert<'f> {
     r: Rebuild<'f>,
     /// What is quantized how: an operand of several products is quantized once.
     quantized: HashMap<(Value, Quantize), Value>,
-    /// Operands turned: what is summed last, as one axis.
-    turned: HashMap<(Value, Vec<usize>, usize), Value>,
+    turned: Turned,
     /// What depends on gradients that are given.
     gradients: HashSet<Value>,
     /// Where experts' rows begin when they fill tiles, for each list of offsets and number of rows.
@@ -104,7 +100,6 @@ struct Convert<'f> {
     /// The sums in `f32` of gradients of narrower types.
     sums: HashMap<Value, Value>,
     whole: Made,
-    uses: Uses,
     /// Whether products sum neighbours in memory.
     neighbours: bool,
     changed: bool,
@@ -112,8 +107,8 @@ struct Convert<'f> {
 
 impl<'f> Convert<'f> {
     fn new(module: &'f Module, f: &'f Function, neighbours: bool) -> Self {
-        let (quantized, turned, starts, by_expert, sums) = Default::default();
-        let (r, whole, uses) = (Rebuild::new(f), Made::new(), f.uses());
+        let (quantized, starts, by_expert, sums) = Default::default();
+        let (r, whole, turned) = (Rebuild::new(f), Made::new(), Turned::new(f));
         Convert {
             module,
             r,
@@ -124,7 +119,6 @@ impl<'f> Convert<'f> {
             by_expert,
             sums,
             whole,
-            uses,
             neighbours,
             changed: false,
         }
@@ -141,7 +135,7 @@ impl<'f> Convert<'f> {
         let Def::Op(_, old) = &f.values[value].def else { return Err(TypeError::new("it is no op")) };
         let mut args = Vec::with_capacity(2);
         for (&arg, order) in old.iter().zip(&of.order) {
-            let x = self.turned(f, arg, order, of.tokens, "tokens")?;
+            let x = self.turned.operand(&mut self.r, arg, order, of.tokens, "tokens")?;
             let ty = tensor(&self.r.new, x)?;
             let scales = casting.scales(ty, ty.rank() - 1, &[]);
             let op = Quantize::new(ty, casting.to, &scales, casting.least);
@@ -203,67 +197,6 @@ impl<'f> Convert<'f> {
         Ok(())
     }
 
-    /// An operand with its axes in this order, the last `tokens` of them as one.
-    fn turned(
-        &mut self,
-        f: &Function,
-        arg: Value,
-        order: &[usize],
-        tokens: usize,
-        suffix: &str,
-    ) -> Result<Value, TypeError> {
-        let key = (arg, order.to_vec(), tokens);
-        if let Some(&known) = self.turned.get(&key) {
-            return Ok(known);
-        }
-        let ty = tensor(f, arg)?;
-        let name = format!("{}_{suffix}", f.values[arg].name);
-        let (kept, summed) = order.split_at(order.len() - tokens);
-        let follow = summed.windows(2).all(|w| w[1] == w[0] + 1);
-        let mut x = self.r.get(arg);
-        let mut order = order.to_vec();
-        // What follows each other is made one before anything is moved: then nothing is between moving and quantizing.
-        let merged = summed.first().copied().filter(|_| tokens > 1 && follow);
-        if let Some(first) = merged {
-            x = self.merged(f, arg, [first, tokens])?;
-            order = kept.iter().map(|&axis| if axis < first { axis } else { axis + 1 - tokens }).collect();
-            order.push(first);
-        }
-        if !order.is_sorted() {
-            let axes: Vec<usize> = (0..order.len()).collect();
-            let spec = Spec::new(&[&axes], &order, |axis| char::from(b'a' + (axis as u8) % 26));
-            x = self.r.op(&name, Einsum { spec }, &[x], arg)?;
-        }
-        if tokens > 1 && merged.is_none() {
-            let all = Dim::product(summed.iter().map(|&axis| &ty.shape[axis]));
-            let shape = Dims(kept.iter().map(|&axis| ty.shape[axis].clone()).chain([all]).collect());
-            x = self.r.op(&name, Reshape { shape }, &[x], arg)?;
-        }
-        self.turned.insert(key, x);
-        Ok(x)
-    }
-
-    /// An operand with `n` axes from `first` on as one. What is computed element by element, for it alone, is computed of
-    /// operands that are seen so: they are there, and it need not be.
-    fn merged(&mut self, f: &Function, arg: Value, [first, n]: [usize; 2]) -> Result<Value, TypeError> {
-        let ty = tensor(f, arg)?;
-        let name = format!("{}_merged", f.values[arg].name);
-        if let Def::Op(op, args) = &f.values[arg].def
-            && op.lowering() == Lowering::Pointwise
-            && !args.is_empty()
-            && self.uses.of(arg).len() == 1
-            && args.iter().all(|&arg| f.tensor(arg).is_some_and(|own| own.shape == ty.shape))
-        {
-            let args =
-                args.iter().map(|&arg| self.merged(f, arg, [first, n])).collect::<Result<Vec<_>, _>>()?;
-            return self.r.op(&name, op.clone(), &args, arg);
-        }
-        let (before, rest) = ty.shape.split_at(first);
-        let (summed, behind) = rest.split_at(n);
-        let shape = before.iter().cloned().chain([Dim::product(summed)]).chain(behind.iter().cloned());
-        self.r.op(&name, Reshape { shape: Dims(shape.collect()) }, &[self.r.get(arg)], arg)
-    }
-
     /// A gradient that counts as a narrower type and is cast to `f32`: the sums themselves, which were never rounded.
     fn single(&mut self, f: &Function, value: Value) -> bool {
         let Def::Op(Op::Cast(cast), args) = &f.values[value].def else { return false };
@@ -315,7 +248,7 @@ impl<'f> Convert<'f> {
                             (0..ty.rank()).filter(|&axis| axis != summed).chain([summed]).collect();
                         op = with_order(&op, side, &order);
                         scales.blocks = order.iter().map(|&axis| scales.blocks[axis]).collect();
-                        x = self.turned(f, old[side], &order, 1, "turned")?;
+                        x = self.turned.operand(&mut self.r, old[side], &order, 1, "turned")?;
                     }
                     let quantize = Quantize::new(tensor(&self.r.new, x)?, weights.to, &scales, weights.least);
                     self.quantize(x, quantize, param)?
@@ -380,25 +313,5 @@ impl<'f> Convert<'f> {
                 None => Ok(new),
             }
         })
-    }
-}
-
-/// The type of an operand.
-fn tensor(f: &Function, value: Value) -> Result<&TensorType, TypeError> {
-    f.tensor(value).ok_or_else(|| TypeError::new("an operand is several tensors"))
-}
-
-/// A product whose operand `side` has its axes in this order.
-fn with_order(op: &Op, side: usize, order: &[usize]) -> Op {
-    let turned = |spec: &Spec| {
-        let mut inputs = spec.inputs.clone();
-        inputs[side] = order.iter().map(|&axis| spec.inputs[side][axis]).collect();
-        let inputs: Vec<&[Axis]> = inputs.iter().map(|axes| &axes[..]).collect();
-        Spec::new(&inputs, &spec.out, |axis| spec.letter(axis))
-    };
-    match op {
-        Op::Einsum(einsum) => Einsum { spec: turned(&einsum.spec) }.into(),
-        Op::Grouped(grouped) => Grouped { spec: turned(&grouped.spec) }.into(),
-        other => other.clone(),
     }
 }

@@ -4,7 +4,7 @@
 //! ladder of prices is tried on the plan itself, and the lowest price that fits is taken; what is predicted is what
 //! the arena is.
 
-use super::{LEAST_MEMORY, Options, Split, differentiate_and_report};
+use super::{LEAST_MEMORY, Options, Report, differentiate_and_report};
 use crate::target::Target;
 use crate::{Error, plan::Plan};
 use eva_ir::diag::Diag;
@@ -17,8 +17,8 @@ use std::collections::BTreeMap;
 pub struct Fitted {
     /// The module with `@{name}.grad`.
     pub module: Module,
-    /// What called functions keep.
-    pub splits: Vec<Split>,
+    /// What was decided: what called functions keep, and forms of attention.
+    pub report: Report,
     /// The price of a byte that was taken.
     pub seconds_per_byte: f64,
     /// The bytes of arena that a step takes.
@@ -44,10 +44,10 @@ pub fn fit(
         let mut options = Options { seconds_per_byte, ..options.clone() };
         options.cost.sizes.extend(sizes.clone());
         let split = differentiate_and_report(module, name, &options);
-        let (module, splits) = split.map_err(|diag| Error::Invalid(diag.into()))?;
+        let (module, report) = split.map_err(|diag| Error::Invalid(diag.into()))?;
         let plan = crate::compile(&module, target, passes)?;
         let peak = peak(&plan, &format!("{name}{}", super::GRADIENT), sizes)?;
-        Ok(Fitted { module, splits, seconds_per_byte, peak, plan })
+        Ok(Fitted { module, report, seconds_per_byte, peak, plan })
     };
     let Some(budget) = budget else { return at(options.seconds_per_byte) };
     let prices: Vec<f64> = LADDER.into_iter().filter(|&price| price >= options.seconds_per_byte).collect();

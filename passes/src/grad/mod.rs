@@ -15,17 +15,21 @@
 //! A function that is called becomes two, which all its calls share. What is saved between them is a cut through the graph
 //! of what the backward pass needs: each value is saved, or computed again of others (`split.rs`).
 //!
-//! Attention is recognized first ([`crate::attend`]), so that its gradient is ops too, and its sums are kept; forms of
-//! attention are chosen afterwards, on what differentiation made.
+//! Attention is recognized first ([`crate::attend`]), so that its gradient is ops too, and its sums are kept. Which form of
+//! attention over latents it is recognized in follows from what both directions take ([`forms`]).
 
 mod active;
 pub mod budget;
+pub mod forms;
+mod mixed;
 mod reverse;
 mod split;
 
 use crate::attend;
-use crate::cost::CostOptions;
+use crate::cost::{CostOptions, representative};
+use crate::form::Form;
 use crate::rebuild;
+use crate::rewrite::rules::{Exactness, Rule};
 use active::Active;
 use eva_ir::diag::Diag;
 use eva_ir::entity::Entity;
@@ -48,10 +52,25 @@ pub struct Options {
     /// What wide values may be kept as, if narrower than they are: `bf16`, or 8-bit floats with a scale for 128 neighbours.
     /// This changes gradients; all else does not.
     pub store: Option<DType>,
+    /// Which form attention over latents is to have in both directions.
+    pub form: Form,
+    /// How far forms may move results.
+    pub numerics: Exactness,
+    /// Rules of the user's own, beside those that find forms.
+    pub rules: Vec<Rule>,
 }
 
 /// A price of a byte beside which no computation counts.
 pub const LEAST_MEMORY: f64 = 1e-6;
+
+/// What was decided on the way.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// What called functions keep.
+    pub splits: Vec<Split>,
+    /// The forms of attention, for each function that has a choice.
+    pub forms: Vec<forms::Choice>,
+}
 
 /// What a called function saves, and what its backward pass computes again.
 #[derive(Clone, Debug, PartialEq)]
@@ -105,13 +124,32 @@ pub fn differentiate(module: &Module, name: &str, options: &Options) -> Result<M
     differentiate_and_report(module, name, options).map(|(module, _)| module)
 }
 
-/// The same, and what each called function keeps.
+/// The same, and what was decided.
 pub fn differentiate_and_report(
     module: &Module,
     name: &str,
     options: &Options,
-) -> Result<(Module, Vec<Split>), Diag> {
-    let module = attend::with_sums(&attend::recognize(module)?)?;
+) -> Result<(Module, Report), Diag> {
+    match options.form {
+        // The first after the one as written absorbs all that there is.
+        Form::Absorbed => differentiate_by(module, name, options, &|_| 1),
+        _ => differentiate_by(module, name, options, &forms::cheapest),
+    }
+}
+
+/// The same, with `choose` deciding between the joint graphs of a function: it gives the number of one of them.
+pub fn differentiate_by(
+    original: &Module,
+    name: &str,
+    options: &Options,
+    choose: &dyn Fn(&[forms::Candidate]) -> usize,
+) -> Result<(Module, Report), Diag> {
+    // Recognized attention says nothing of lengths any more.
+    let mut sizes = representative(original);
+    sizes.extend(options.cost.sizes.clone());
+    let cost = CostOptions { sizes, ..options.cost.clone() };
+    let options = &Options { cost, ..options.clone() };
+    let module = attend::with_sums(&attend::recognize(original)?)?;
     let root = module.func(name);
     let root = root.ok_or_else(|| Diag::new("eva::unknown", format!("there is no function @{name}")))?;
     let f = &module.funcs[root];
@@ -121,27 +159,42 @@ pub fn differentiate_and_report(
 
     let mut new = module.clone();
     let mut pairs: HashMap<Func, Pair> = HashMap::new();
-    let mut splits = Vec::new();
+    let mut report = Report::default();
     for func in module.funcs.keys().take(root.index() + 1) {
         let (params, seeds) = (active.params(func), active.seeds(func));
         if !params.iter().any(|&p| p) || seeds.is_empty() {
             continue;
         }
-        let joint = reverse::reverse(&new, &module, func, &params, &seeds, &active, &pairs)?;
+        let given = forms::Given {
+            original,
+            module: &module,
+            active: &active,
+            new: &new,
+            pairs: &pairs,
+            root,
+            wrt: &wrt,
+            options,
+            choose,
+        };
+        let forms::Taken { joint, function, choice } = given.take(func)?;
+        report.forms.extend(choice);
+        if let Some(function) = function {
+            new.funcs[func] = function;
+        }
         if func == root {
             let function = whole(&module.funcs[root], joint, options)?;
             new.add(function);
         } else {
             let (pair, split) = split::split(&mut new, &module.funcs[func], joint, options)?;
             pairs.insert(func, pair);
-            splits.push(split);
+            report.splits.push(split);
         }
     }
     let name = format!("{name}{GRADIENT}");
     if new.func(&name).is_none() {
         return Err(no_weights(f));
     }
-    Ok((Module { verified: Default::default(), ..new }, splits))
+    Ok((Module { verified: Default::default(), ..new }, report))
 }
 
 /// Refuses a function that has no loss.

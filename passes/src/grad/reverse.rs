@@ -14,6 +14,8 @@ use std::collections::HashMap;
 /// What a function computes and its gradients, in one graph. Its parameters are not in front.
 pub(super) struct Joint {
     pub grown: Growing,
+    /// Each value of the function, in its order.
+    pub forward: Vec<Value>,
     /// The parameters, and the results.
     pub params: Vec<Value>,
     pub results: Vec<Value>,
@@ -92,6 +94,7 @@ pub(super) fn reverse(
     }
     Ok(Joint {
         grown: r.grown,
+        forward: map,
         params: params_at,
         results,
         seeds: seed_values,

@@ -11,10 +11,12 @@ use super::{GRADIENT, Kept, Options, Pair, Restored, Split, assemble, distinct};
 use crate::cost::Cost;
 use eva_ir::diag::Diag;
 use eva_ir::entity::Entity;
+use eva_ir::estimate::Estimate;
 use eva_ir::graph::{Def, Function, Module, ParamKind, Value, ValueData};
 use eva_ir::lower::Lowering;
 use eva_ir::ops::{Op, cast::Cast, dequantize::Dequantize, quantize::Quantize};
 use eva_ir::scales::{Block, Scales};
+use eva_ir::types::TensorType;
 use eva_ir::vjp::gradient_type;
 use petgraph::algo::ford_fulkerson;
 use petgraph::graph::{DiGraph, NodeIndex};
@@ -46,7 +48,7 @@ pub(super) fn split(
     let graph = &joint.grown.function;
     let after = after_seeds(graph, &joint.seeds);
     let needed = needed(graph, &after, &gradients);
-    let chosen = choose(new, graph, &needed, options);
+    let Cut { chosen, .. } = choose(new, graph, &needed, options);
 
     let is_param = |value: &Value| matches!(graph.values[*value].def, Def::Param(_));
     let (params, saved): (Vec<Value>, Vec<Value>) = chosen.iter().copied().partition(is_param);
@@ -94,6 +96,32 @@ pub(super) fn split(
     let (forward, backward) = (new.add(forward), new.add(backward));
     let pair = Pair { forward, backward, wrapped, needed, saved: saved_at, seeds: joint.seeded, gradients };
     Ok((pair, report))
+}
+
+/// What there is between the two directions of a function.
+#[derive(Default)]
+pub(super) struct Between {
+    /// What keeping values takes, and computing others again.
+    pub estimate: Estimate,
+    /// The bytes that are kept.
+    pub bytes: f64,
+}
+
+/// What there would be between them if `joint` were split.
+pub(super) fn between(new: &Module, joint: &Joint, gradients: &[Value], options: &Options) -> Between {
+    let graph = &joint.grown.function;
+    let needed = needed(graph, &after_seeds(graph, &joint.seeds), gradients);
+    let Cut { chosen, again } = choose(new, graph, &needed, options);
+    let cost = Cost::new(new, graph, &options.cost);
+    let mut between = Between { estimate: cost.estimate_of(graph, &again), bytes: 0.0 };
+    for value in chosen {
+        let def = &graph.values[value].def;
+        let (Some(ty), Some(times)) = (stored(new, graph, value, options), moves(def)) else { continue };
+        between.estimate.add(cost.estimate_of_moving(&ty, times, options.seconds_per_byte));
+        let is_param = matches!(def, Def::Param(_));
+        between.bytes += if is_param { 0.0 } else { cost.stored_bytes(&ty) };
+    }
+    between
 }
 
 /// How a value is kept narrower than it is, if it may be: the op that narrows it, and the one that undoes that.
@@ -156,8 +184,14 @@ struct Price {
 /// More than all prices together.
 const NEVER: u64 = 1 << 60;
 
-/// The values that the backward pass is given, parameters among them, so that it can compute `needed`.
-fn choose(module: &Module, graph: &Function, needed: &[Value], options: &Options) -> Vec<Value> {
+/// What the backward pass is given, parameters among it, and what it computes again of that.
+struct Cut {
+    chosen: Vec<Value>,
+    again: Vec<Value>,
+}
+
+/// The cheapest choice of what the backward pass is given, so that it can compute `needed`.
+fn choose(module: &Module, graph: &Function, needed: &[Value], options: &Options) -> Cut {
     let cost = Cost::new(module, graph, &options.cost);
     // Whatever may take part: the ancestors of what is needed.
     let mut part: HashSet<Value> = needed.iter().copied().collect();
@@ -220,39 +254,52 @@ fn choose(module: &Module, graph: &Function, needed: &[Value], options: &Options
         }
     }
     let is_on = |node: Option<&NodeIndex>| node.is_some_and(|node| reached.contains(node));
-    values.into_iter().filter(|v| is_on(is_needed.get(v)) && !is_on(again.get(v))).collect()
+    values.retain(|v| is_on(is_needed.get(v)));
+    let (again, chosen) = values.into_iter().partition(|v| is_on(again.get(v)));
+    Cut { chosen, again }
 }
 
 fn price(module: &Module, graph: &Function, value: Value, cost: &Cost, options: &Options) -> Price {
     let data = &graph.values[value];
     let picoseconds = |seconds: f64| (seconds * 1e12).min(1e15) as u64;
-    let Some(ty) = data.ty.tensor() else {
+    if data.ty.tensor().is_none() {
         // A tuple is never saved; its parts are. That of a call is not computed again.
         let again = match &data.def {
             Def::Op(op, args) => types(graph, args).map(|types| picoseconds(cost.of(op, &types, &data.ty))),
             _ => None,
         };
         return Price { save: None, again };
-    };
-    let elements = cost.stored_bytes(ty) / ty.dtype.bytes() as f64;
-    let dtype = narrowing(module, graph, value, options).and(options.store).unwrap_or(ty.dtype);
-    let bytes = elements * dtype.bytes() as f64;
-    let kept = bytes * options.seconds_per_byte;
-    // Being read again takes time, and so does being written, if only to be saved.
-    let moved = |times: f64| times * cost.seconds_to_move(bytes);
+    }
+    let bytes = stored(module, graph, value, options).map_or(0.0, |ty| cost.stored_bytes(&ty));
+    let times = moves(&data.def).unwrap_or(0.0);
+    let saved = picoseconds(bytes * options.seconds_per_byte + times * cost.seconds_to_move(bytes));
     match &data.def {
-        Def::Param(ParamKind::Input) => Price { save: Some(picoseconds(kept)), again: None },
+        Def::Param(ParamKind::Input) => Price { save: Some(saved), again: None },
         Def::Param(_) => Price { save: Some(0), again: None },
-        Def::Call(..) => Price { save: Some(picoseconds(kept + moved(1.0)).max(1)), again: None },
+        Def::Call(..) => Price { save: Some(saved.max(1)), again: None },
         Def::Op(op, args) => {
-            let times = match op.lowering() {
-                Lowering::Kernel => 1.0,
-                _ => 2.0,
-            };
             let again = types(graph, args).map_or(0.0, |types| cost.of(op, &types, &data.ty));
             let again = if op.lowering() == Lowering::Alias { 0.0 } else { again };
-            Price { save: Some(picoseconds(kept + moved(times)).max(1)), again: Some(picoseconds(again)) }
+            Price { save: Some(saved.max(1)), again: Some(picoseconds(again)) }
         }
+    }
+}
+
+/// What a tensor is where it is kept.
+fn stored(module: &Module, graph: &Function, value: Value, options: &Options) -> Option<TensorType> {
+    let ty = graph.tensor(value)?;
+    let dtype = narrowing(module, graph, value, options).and(options.store).unwrap_or(ty.dtype);
+    Some(TensorType::new(dtype, ty.shape.iter().cloned()))
+}
+
+/// How often saving a value moves it; `None` for what is there anyway.
+fn moves(def: &Def) -> Option<f64> {
+    match def {
+        Def::Param(ParamKind::Input) => Some(0.0),
+        Def::Param(_) => None,
+        // Being read again takes time, and so does being written, if only to be saved.
+        Def::Op(op, _) if op.lowering() != Lowering::Kernel => Some(2.0),
+        Def::Op(..) | Def::Call(..) => Some(1.0),
     }
 }
 

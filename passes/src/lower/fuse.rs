@@ -197,9 +197,10 @@ impl Fusion {
             if op.lowering() != Lowering::Kernel || self.turned.contains(&root) {
                 continue;
             }
-            // Sums ask for tiles of several rows, which re-indexing ops cannot give.
+            // Sums ask for tiles of several rows, and transpositions for columns of others, which re-indexing ops cannot give.
             if let (Op::Einsum(einsum), &[x]) = (op, args.as_slice())
-                && einsum.spec.out.len() < einsum.spec.inputs[0].len()
+                && (einsum.spec.out.len() < einsum.spec.inputs[0].len()
+                    || neighbours(&data.def).is_some_and(|axis| axis + 1 < einsum.spec.out.len()))
             {
                 self.store_views(f, x);
             }

@@ -1,18 +1,27 @@
 //! Writing one kernel: views of the operands, loops by the op that owns them, a chain behind.
 
 use super::FnLower;
+use crate::plan::When;
 use eva_ir::dim::Dim;
 use eva_ir::graph::{Def, Value};
 use eva_ir::kernel::build::{Build, Tile};
-use eva_ir::kernel::{Access, Buf, BufData, Elem, Scaled};
+use eva_ir::kernel::{Access, Buf, BufData, Elem, Kernel, Scaled};
 use eva_ir::lower::{BufView, Cx, LowerError, Request, TileFn, View};
-use eva_ir::ops::Op;
+use eva_ir::ops::{Op, align_offsets};
 use eva_ir::types::TensorType;
 use std::cell::RefCell;
 use std::rc::Rc;
 
 /// Blocks of columns have a multiple of this, so that their first element is one of any access.
 const AGAIN_STEP: usize = 64;
+
+/// Where experts' rows begin if each has whole blocks of `rows`, in memory.
+pub(super) struct Aligned {
+    offsets: Value,
+    rows: i64,
+    when: Option<When>,
+    base: usize,
+}
 
 /// The kernel being written.
 pub(super) struct Env<'k> {
@@ -27,43 +36,80 @@ pub(super) struct Env<'k> {
 }
 
 impl FnLower<'_> {
+    /// The kernel that `tiles` fills, named after its result, and the bases of its buffers.
+    fn write(
+        &self,
+        name: &str,
+        tiles: impl for<'k> FnOnce(&Env<'k>) -> Result<(), LowerError>,
+    ) -> Result<(Kernel, Vec<usize>), LowerError> {
+        let k = Build::new(&format!("{}.{name}", self.name));
+        let bases = RefCell::new(Vec::new());
+        {
+            let groups = RefCell::new(None);
+            let read = |view: &BufView| add_buf(&k, &bases, view, Access::Read);
+            let constant = |dim: &Dim| self.module.constant(dim);
+            tiles(&Env {
+                low: self,
+                k: &k,
+                bases: &bases,
+                read: &read,
+                constant: &constant,
+                groups: &groups,
+            })?;
+        }
+        Ok((k.finish(), bases.into_inner()))
+    }
+
     /// Writes the kernel of a value that no op with loops computes: one program for a row.
     pub(super) fn rows(&mut self, value: Value) -> Result<(), LowerError> {
         let home = self.new_home(value, 0);
-        let k = Build::new(&format!("{}.{}", self.name, self.f.values[value].name));
-        let bases = RefCell::new(Vec::new());
-        {
-            let low = &*self;
-            let groups = RefCell::new(None);
-            let read = |view: &BufView| add_buf(&k, &bases, view, Access::Read);
-            let constant = |dim: &Dim| low.module.constant(dim);
-            let env = Env { low, k: &k, bases: &bases, read: &read, constant: &constant, groups: &groups };
-            let cx = env.cx();
-            let at = row_request(&cx, &home.shape, low.whole_rows(value), low.repeats_rows(value))?;
+        let (kernel, bases) = self.write(&self.f.values[value].name, |env| {
+            let (whole, again) = (env.low.whole_rows(value), env.low.repeats_rows(value));
+            let at = row_request(&env.cx(), &home.shape, whole, again)?;
             let tile = env.compute(value, false)?(&at)?;
             env.store(&home, &at, tile);
-        }
+            Ok(())
+        })?;
         self.homes.insert(value, vec![home]);
-        self.launch(k.finish(), bases.into_inner(), None);
+        self.launch(kernel, bases, None);
         Ok(())
     }
 
     /// Writes a kernel that copies a tensor.
     pub(super) fn copy(&mut self, from: &BufView, to: &BufView) -> Result<(), LowerError> {
-        let k = Build::new(&format!("{}.{}", self.name, to.name));
-        let bases = RefCell::new(Vec::new());
-        {
-            let low = &*self;
-            let groups = RefCell::new(None);
-            let read = |view: &BufView| add_buf(&k, &bases, view, Access::Read);
-            let constant = |dim: &Dim| low.module.constant(dim);
-            let env = Env { low, k: &k, bases: &bases, read: &read, constant: &constant, groups: &groups };
+        let (kernel, bases) = self.write(&to.name, |env| {
             let cx = env.cx();
             let at = row_request(&cx, &to.shape, false, false)?;
             env.store(to, &at, cx.load(from, &at));
-        }
-        self.launch(k.finish(), bases.into_inner(), None);
+            Ok(())
+        })?;
+        self.launch(kernel, bases, None);
         Ok(())
+    }
+
+    /// Writes the kernel of where experts' rows begin if each has whole blocks of so many, for the kernels of `root`.
+    pub(super) fn aligned(
+        &mut self,
+        root: Value,
+        (offsets, rows): (Value, i64),
+        when: &Option<When>,
+    ) -> Result<usize, LowerError> {
+        let is_it = |it: &&Aligned| (it.offsets, it.rows, &it.when) == (offsets, rows, when);
+        if let Some(found) = self.aligned.iter().find(is_it) {
+            return Ok(found.base);
+        }
+        let ty = self.tensor(offsets);
+        let name = format!("{}.tiles", self.f.values[root].name);
+        let base = self.temp_when(&name, ty, when.clone());
+        let home = self.row_major(base, &name, ty);
+        let (kernel, bases) = self.write(&name, |env| {
+            let (at, start) = align_offsets::start(&env.cx(), &env.view(offsets, false)?, rows)?;
+            env.store(&home, &at, start);
+            Ok(())
+        })?;
+        self.launch(kernel, bases, when.clone());
+        self.aligned.push(Aligned { offsets, rows, when: when.clone(), base });
+        Ok(base)
     }
 
     /// Whether `value`, computed in a kernel of its own, needs its rows whole.
@@ -151,6 +197,7 @@ impl<'k> Env<'k> {
             by_rows: &|_, _, _| {},
             parts: None,
             by_parts: &|_| {},
+            aligned: &|_, _| unreachable!("only an op with loops of its own numbers tiles"),
             rest: false,
             by_columns: &|| false,
             merge_out: &|_| false,

@@ -76,6 +76,7 @@ struct FnLower<'a> {
     homes: HashMap<Value, Vec<BufView>>,
     /// What is quantized in the kernel of an op with loops, and where that goes.
     behind: HashMap<Value, (Value, BufView)>,
+    aligned: Vec<kernel::Aligned>,
     bases: Vec<Base>,
     /// The base of each result that has one.
     result_bases: Vec<Option<usize>>,
@@ -102,6 +103,7 @@ impl<'a> FnLower<'a> {
             sizes: module.dims.iter().filter_map(|(sym, n)| Some((sym, (*n)?))).collect(),
             homes: HashMap::with_capacity(f.values.len()),
             behind: HashMap::new(),
+            aligned: Vec::new(),
             bases: Vec::new(),
             result_bases: vec![None; f.results.len()],
             steps: Vec::new(),

@@ -37,7 +37,12 @@ struct Said {
     queries: Option<Dim>,
     /// Whether the last columns are to be another kernel's.
     rest: bool,
+    /// The offsets of experts' rows that it numbers tiles by, and the rows of a tile.
+    aligned: Option<(Value, i64)>,
 }
+
+/// Stands for the base of where experts' rows begin, before there is one.
+const ALIGNED: usize = usize::MAX;
 
 /// A kernel and the bases of its buffers.
 type Written = (Kernel, Vec<usize>);
@@ -61,7 +66,7 @@ impl FnLower<'_> {
             (0..self.f.values[last].ty.parts().len()).map(|part| self.new_home(last, part)).collect()
         };
         let said = RefCell::default();
-        let (whole, bases) = self.written(root, chain, &homes, Variant::Whole, &said)?;
+        let (whole, mut bases) = self.written(root, chain, &homes, Variant::Whole, &said)?;
         if !self.suits(&whole) {
             let (plain, bases) = self.written(root, chain, &homes, Variant::Plain, &RefCell::default())?;
             self.launch(plain, bases, None);
@@ -97,6 +102,10 @@ impl FnLower<'_> {
             extent = Some(queries);
         }
         let when = extent.filter(|_| above.is_some()).and_then(|extent| between(extent, above, i64::MAX));
+        if let Some(aligned) = said.aligned {
+            let base = self.aligned(root, aligned, &when)?;
+            bases.iter_mut().filter(|it| **it == ALIGNED).for_each(|it| *it = base);
+        }
         self.launch(whole, bases, when.clone());
         if said.rest {
             let (rest, bases) = self.written(root, chain, &homes, Variant::Rest, &RefCell::default())?;
@@ -171,6 +180,7 @@ impl FnLower<'_> {
         said: &RefCell<Said>,
         write: &dyn for<'k> Fn(&Cx<'k>, &Env<'k>) -> Result<(), LowerError>,
     ) -> Result<Written, LowerError> {
+        let Def::Op(_, args) = &self.f.values[root].def else { unreachable!("a root is an op") };
         let last = chain.last().copied().unwrap_or(root);
         let mut name = format!("{}.{}", self.name, self.f.values[last].name);
         match variant {
@@ -229,6 +239,11 @@ impl FnLower<'_> {
                 parts: if let Variant::Parts(parts) = variant { Some(parts) } else { None },
                 by_parts: &|queries| said.borrow_mut().queries = Some(queries.clone()),
                 merge_out: &merge_out,
+                aligned: &|arg, rows| {
+                    let offsets = args[arg];
+                    said.borrow_mut().aligned = Some((offsets, rows));
+                    self.row_major(ALIGNED, "tiles", self.tensor(offsets))
+                },
                 rest: matches!(variant, Variant::Rest),
                 by_columns: &|| {
                     said.borrow_mut().rest = true;

@@ -31,7 +31,7 @@ use eva_ir::types::Type;
 use extract::Selection;
 use facts::{EGraph, Types};
 use rules::{Exactness, Rule};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 use term::Term;
@@ -255,12 +255,27 @@ impl Saturated {
 
     /// The terms to take for `f`'s results.
     pub fn cheapest(&self, f: &Function, cost: &Cost, choose: Choose) -> Result<Selection, Diag> {
-        let egraph = &self.egraph;
-        // Keys and values made from latents, where they need not be, at a price that nobody would pay.
-        let forbidden: HashSet<Id> = match choose {
-            Choose::Cheapest => HashSet::new(),
-            Choose::Absorbed => egraph.analysis.absorbed.iter().map(|a| egraph.find(a.expanded)).collect(),
+        let forbidden = match choose {
+            Choose::Cheapest => BTreeSet::new(),
+            Choose::Absorbed => self.absorbable().into_keys().collect(),
         };
+        self.cheapest_without(f, cost, &forbidden)
+    }
+
+    /// The keys and values made from latents that rules do without, and which rules.
+    pub fn absorbable(&self) -> BTreeMap<Id, &'static str> {
+        self.egraph.analysis.absorbed.iter().map(|a| (self.egraph.find(a.expanded), a.rule)).collect()
+    }
+
+    /// [`Self::cheapest`] of the terms that need none of these classes, where that can be.
+    pub fn cheapest_without(
+        &self,
+        f: &Function,
+        cost: &Cost,
+        forbidden: &BTreeSet<Id>,
+    ) -> Result<Selection, Diag> {
+        let egraph = &self.egraph;
+        // At a price that nobody would pay.
         let price = |term: &Term| {
             let class = || egraph.lookup(term.clone()).is_some_and(|id| forbidden.contains(&id));
             self.cost(cost, term) + if !forbidden.is_empty() && class() { 1e30 } else { 0.0 }

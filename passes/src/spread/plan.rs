@@ -130,7 +130,7 @@ pub(super) fn direct<'a>(info: &Info<'a>, reg: Reg) -> Option<&'a Place> {
     let ty = info.ty(reg);
     match info.inst(reg)? {
         Inst::Load { place, .. } if !ty.is_scalar() => match info.kernel.bufs[place.buf].dtype {
-            DType::F32 | DType::Bf16 | DType::F16 => Some(place),
+            DType::F32 | DType::Tf32 | DType::Bf16 | DType::F16 => Some(place),
             DType::F8E4M3 | DType::F8E5M2 => runs(info, place, ty).map(|_| place),
             DType::F64 | DType::E8M0 | DType::I64 | DType::I32 => None,
         },

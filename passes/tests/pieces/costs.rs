@@ -83,3 +83,54 @@ fn weights_alone_are_paid_once() {
     let total = cost.at(&sizes).total(f);
     assert_eq!((total.flops, total.launches), (2.0 * 7.0 * 300.0 * 500.0, 1.0));
 }
+
+/// What attention's backward is given besides its factors, sums in f32, says nothing of how fast it multiplies.
+#[test]
+fn gradients_of_attention_are_products_of_their_operands_type() {
+    use eva_ir::graph::Def;
+    for (dtype, rate) in [("bf16", Machine::h100().product.bf16), ("f32", Machine::h100().product.f32)] {
+        let module = parse(&format!(
+            "dim b dim s dim h = 3 dim c = 24
+            fn @f(%q: {dtype}[b, s, h, c], %k: {dtype}[b, s, c], %start: i32[b], %delta: f32[b, h, s], %do: {dtype}[b, s, h, c]
+            ) -> {dtype}[b, s, h, c], {dtype}[b, s, h, c], {dtype}[b, s, c] {{
+              %both = attend_lse \"bshc,btc,bta->bsha\" %q, %k, %k, %start {{scale = 0.3}} : ({dtype}[b, s, h, c], f32[b, h, s])
+              %o = get %both {{index = 0}} : {dtype}[b, s, h, c]
+              %lse = get %both {{index = 1}} : f32[b, h, s]
+              %gq = attend_grad_queries \"bshc,btc,bta->bsha\" %q, %k, %k, %start, %lse, %delta, %do {{scale = 0.3}} : ({dtype}[b, s, h, c])
+              %dq = get %gq {{index = 0}} : {dtype}[b, s, h, c]
+              %gk = attend_grad_keys \"bshc,btc,bta->bsha\" %q, %k, %k, %start, %lse, %delta, %do {{scale = 0.3}} : ({dtype}[b, s, c], {dtype}[b, s, c])
+              %dk = get %gk {{index = 0}} : {dtype}[b, s, c]
+              return %o, %dq, %dk
+            }}"
+        ));
+        let (_, f) = last(&module);
+        let rates = f.values.iter().filter_map(|(_, data)| match &data.def {
+            Def::Op(op, args) if args.len() > 1 => {
+                let args: Vec<_> = args.iter().map(|&arg| f.tensor(arg).unwrap()).collect();
+                Some(Machine::h100().flops(op, &args))
+            }
+            _ => None,
+        });
+        assert_eq!(rates.collect::<Vec<_>>(), [rate; 3]);
+    }
+}
+
+/// As many keys as new tokens means that there are no others, so that half of the scores are masked.
+#[test]
+fn attention_over_the_new_tokens_alone_is_half() {
+    let flops = |keys: &str| {
+        let module = parse(&format!(
+            "dim b dim s dim t dim h = 3 dim c = 24 dim v = 10
+            fn @f(%q: f32[b, s, h, c], %k: f32[b, {keys}, c], %v: f32[b, {keys}, h, v], %start: i32[b]) -> f32[b, s, h, v] {{
+              %o = attend \"bshc,btc,bthv->bshv\" %q, %k, %v, %start {{scale = 0.3}} : f32[b, s, h, v]
+              return %o
+            }}"
+        ));
+        let sizes = BTreeMap::from([("b".into(), 2), ("s".into(), 70), ("t".into(), 70)]);
+        let options = CostOptions { metric: Metric::Flops, sizes, ..CostOptions::default() };
+        let (_, f) = last(&module);
+        Cost::new(&module, f, &options).total(f).flops
+    };
+    assert_eq!(flops("t"), 2.0 * (2 * 70 * 70 * 3 * (24 + 10)) as f64);
+    assert_eq!(flops("s"), flops("t") / 2.0);
+}

@@ -292,6 +292,10 @@ pub fn random(dtype: DType, elements: usize, seed: u64) -> Vec<u8> {
     let mut number = || (random.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0;
     match dtype {
         DType::F32 => (0..elements).flat_map(|_| number().to_le_bytes()).collect(),
+        // The lower 13 bits are those that it does not have.
+        DType::Tf32 => {
+            (0..elements).flat_map(|_| (number().to_bits() & (u32::MAX << 13)).to_le_bytes()).collect()
+        }
         DType::F64 => (0..elements).flat_map(|_| f64::from(number()).to_le_bytes()).collect(),
         DType::Bf16 => (0..elements).flat_map(|_| bf16::from_f32(number()).to_le_bytes()).collect(),
         DType::F16 => (0..elements).flat_map(|_| f16::from_f32(number()).to_le_bytes()).collect(),

@@ -29,6 +29,8 @@ pub struct TensorMap {
     pub strides: Vec<u64>,
     /// The extents of a box, in elements.
     pub boxes: Vec<u32>,
+    /// Whether boxes are swizzled in shared memory.
+    pub swizzle: bool,
 }
 
 impl TensorMap {
@@ -63,6 +65,7 @@ impl TensorMap {
             extents: Vec::with_capacity(rank),
             strides: Vec::with_capacity(rank - 1),
             boxes: Vec::with_capacity(rank),
+            swizzle: map.swizzle,
         };
         for &axis in &order {
             let extent = value(&buf.shape[axis])?;
@@ -74,7 +77,7 @@ impl TensorMap {
             }
             out.extents.push(extent as u64);
             out.boxes.push(match axis {
-                _ if axis == columns => (ROW_BYTES as i64 / size) as u32,
+                _ if axis == columns => columns_of(map, size),
                 _ if axis == rows => map.rows as u32,
                 _ => 1,
             });
@@ -97,21 +100,22 @@ impl TensorMap {
     /// The map of a buffer without elements: every box of it is zero. `zeros` is the address of at least 16 bytes of
     /// zero.
     pub fn empty(map: &MapData, buf: &BufData, zeros: u64) -> Self {
-        let columns = (ROW_BYTES as i64 / buf.dtype.bytes()) as u32;
+        let columns = columns_of(map, buf.dtype.bytes());
         let rank = buf.shape.len();
         let mut boxes = vec![1; rank];
         boxes[0] = columns;
         let row = (0..rank).rev().filter(|&axis| axis != map.axes[1]).position(|axis| axis == map.axes[0]);
         boxes[1 + row.unwrap_or(0)] = map.rows as u32;
-        Self { dtype: buf.dtype, address: zeros, extents: vec![1; rank], strides: vec![16; rank - 1], boxes }
+        let (extents, strides) = (vec![1; rank], vec![16; rank - 1]);
+        Self { dtype: buf.dtype, address: zeros, extents, strides, boxes, swizzle: map.swizzle }
     }
 
-    /// The map as the copy engine reads it: swizzled by 128 bytes, zero outside.
+    /// The map as the copy engine reads it: swizzled by 128 bytes or not at all, zero outside.
     pub(super) fn encode(&self) -> Result<Encoded, CudaError> {
         use sys::CUtensorMapDataType as Type;
         let dtype = match self.dtype {
             DType::F64 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT64,
-            DType::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            DType::F32 | DType::Tf32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
             DType::Bf16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
             DType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
             DType::I64 => Type::CU_TENSOR_MAP_DATA_TYPE_INT64,
@@ -119,6 +123,11 @@ impl TensorMap {
             DType::F8E4M3 | DType::F8E5M2 | DType::E8M0 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
         };
         let steps = vec![1u32; self.extents.len()];
+        let swizzle = if self.swizzle {
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B
+        } else {
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE
+        };
         let mut encoded = Encoded(sys::CUtensorMap { opaque: [0; 16] });
         // SAFETY: the lists have the rank's lengths (strides one less), and the map is written.
         unsafe {
@@ -132,7 +141,7 @@ impl TensorMap {
                 self.boxes.as_ptr(),
                 steps.as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                swizzle,
                 sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             ))
@@ -145,6 +154,11 @@ impl TensorMap {
         })?;
         Ok(encoded)
     }
+}
+
+/// The columns of a box: of swizzled ones, a panel's.
+fn columns_of(map: &MapData, size: i64) -> u32 {
+    if map.swizzle { (ROW_BYTES as i64 / size) as u32 } else { map.cols as u32 }
 }
 
 /// A tensor map as kernels take it: 128 bytes.
@@ -172,7 +186,7 @@ mod tests {
     }
 
     fn map(axes: [usize; 2], rows: usize, cols: usize) -> MapData {
-        MapData { buf: Buf::new(0), axes, rows, cols }
+        MapData { buf: Buf::new(0), axes, rows, cols, swizzle: true }
     }
 
     fn known(dim: &Dim) -> Option<i64> {
@@ -192,6 +206,7 @@ mod tests {
             extents: vec![192, 5, 37, 3],
             strides: vec![192 * 2, 5 * 192 * 2, 37 * 5 * 192 * 2],
             boxes: vec![64, 1, 128, 1],
+            swizzle: true,
         };
         assert_eq!(have, want);
     }

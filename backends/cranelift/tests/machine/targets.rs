@@ -71,7 +71,7 @@ fn everything() -> Vec<Kernel> {
                 let number = k.cast(d, Elem::F32);
                 y = k.add(picked, number);
             }
-            for to in [F64, F32, Bf16, F16, F8E4M3, DType::F8E5M2] {
+            for to in [F64, F32, DType::Tf32, Bf16, F16, F8E4M3, DType::F8E5M2] {
                 y = k.round(y, to);
             }
             if cols == 4 {

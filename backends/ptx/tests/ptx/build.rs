@@ -70,8 +70,8 @@ impl Build {
 
     /// Boxes of a buffer of two axes, as large as a tile.
     pub fn tiling(&mut self, buf: Buf, tile: Shared) -> Map {
-        let SharedData { rows, cols, .. } = self.block().shared[tile];
-        self.block().maps.push(MapData { buf, axes: [0, 1], rows, cols })
+        let SharedData { rows, cols, swizzle, .. } = self.block().shared[tile];
+        self.block().maps.push(MapData { buf, axes: [0, 1], rows, cols, swizzle })
     }
 
     pub fn reg(&mut self, elem: Elem, cols: usize) -> Reg {

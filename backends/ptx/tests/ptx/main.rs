@@ -16,3 +16,4 @@ mod norms;
 mod product;
 mod scaled;
 mod shared;
+mod tf32;

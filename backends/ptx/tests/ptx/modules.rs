@@ -25,7 +25,7 @@ fn limits(dtype: DType) -> (f64, f64) {
         DType::F64 | DType::F32 => (2e-5, 1e-6),
         // A unit in the last place, where the last bits of an `f32` decide a tie; and some in what was summed.
         DType::Bf16 => (1.0 / 128.0, 2e-3),
-        DType::F16 => (1.0 / 1024.0, 2e-4),
+        DType::F16 | DType::Tf32 => (1.0 / 1024.0, 2e-4),
         DType::F8E4M3 => (1.0 / 8.0, 1e-2),
         DType::F8E5M2 => (1.0 / 4.0, 1e-2),
         // Where the last bits of an `f32` decide.
@@ -85,7 +85,7 @@ fn said<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
 }
 
 /// Runs every function of a module with all the sizes that its text names.
-fn case(name: &str, text: &str) {
+pub fn case(name: &str, text: &str) {
     let module = eva_ir::text::parse(text).unwrap_or_else(|diags| panic!("{name}:\n{diags}"));
     let plan = compiled(&module).unwrap_or_else(|e| panic!("{name}: {e}"));
     let ints: HashMap<&str, Vec<f64>> = said(text, "ints")
@@ -193,6 +193,23 @@ fn @attention(
   return %o, %dq, %dr, %dk, %dc, %dv
 }
 
+fn @latents(
+  %q: bf16[b, s, h, v], %k: bf16[b, t, v], %r: bf16[b, s, h, p], %c: bf16[b, t, p], %start: i32[b], %delta: f32[b, h, s],
+  %do: bf16[b, s, h, v],
+) -> bf16[b, s, h, v], bf16[b, s, h, v], bf16[b, s, h, p], bf16[b, t, v], bf16[b, t, p], bf16[b, t, v] {
+  %both = attend_lse \"bshv,btv,bshp,btp,bta->bsha\" %q, %k, %r, %c, %k, %start {scale = 0.11} : (bf16[b, s, h, v], f32[b, h, s])
+  %o = get %both {index = 0} : bf16[b, s, h, v]
+  %lse = get %both {index = 1} : f32[b, h, s]
+  %gq = attend_grad_queries \"bshv,btv,bshp,btp,bta->bsha\" %q, %k, %r, %c, %k, %start, %lse, %delta, %do {scale = 0.11} : (bf16[b, s, h, v], bf16[b, s, h, p])
+  %dq = get %gq {index = 0} : bf16[b, s, h, v]
+  %dr = get %gq {index = 1} : bf16[b, s, h, p]
+  %gk = attend_grad_keys \"bshv,btv,bshp,btp,bta->bsha\" %q, %k, %r, %c, %k, %start, %lse, %delta, %do {scale = 0.11} : (bf16[b, t, v], bf16[b, t, p], bf16[b, t, v])
+  %dk = get %gk {index = 0} : bf16[b, t, v]
+  %dc = get %gk {index = 1} : bf16[b, t, p]
+  %dv = get %gk {index = 2} : bf16[b, t, v]
+  return %o, %dq, %dr, %dk, %dc, %dv
+}
+
 fn @experts(%x: bf16[g, n], %y: bf16[g, v], %offsets: i32[e + 1], %z: bf16[b, s, t]) -> f32[e, v, n], bf16[b, s, t] {
   %w = grouped_outer \"gn,gv->evn\" %x, %y, %offsets : bf16[e, v, n]
   %wide = cast %w {to = f32} : f32[e, v, n]
@@ -259,6 +276,31 @@ fn @experts(%x: f8e4m3[m, k/128], weight %w: f8e4m3[e, n/128, k/128], %offsets: 
 // ints: offsets = 0 2 130 139
 ";
     case("codes of experts", experts);
+    let many = experts
+        .replace("m=139", "m=790")
+        .replace("2 130 139", "2 131 790")
+        .replace("@experts", "@rows_of_experts");
+    case("codes of many rows of experts", &many);
+}
+
+/// Tiles of experts' rows, whose numbers are looked up.
+#[test]
+fn rows_of_many_experts_mean_the_same_as_ptx() {
+    let module = "
+dim m
+dim k = 24
+dim n = 8
+dim e = 11
+
+fn @many(%x: bf16[m, k], weight %w: bf16[e, n, k], %offsets: i32[e + 1]) -> bf16[m, n] {
+  %y = grouped \"mk,enk->mn\" %x, %w, %offsets : bf16[m, n]
+  return %y
+}
+
+// sizes: m=2830
+// ints: offsets = 5 5 260 516 516 517 1030 1030 1030 2500 2790 2830
+";
+    case("rows of many experts", module);
 }
 
 /// Operands of gradients, which are quantized as they are turned.

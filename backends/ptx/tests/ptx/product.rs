@@ -170,7 +170,9 @@ pub fn gemm(name: &str, dtype: DType, copy_out: bool) -> Kernel {
 
 #[test]
 fn a_product_of_matrices_runs_at_full_speed() {
-    for (dtype, name) in [(DType::Bf16, "gemm_bf16"), (DType::F16, "gemm_f16"), (DType::F8E4M3, "gemm_f8")] {
+    let types = [(DType::Bf16, "bf16"), (DType::F16, "f16"), (DType::F8E4M3, "f8"), (DType::Tf32, "tf32")];
+    for (dtype, name) in types {
+        let name = &format!("gemm_{name}");
         let (ptx, assembled) = pass(&gemm(name, dtype, false));
         let has = |word| count(&ptx.text, word);
         // The first product and the loop's, of four steps each.

@@ -3,7 +3,7 @@
 mod row;
 mod worker;
 
-use super::ui::{TypeArg, Usage, count, emit, say};
+use super::ui::{Tf32Arg, TypeArg, Usage, count, emit, say};
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use eva::bench::{Bench, BenchError, Case, Lab, Measured, Options, calibrate, cases};
@@ -42,9 +42,11 @@ pub struct Args {
     /// Heads of `attention` [default: 128, or 5 of small sizes]
     #[arg(long, value_name = "N", value_parser = count)]
     heads: Option<usize>,
-    /// Type of the operands of `gemm`
-    #[arg(long, value_enum, default_value_t = TypeArg::Bf16)]
-    dtype: TypeArg,
+    /// Type of the operands of `gemm` [default: bf16, or f32 with --tf32]
+    #[arg(long, value_enum)]
+    dtype: Option<TypeArg>,
+    #[command(flatten)]
+    tf32: Tf32Arg,
     /// Runs that are timed; the middle one counts
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = count)]
     runs: usize,
@@ -127,7 +129,9 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     let mut options = Options::of(args.target);
     options.full = args.sizes.map_or(options.full, |sizes| sizes == Sizes::Full);
     options.heads = args.heads;
-    options.dtype = args.dtype.into();
+    options.tf32 = args.tf32.on(args.target == Device::Cpu)?;
+    let dtype = if options.tf32 { TypeArg::F32 } else { TypeArg::Bf16 };
+    options.dtype = args.dtype.unwrap_or(dtype).into();
     options.runs = args.runs;
     options.run = Duration::from_millis(args.run);
     options.rest = Duration::from_millis(args.rest);

@@ -1,7 +1,7 @@
 //! `eva compare`: a compiled model against outputs that other software recorded.
 
 use super::fp8::Fp8Args;
-use super::ui::{FormArg, NumericsArg, TypeArg, count, device, emit, numerics};
+use super::ui::{FormArg, NumericsArg, Tf32Arg, TypeArg, count, device, emit, numerics};
 use anyhow::Context;
 use clap::Args as ClapArgs;
 use eva::compare::{CompareOptions, RECORDED, Row, compare, compare_gradients, compare_training};
@@ -41,6 +41,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = NumericsArg::Reassociates)]
     numerics: NumericsArg,
     #[command(flatten)]
+    tf32: Tf32Arg,
+    #[command(flatten)]
     fp8: Fp8Args,
     /// Threads that compile and, on the CPU, run kernels [default: EVA_THREADS, or the processors]
     #[arg(long, value_name = "N", value_parser = count)]
@@ -56,6 +58,7 @@ pub fn run(args: &Args, progress: &dyn Progress) -> anyhow::Result<bool> {
         dtype: args.dtype.into(),
         form: args.form.into(),
         numerics: numerics(args.form, args.numerics)?,
+        tf32: args.tf32.on(args.target == Device::Cpu)?,
         fp8: args.fp8.recipe(),
         deny_fp8_fallback: args.fp8.deny_fallback(),
         device: args.target,

@@ -1,7 +1,7 @@
 //! `eva compile`: kernels for a GPU, in a folder.
 
 use super::fp8::Fp8Args;
-use super::ui::{Bars, FormArg, NumericsArg, TypeArg, count};
+use super::ui::{Bars, FormArg, NumericsArg, Tf32Arg, TypeArg, count};
 use clap::{Args as ClapArgs, ValueEnum};
 use std::path::PathBuf;
 
@@ -36,6 +36,8 @@ pub struct Args {
     /// How far rewriting may move results
     #[arg(long, value_enum, default_value_t = NumericsArg::Reassociates)]
     numerics: NumericsArg,
+    #[command(flatten)]
+    tf32: Tf32Arg,
     #[command(flatten)]
     fp8: Fp8Args,
     /// Folder to make
@@ -84,6 +86,7 @@ pub fn run(args: &Args, _: &Bars) -> anyhow::Result<bool> {
         emit: _,
         dtype: _,
         form: _,
+        tf32: _,
         fp8: _,
         numerics: _,
         output: _,
@@ -100,7 +103,7 @@ pub use with_cuda::run;
 mod with_cuda {
     use super::{Args, Bars, Chip, Emit};
     use crate::input::{Source, is_model, model};
-    use crate::ui::{Usage, bytes, emit, name_of, numerics, say};
+    use crate::ui::{TF32, Usage, bytes, emit, name_of, numerics, say};
     use eva::engine::{LoadOptions, Progress, caches, module};
     use eva::model::config::Config;
     use eva::prelude::{DType, Module};
@@ -114,8 +117,8 @@ mod with_cuda {
     pub fn run(args: &Args, bars: &Bars) -> anyhow::Result<bool> {
         let Chip = args.target;
         let numerics = numerics(args.form, args.numerics)?;
-        let options =
-            eva_passes::Options { form: args.form.into(), numerics, ..eva_passes::Options::default() };
+        let (form, tf32) = (args.form.into(), args.tf32.tf32);
+        let options = eva_passes::Options { form, numerics, tf32, ..eva_passes::Options::default() };
         bars.begin("compiling", 0);
         let compiled = |module: &Module, config: Option<&Config>| {
             let cache = config.map_or(options.cache, |config| caches(config, options.cache));
@@ -125,6 +128,9 @@ mod with_cuda {
         let note = |name: &str, value| (name.to_string(), value);
         let mut notes =
             BTreeMap::from([note("form", name_of(args.form)), note("numerics", name_of(args.numerics))]);
+        if args.tf32.tf32 {
+            notes.insert(TF32.into(), "true".into());
+        }
         let plan = if is_model(&args.input) {
             let dtype = args.dtype.map_or(DType::F32, DType::from);
             notes.insert("dtype".into(), dtype.to_string());

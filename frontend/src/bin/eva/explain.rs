@@ -3,7 +3,7 @@
 use super::fp8::Fp8Args;
 use super::input::{Source, is_model};
 use super::print::of_model;
-use super::ui::{CacheTypeArg, FormArg, NumericsArg, TypeArg, Usage, emit, numerics, size};
+use super::ui::{CacheTypeArg, FormArg, NumericsArg, Tf32Arg, TypeArg, Usage, emit, numerics, size};
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use eva::engine::caches;
@@ -60,6 +60,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = NumericsArg::Reassociates)]
     numerics: NumericsArg,
     #[command(flatten)]
+    tf32: Tf32Arg,
+    #[command(flatten)]
     fp8: Fp8Args,
     /// Elements of caches
     #[arg(long, value_enum, default_value_t = CacheTypeArg::Auto)]
@@ -76,7 +78,8 @@ pub struct Args {
     /// Print what each product is computed in, and why, in place of the form of attention
     #[arg(long, conflicts_with = "why_not")]
     precision: bool,
-    /// Print what a training step of --batch sequences of --new tokens takes in memory, and what is kept and computed again
+    /// Print what a training step of --batch sequences of --new tokens takes in memory, what is kept and computed again, and
+    /// which forms of attention both directions have
     #[arg(long, conflicts_with_all = ["why_not", "precision"])]
     memory: bool,
     /// With --memory: the most that activations may take, such as 900MB or 16GiB
@@ -137,6 +140,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         fp8: args.fp8.options(None),
         form: args.form.into(),
         numerics: numerics(args.form, args.numerics)?,
+        tf32: args.tf32.on(args.target == "cpu")?,
         cache: CacheOptions {
             page: args.page_size,
             elements: args.kv_cache_dtype.into(),
@@ -195,10 +199,16 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Explains what a training step takes.
+/// Explains what a training step takes, and in which form.
 fn memory(args: &Args) -> anyhow::Result<bool> {
     if !is_model(&args.input) {
         return Err(Usage("--memory is for models: a directory or a config.json".into()).into());
+    }
+    // Either has operands in memory that are not counted here.
+    for (name, asked) in [("--tf32", args.tf32.tf32), ("--fp8", args.fp8.recipe().is_some())] {
+        if asked {
+            return Err(Usage(format!("--memory is for steps without {name}")).into());
+        }
     }
     let target = match args.target.as_str() {
         "h100" | "cuda" => Target::cuda(),
@@ -212,6 +222,8 @@ fn memory(args: &Args) -> anyhow::Result<bool> {
         training: Training { dtype: args.dtype.map_or(DType::F32, DType::from), ..Training::default() },
         budget: args.budget,
         store: args.store.map(|store| if store == StoreArg::Bf16 { DType::Bf16 } else { DType::F8E4M3 }),
+        form: args.form.into(),
+        numerics: numerics(args.form, args.numerics)?,
     };
     let answer = memory::memory(&config, &question, &target)?;
     emit(&if args.json { serde_json::to_string_pretty(&answer)? + "\n" } else { memory::text(&answer) })?;

@@ -4,8 +4,8 @@ mod many;
 
 use super::fp8::Fp8Args;
 use super::ui::{
-    Bars, CacheArg, CacheTypeArg, FormArg, NO_CUDA, NumericsArg, TypeArg, Usage, bytes, count, device, emit,
-    name_of, numerics, say,
+    Bars, CacheArg, CacheTypeArg, FormArg, NO_CUDA, NumericsArg, Tf32Arg, TypeArg, Usage, bytes, count,
+    device, emit, name_of, numerics, say,
 };
 use anyhow::{Context, bail};
 use clap::{ArgGroup, Args as ClapArgs, ValueEnum};
@@ -70,6 +70,8 @@ pub struct Args {
     /// How far rewriting may move results [default: reassociates, or the artifact's]
     #[arg(long, value_enum)]
     numerics: Option<NumericsArg>,
+    #[command(flatten)]
+    tf32: Tf32Arg,
     #[command(flatten)]
     fp8: Fp8Args,
     /// Keep statistics of everything that is quantized, and say what it changed most: on standard error, or as JSON in a
@@ -145,6 +147,12 @@ fn load_options(args: &Args) -> anyhow::Result<LoadOptions> {
         dtype: agreed("--dtype", args.dtype, made.dtype)?.unwrap_or(TypeArg::F32).into(),
         form: form.into(),
         numerics: numerics(form, moved)?,
+        tf32: match (args.tf32.on(device == Device::Cpu)?, &args.artifact) {
+            (true, Some(_)) if !made.tf32 => {
+                return Err(Usage("--tf32: the artifact was made without it".into()).into());
+            }
+            (asked, _) => asked || made.tf32,
+        },
         fp8: args.fp8.recipe().or_else(|| Recipe::named(&made.fp8?)),
         deny_fp8_fallback: args.fp8.deny_fallback(),
         fp8_report: args.fp8_report.is_some(),
@@ -165,6 +173,8 @@ struct MadeWith {
     dtype: Option<TypeArg>,
     form: Option<FormArg>,
     numerics: Option<NumericsArg>,
+    /// Whether operands of `f32` products are rounded.
+    tf32: bool,
     /// The name of the recipe for 8-bit floats.
     fp8: Option<String>,
 }
@@ -181,6 +191,7 @@ fn made_with(folder: &Path) -> anyhow::Result<MadeWith> {
         dtype: note(notes, "dtype"),
         form: note(notes, "form"),
         numerics: note(notes, "numerics"),
+        tf32: notes.contains_key(super::ui::TF32),
         fp8,
     })
 }

@@ -49,7 +49,8 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     source.verify(&module)?;
     let numerics = numerics(args.form, args.numerics)?;
     let fp8 = args.fp8.options(None);
-    let options = Options { form: args.form.into(), numerics, fp8, ..Options::default() };
+    let tf32 = args.passes.iter().any(|pass| pass == "tf32");
+    let options = Options { form: args.form.into(), numerics, tf32, fp8, ..Options::default() };
     let module = source.run(module, &args.passes, &options)?;
     emit(&text::print(&module))?;
     Ok(true)

@@ -5,7 +5,7 @@ mod kernels;
 
 use super::fp8::Fp8Args;
 use super::input::{self, Source, run_passes};
-use super::ui::{FormArg, NumericsArg, TypeArg, Usage, emit, numerics, say};
+use super::ui::{FormArg, NumericsArg, Tf32Arg, TypeArg, Usage, emit, numerics, say};
 use anyhow::Context;
 use clap::Args as ClapArgs;
 use clap::builder::PossibleValuesParser;
@@ -56,6 +56,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = NumericsArg::Reassociates)]
     numerics: NumericsArg,
     #[command(flatten)]
+    tf32: Tf32Arg,
+    #[command(flatten)]
     fp8: Fp8Args,
     /// Type of a model's activations and caches [default: f32]
     #[arg(long, value_enum)]
@@ -71,7 +73,8 @@ pub fn run(args: &Args, verbose: bool) -> anyhow::Result<bool> {
     let wanted = kernels::wanted(args.target, args.emit)?;
     let form = args.form.unwrap_or(FormArg::Auto);
     let (numerics, fp8) = (numerics(form, args.numerics)?, args.fp8.options(None));
-    let mut options = Options { form: form.into(), numerics, fp8, ..Options::default() };
+    let tf32 = args.tf32.on(args.target == Some(TargetArg::Cpu))? || after == Some("tf32");
+    let mut options = Options { form: form.into(), numerics, tf32, fp8, ..Options::default() };
 
     if input::is_model(&args.input) {
         let dtype = args.dtype.map_or(DType::F32, DType::from);

@@ -1,6 +1,6 @@
 //! What all subcommands share in talking to the terminal: errors, logs, progress, and words for options.
 
-use clap::ValueEnum;
+use clap::{Args as ClapArgs, ValueEnum};
 use eva::engine::{EngineError, Progress};
 use eva::prelude::{DType, Diags};
 use eva::report;
@@ -278,6 +278,27 @@ pub fn numerics(form: FormArg, numerics: NumericsArg) -> Result<Exactness, Usage
                 .into(),
         )),
         (_, numerics) => Ok(numerics.into()),
+    }
+}
+
+/// What an artifact's note says that it was made with `--tf32`.
+#[cfg(feature = "cuda")]
+pub const TF32: &str = "tf32";
+
+/// Products of `f32` on tensor cores.
+#[derive(ClapArgs, Clone, Copy, Debug, Default)]
+pub struct Tf32Arg {
+    /// Round the operands of f32 products to tf32 (10 bits of mantissa), which a GPU's tensor cores take; sums stay f32
+    #[arg(long)]
+    pub tf32: bool,
+}
+
+impl Tf32Arg {
+    /// Whether it was asked for, which makes no sense on a CPU.
+    pub fn on(self, cpu: bool) -> Result<bool, Usage> {
+        let message =
+            "--tf32 is for GPUs (--target cuda): a CPU's products of f32 are f32, and gain nothing by it";
+        if self.tf32 && cpu { Err(Usage(message.into())) } else { Ok(self.tf32) }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::fp8::Fp8Args;
 use super::input::{Source, is_model, model};
-use super::ui::{FormArg, NumericsArg, TypeArg, Usage, emit, numerics, say};
+use super::ui::{FormArg, NumericsArg, Tf32Arg, TypeArg, Usage, emit, numerics, say};
 use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, ValueEnum};
 use eva::engine::{LoadOptions, module};
@@ -49,6 +49,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = NumericsArg::Reassociates)]
     numerics: NumericsArg,
     #[command(flatten)]
+    tf32: Tf32Arg,
+    #[command(flatten)]
     fp8: Fp8Args,
     /// Type of a model's activations and caches [default: f32]
     #[arg(long, value_enum)]
@@ -71,7 +73,8 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         Machine::Cuda => Target::cuda(),
     };
     let (numerics, fp8) = (numerics(args.form, args.numerics)?, args.fp8.options(None));
-    let passes = Options { form: args.form.into(), numerics, fp8, ..Options::default() };
+    let tf32 = args.tf32.on(args.target == Machine::Cpu)?;
+    let passes = Options { form: args.form.into(), numerics, tf32, fp8, ..Options::default() };
     let mut options = ViewOptions { passes, sizes: args.set.iter().cloned().collect(), text: None };
     let title = args.input.display().to_string();
     let view = if is_model(&args.input) {

@@ -1,6 +1,7 @@
 //! What a configuration says that cannot be, beyond its syntax.
 
 use super::{DataKind, GradientScale, Kind, OptimizerName, RunConfig};
+use eva_runtime::Device;
 use std::path::{Path, PathBuf};
 
 /// Everything that is wrong, with its key.
@@ -94,6 +95,9 @@ pub(super) fn problems(config: &RunConfig) -> Vec<(&'static str, String)> {
             format!("it is {scale}; it must be a power of two, so that nothing is rounded, or \"dynamic\"")
         });
     }
+    found.is(!precision.tf32 || config.target != Device::Cpu, "precision.tf32", || {
+        "it is for GPUs (`target = \"cuda\"`): a CPU's products of f32 are f32, and gain nothing by it".into()
+    });
     found.is(precision.scale_steps > 0, "precision.scale_steps", || "it is 0; one is the least".into());
     if let Err(message) = config.recipe().map(drop) {
         found.add("precision.fp8", &message);

@@ -65,7 +65,13 @@ impl Default for ScheduleConfig {
 
 impl Default for PrecisionConfig {
     fn default() -> Self {
-        Self { compute: DType::F32, fp8: None, gradient_scale: GradientScale::Fixed(1.0), scale_steps: 2000 }
+        Self {
+            compute: DType::F32,
+            tf32: false,
+            fp8: None,
+            gradient_scale: GradientScale::Fixed(1.0),
+            scale_steps: 2000,
+        }
     }
 }
 

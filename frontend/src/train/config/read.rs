@@ -2,6 +2,7 @@
 
 use super::{GradientScale, RunConfig, check};
 use eva_ir::types::DType;
+use eva_passes::Form;
 use eva_runtime::Device;
 use serde::{Deserialize, Deserializer, de};
 use std::io;
@@ -126,6 +127,19 @@ impl<'a> Lines<'a> {
 /// A device by its name.
 pub(super) fn device<'de, D: Deserializer<'de>>(from: D) -> Result<Device, D::Error> {
     String::deserialize(from)?.parse().map_err(de::Error::custom)
+}
+
+/// A form of attention by its name.
+pub(super) fn form<'de, D: Deserializer<'de>>(from: D) -> Result<Form, D::Error> {
+    match String::deserialize(from)?.as_str() {
+        "auto" => Ok(Form::Auto),
+        "expanded" => Ok(Form::Expanded),
+        "absorbed" => Ok(Form::Absorbed),
+        "written" => Ok(Form::Written),
+        other => Err(de::Error::custom(format!(
+            "invalid form `{other}`: there are `auto`, `expanded`, `absorbed` and `written`"
+        ))),
+    }
 }
 
 /// `f32` or `bf16`.

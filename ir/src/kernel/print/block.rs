@@ -34,7 +34,11 @@ impl Printer<'_> {
         for (map, data) in block.maps.iter() {
             let ([row, col], buf) = (data.axes, self.buf(data.buf));
             let (rows, cols) = (data.rows, data.cols);
-            writeln!(f, "  map {map}: {rows}x{cols} of {buf}, rows along axis {row}, columns along {col},")?;
+            let plain = if data.swizzle { "" } else { ", not swizzled" };
+            writeln!(
+                f,
+                "  map {map}: {rows}x{cols} of {buf}, rows along axis {row}, columns along {col}{plain},"
+            )?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use super::exec::float;
 use crate::kernel::{Const, Elem, Fn1, Fn2};
 use crate::types::DType;
 
-/// `x` as a buffer of `dtype` holds it, for types narrower than `f32`; other values are left as they are.
+/// `x` as a buffer of `dtype` holds it, for types less exact than `f32`; other values are left as they are.
 ///
 /// Rounds to nearest, ties to even. What is too large becomes infinite, or NaN in `f8e4m3`, which has no
 /// infinities. To `e8m0` it rounds up, to the least power of two in `2^-127 ..= 2^127` that is not less, or to the
@@ -13,6 +13,7 @@ use crate::types::DType;
 pub fn round(x: f64, dtype: DType) -> f64 {
     // Explicit mantissa bits, exponent of the smallest normal number, largest finite value.
     let (bits, least, largest) = match dtype {
+        DType::Tf32 => (10, -126, (2.0 - 2f64.powi(-10)) * 2f64.powi(127)),
         DType::Bf16 => (7, -126, f64::from(half::bf16::MAX)),
         DType::F16 => (10, -14, f64::from(half::f16::MAX)),
         DType::F8E4M3 => (3, -6, 448.0),
@@ -107,7 +108,7 @@ pub(super) fn zip(f: Fn2, x: f64, y: f64) -> f64 {
         Fn2::Add => x + y,
         Fn2::Sub => x - y,
         Fn2::Mul => x * y,
-        Fn2::Div => x / y,
+        Fn2::Div | Fn2::Quotient => x / y,
         Fn2::Max => x.max(y),
         Fn2::Min => x.min(y),
         Fn2::Rem | Fn2::Lt | Fn2::Le | Fn2::Eq | Fn2::And | Fn2::Or => {
@@ -127,7 +128,7 @@ pub(super) fn zip_int(f: Fn2, x: i64, y: i64) -> Result<i64, Fault> {
         Fn2::Rem => Some(x.rem_euclid(y)),
         Fn2::Max => Some(x.max(y)),
         Fn2::Min => Some(x.min(y)),
-        Fn2::Lt | Fn2::Le | Fn2::Eq | Fn2::And | Fn2::Or => {
+        Fn2::Quotient | Fn2::Lt | Fn2::Le | Fn2::Eq | Fn2::And | Fn2::Or => {
             unreachable!("the verifier lets {f:?} give no integer")
         }
     };

@@ -104,6 +104,7 @@ impl<'k> Check<'k> {
                         ensure(same, || format!("{left} times {right}"))?;
                     }
                     MmaLeft::Registers(reg) => {
+                        ensure(right != DType::Tf32, || format!("a left operand of {right} in registers"))?;
                         let (have, want) = (self.ty(*reg)?, floats(k / 2));
                         ensure(have == want, || format!("the left operand is {have}, not {want}"))?;
                     }
@@ -231,7 +232,7 @@ impl<'k> Check<'k> {
 
     /// Checks a bulk copy.
     fn tiling(&mut self, block: &Block, tile: Shared, map: Map, at: &[Reg], access: Access) -> Checked {
-        let Some(&MapData { buf, rows, cols, .. }) = block.maps.get(map) else {
+        let Some(&MapData { buf, rows, cols, swizzle, .. }) = block.maps.get(map) else {
             return Err(format!("there is no tiling {map}"));
         };
         self.access(buf, access)?;
@@ -241,7 +242,11 @@ impl<'k> Check<'k> {
             self.index(reg)?;
         }
         let data = self.shared(block, tile)?;
-        ensure(data.swizzle, || format!("{tile} is not swizzled"))?;
+        ensure(data.swizzle == swizzle, || {
+            let [have, want] =
+                [data.swizzle, swizzle].map(|yes| if yes { "swizzled" } else { "not swizzled" });
+            format!("{tile} is {have}, but the boxes of {map} are {want}")
+        })?;
         ensure((data.rows, data.cols, data.dtype) == (rows, cols, dtype), || {
             let tile = format!("{}[{}x{}]", data.dtype, data.rows, data.cols);
             format!("a box of {dtype}[{rows}x{cols}] and a tile of {tile}")
@@ -255,10 +260,10 @@ impl<'k> Check<'k> {
         let data = self.shared(block, tile.tile)?;
         let (name, dtype) = (tile.tile, data.dtype);
         ensure(data.swizzle, || format!("{name} is not swizzled"))?;
-        let narrow = [DType::Bf16, DType::F16, DType::F8E4M3, DType::F8E5M2].contains(&dtype);
-        ensure(narrow, || format!("{dtype} is not a type of products"))?;
+        let types = [DType::Tf32, DType::Bf16, DType::F16, DType::F8E4M3, DType::F8E5M2];
+        ensure(types.contains(&dtype), || format!("{dtype} is not a type of products"))?;
         ensure(!tile.transposed || dtype.bytes() == 2, || format!("{dtype} is not transposed"))?;
-        let terms = if dtype.bytes() == 1 { 32 } else { 16 };
+        let terms = 32 / dtype.bytes() as usize;
         ensure(k > 0 && k.is_multiple_of(terms), || format!("{k} terms are not a multiple of {terms}"))?;
         ensure(tile.first.is_multiple_of(16), || {
             format!("the first term, {}, is not a multiple of 16", tile.first)

@@ -40,6 +40,7 @@ impl<'k> Check<'k> {
                 let elems: &[Elem] = match f {
                     Fn2::And | Fn2::Or => &[Elem::Bool],
                     Fn2::Rem => &[Elem::I64],
+                    Fn2::Quotient => &[Elem::F32],
                     _ => &[Elem::F32, Elem::I64],
                 };
                 is_for(elems, x)?;

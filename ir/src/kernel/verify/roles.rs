@@ -72,7 +72,6 @@ impl<'k> Check<'k> {
                     Some(have) if have.stages != data.stages => {
                         refuse(format!("has {} stages, its tile {tile} {}", data.stages, have.stages));
                     }
-                    Some(have) if !have.swizzle => refuse(format!("has {tile}, which is not swizzled")),
                     Some(_) => {}
                 }
                 used.push(tile);
@@ -97,6 +96,10 @@ impl<'k> Check<'k> {
             format!("runs along the axes {row} and {col} of {rank}")
         })?;
         ensure((1..=256).contains(&map.rows), || format!("has boxes of {} rows, not 1 to 256", map.rows))?;
+        let row = (map.cols as i64).saturating_mul(buf.dtype.bytes());
+        ensure(map.swizzle || (map.rows == 1 && map.cols <= 256 && row % 128 == 0), || {
+            format!("has boxes that are not swizzled, of {} x {} {} elements", map.rows, map.cols, buf.dtype)
+        })?;
         ensure(buf.strides[col].as_const() == Some(1), || {
             format!("has columns along an axis of `{name}` with stride {}", buf.strides[col])
         })?;

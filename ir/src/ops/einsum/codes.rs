@@ -4,6 +4,7 @@ use super::sums::{Cut, Side, sums};
 use crate::dim::Dim;
 use crate::kernel::build::Tile;
 use crate::lower::{BufView, Coord, Cx, Request};
+use crate::types::DType;
 
 /// An operand of a product.
 pub struct Operand {
@@ -45,7 +46,9 @@ impl Operand {
             let divides = axis.from.terms().all(|(_, n)| n % axis.block == 0);
             offset = offset + axis.from.divided(axis.block) * axis.stride.clone();
             let moving: Vec<usize> = (0..view.shape.len()).filter(|&i| axis.steps[i] != zero).collect();
-            if !divides || axis.block > 1 && (moving.len() > 1 || moving.iter().any(|&i| axis.steps[i] != Dim::from(1)))
+            if !divides
+                || axis.block > 1
+                    && (moving.len() > 1 || moving.iter().any(|&i| axis.steps[i] != Dim::from(1)))
             {
                 return None;
             }
@@ -76,8 +79,26 @@ impl Operand {
         self.block_along(self.term)
     }
 
+    /// Whether bulk copies can bring the scales of neighbouring rows, each of which has its own.
+    fn has_rows_of_scales(&self) -> bool {
+        let own = self.along.iter().position(|&(axis, block)| axis == self.row && block == 1);
+        let scales = &self.scales;
+        own.is_some_and(|own| scales.strides[own] == Dim::from(1))
+            && scales.dtype == DType::F32
+            && scales.shape.len() >= 2
+            && scales.pages.is_none()
+            && scales.is_aligned()
+    }
+
     /// The codes of `shape` rows and terms.
-    pub fn load<'k>(&self, cx: &Cx<'k>, from: From<'_, 'k>, first: usize, shape: [usize; 2], term: Tile<'k>) -> Tile<'k> {
+    pub fn load<'k>(
+        &self,
+        cx: &Cx<'k>,
+        from: From<'_, 'k>,
+        first: usize,
+        shape: [usize; 2],
+        term: Tile<'k>,
+    ) -> Tile<'k> {
         let coord = |axis: usize| match axis {
             _ if axis == self.row => Coord::Rows(from.first + first as i64),
             _ if axis == self.term => Coord::Cols(term),
@@ -118,11 +139,7 @@ impl Operand {
 }
 
 /// How a product of these operands is cut, if tensor cores can do it: rows of the left one are rows of tiles.
-pub fn cut(
-    sides: [&Operand; 2],
-    tile: [usize; 3],
-    all: Option<usize>,
-) -> Option<Cut> {
+pub fn cut(sides: [&Operand; 2], tile: [usize; 3], all: Option<usize>) -> Option<Cut> {
     let [left, right] = sides;
     // A block that is longer is summed in parts: tensor cores keep few bits.
     let block = match left.terms() {
@@ -137,7 +154,9 @@ pub fn cut(
     };
     // Scales outside of the sum are applied where it is done, and are no part of this.
     let right_block = if right.terms().is_some() { right_block } else { Some(MOST_TERMS as usize) };
-    let cut = Cut::new(tile, all, block as usize, right_block);
+    let beside =
+        right_block.is_none() && block == MOST_TERMS && sides.iter().all(|side| side.has_rows_of_scales());
+    let cut = Cut::new(tile, all, block as usize, right_block, beside);
     let rows = left.block_along(left.row).is_none_or(|n| n == 1 || n % cut.tall as i64 == 0);
     let fits = left.terms() == right.terms()
         && block <= MOST_TERMS
@@ -162,8 +181,10 @@ pub fn product<'k>(
     [rows, cols]: [From<'_, 'k>; 2],
 ) -> Vec<([usize; 2], Tile<'k>)> {
     let from_start = |term: Tile<'k>| start.map_or(term, |start| start + term);
-    let left_codes = |first: usize, shape: [usize; 2], term| left.load(cx, rows, first, shape, from_start(term));
-    let right_codes = |first: usize, shape: [usize; 2], term| right.load(cx, cols, first, shape, from_start(term));
+    let left_codes =
+        |first: usize, shape: [usize; 2], term| left.load(cx, rows, first, shape, from_start(term));
+    let right_codes =
+        |first: usize, shape: [usize; 2], term| right.load(cx, cols, first, shape, from_start(term));
     let inside = left.terms().is_some();
     let term = |number: Tile<'k>| from_start(number * cut.block as i64);
     let left_scale = |first: usize, n: usize, number: Tile<'k>| {

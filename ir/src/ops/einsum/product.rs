@@ -24,25 +24,36 @@ struct Plan {
 }
 
 /// Sums and transpositions: one program for each index of the result but the last, whose columns it holds. Of the last axis
-/// that is summed it reads several indices at once, where the schedule says so.
+/// that is summed it reads several indices at once, where the schedule says so, and it transposes several rows.
 pub fn one<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>) -> Result<(), LowerError> {
     let axes = &spec.inputs[0];
     let extent = |axis: Axis| &x.ty.shape[axes.iter().position(|&a| a == axis).expect("an axis is in its operand")];
     let mut summed: Vec<Axis> = axes.iter().copied().filter(|a| !spec.out.contains(a)).collect();
     let mut coords: Vec<Option<Coord<'k>>> = vec![None; spec.axes()];
     let mut out = Vec::new();
-    let [rows, block] = if summed.is_empty() { [1, cx.schedule.block] } else { cx.schedule.sums };
+    // What are neighbours before may be rows of tiles: then both sides of memory see neighbours.
+    let across = axes.last().and_then(|last| spec.out.iter().position(|axis| axis == last));
+    let in_pages = x.buffer.as_ref().is_some_and(|view| view.pages.is_some());
+    let across = across.filter(|&place| summed.is_empty() && !in_pages && place + 1 < spec.out.len());
+    let (across, [rows, block]) = match cx.schedule.turned_columns.filter(|_| across.is_some()) {
+        Some(cols) => (across, [1, cols]),
+        None if summed.is_empty() => (None, [1, cx.schedule.block]),
+        None => (None, cx.schedule.sums),
+    };
+    let lines = across.map_or(1, |place| cx.size(extent(spec.out[place])).unwrap_or(usize::MAX).clamp(1, cx.schedule.turned));
     let cols = spec.out.last().map_or(1, |&axis| cx.size(extent(axis)).map_or(block, |n| n.min(block)));
     for (i, &axis) in spec.out.iter().enumerate() {
         let coord = if i + 1 == spec.out.len() {
             Coord::Cols(cx.program_tile(extent(axis), cols))
+        } else if Some(i) == across {
+            Coord::Rows(cx.program_tile(extent(axis), lines))
         } else {
             Coord::At(cx.program(extent(axis)))
         };
         coords[axis as usize] = Some(coord);
         out.push(coord);
     }
-    let at = Request { coords: out, rows: 1, cols, limits: Vec::new() };
+    let at = Request { coords: out, rows: lines, cols, limits: Vec::new() };
     let request = |summed_at: &Index<'k>| {
         let coord = |&axis: &Axis| {
             let inner = summed_at.iter().find(|(a, _)| *a == axis).map(|(_, i)| Coord::At(*i));
@@ -154,9 +165,8 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
     // Where terms are far apart on both sides, as in the gradient of a weight, what lies beside them is worth more.
     let far = inner.is_some_and(|axis| !step(0, axis) && !step(1, axis));
     let [bm, bn, bk] = match cx.few {
-        Some(few) => few.product,
         None if far && cx.schedule.tensor_of(&operands).is_none() => cx.schedule.outer,
-        None => cx.schedule.product_of(&operands),
+        _ => cx.product_of(&operands),
     };
     let fit = |axis: Option<Axis>, most: usize| axis.map_or(1, |axis| length(&axis).clamp(1, most));
     let (bm, bn, bk) = (fit(rows, bm), fit(cols, bn), fit(inner, bk));

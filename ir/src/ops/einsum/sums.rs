@@ -38,20 +38,33 @@ pub struct Cut {
     pub block: usize,
     /// Blocks of a trip.
     pub ahead: usize,
-    /// Whether the scales of all blocks of a trip are read a trip before.
-    pub early: bool,
+    /// When scales are read.
+    pub when: When,
+}
+
+/// When the scales of a block are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// A trip before, so that they are there in time.
+    Before,
+    /// With its codes.
+    With,
+    /// Where they are needed: bulk copies bring them to shared memory with the codes.
+    After,
 }
 
 impl Cut {
     /// For tiles of `rows` and at most `cols` columns (of `all`, if that is known), `terms` of which come to shared memory
-    /// together. Scales change after `block` terms; so many rows of the right side share one, if not each has its own.
+    /// together. Scales change after `block` terms; so many rows of the right side share one, if not each has its own, and those
+    /// of both sides are `beside` the codes if bulk copies bring them.
     pub fn new(
         [rows, cols, terms]: [usize; 3],
         all: Option<usize>,
         block: usize,
         right: Option<usize>,
+        beside: bool,
     ) -> Self {
-        let (unit, most) = match right {
+        let (unit, most) = match right.or(beside.then_some(MOST_PART)) {
             Some(n) => {
                 let unit = common(n, MOST_PART);
                 // Half as wide where much of the last tile would be empty.
@@ -76,7 +89,12 @@ impl Cut {
         let terms = if right.is_none() && block < MOST_PART { terms.min(MOST_PART) } else { terms };
         let (part, ahead) = (cols.min(unit), (terms / block).max(1));
         let tall = if rows > MOST_ROWS { common(rows, MOST_ROWS) } else { rows };
-        Self { rows, tall, cols, part, block, ahead, early: right.is_some() || part * ahead <= MOST_PART }
+        let when = match beside {
+            true => When::After,
+            false if right.is_some() || part * ahead <= MOST_PART => When::Before,
+            false => When::With,
+        };
+        Self { rows, tall, cols, part, block, ahead, when }
     }
 }
 
@@ -99,7 +117,7 @@ const MOST_PART: usize = 128;
 
 /// The sums over `terms` terms, part by part: all columns of the first rows, then those of the next.
 pub fn sums<'k>(k: &'k Build, cut: Cut, terms: Tile<'k>, sides: [&Side<'_, 'k>; 2]) -> Vec<Tile<'k>> {
-    let Cut { tall, part, block, ahead, early, .. } = cut;
+    let Cut { tall, part, block, ahead, when, .. } = cut;
     let [left, right] = sides;
     let (rows, cols) = cut.firsts();
     let parts = rows.len() * cols.len();
@@ -121,30 +139,43 @@ pub fn sums<'k>(k: &'k Build, cut: Cut, terms: Tile<'k>, sides: [&Side<'_, 'k>; 
     };
     let zero = k.full([tall, part], 0.0);
     let mut init = vec![zero; parts];
-    if early {
+    if when == When::Before {
         init.extend(scales(k.int(0), 0..ahead));
     }
     let sums = k.fold_all(trips, &init, |trip, carried| {
         let (sums, now) = carried.split_at(parts);
         let mut sums = sums.to_vec();
         // Asked for a trip before they are needed, they are there in time.
-        let next = if early { scales(trip + 1i64, 0..ahead) } else { Vec::new() };
+        let next = if when == When::Before { scales(trip + 1i64, 0..ahead) } else { Vec::new() };
         for i in 0..ahead {
             let own;
-            let known = if early {
-                &now[i * now.len() / ahead..(i + 1) * now.len() / ahead]
-            } else {
-                own = scales(trip, i..i + 1);
-                &own[..]
+            let known = match when {
+                When::Before => &now[i * now.len() / ahead..(i + 1) * now.len() / ahead],
+                When::With => {
+                    own = scales(trip, i..i + 1);
+                    &own[..]
+                }
+                When::After => &[],
             };
+            let number = trip * ahead as i64 + i as i64;
             let (of_rows, of_cols) = known.split_at(rows.len().min(known.len()));
             let term = trip * (block * ahead) as i64 + (i * block) as i64;
             for (r, &row) in rows.iter().enumerate() {
                 let a = (left.codes)(row, [tall, block], term);
+                let of_row = if when == When::After {
+                    (left.scales)(row, tall, number)
+                } else {
+                    of_rows.get(r).copied()
+                };
                 for (c, &col) in cols.iter().enumerate() {
                     let b = (right.codes)(col, [part, block], term);
                     let product = k.full([tall, part], 0.0).add_dot(a, b);
-                    let scale = of_rows.get(r).zip(of_cols.get(c)).map(|(&x, &y)| x * y);
+                    let of_col = if when == When::After {
+                        (right.scales)(col, part, number)
+                    } else {
+                        of_cols.get(c).copied()
+                    };
+                    let scale = of_row.zip(of_col).map(|(x, y)| x * y);
                     let sum = &mut sums[r * cols.len() + c];
                     *sum = *sum + scale.map_or(product, |scale| product * scale);
                 }

@@ -7,6 +7,8 @@ use super::layout::Axis;
 use super::scaled::Codes;
 use eva_ir::dim::Dim;
 use eva_ir::kernel::*;
+use eva_ir::types::DType;
+use std::collections::HashMap;
 
 /// The most bytes of one access of a thread.
 pub(super) const MOST_BYTES: i64 = 16;
@@ -44,11 +46,26 @@ pub(super) fn dim_multiple(dim: &Dim) -> i64 {
     dim.terms().map(|(_, n)| power(n)).min().unwrap_or(MOST_BYTES).min(MOST_BYTES)
 }
 
+/// Whether so many elements are a multiple of 16 bytes, as the copy engine has strides.
+pub(super) fn is_aligned(dim: &Dim, dtype: DType) -> bool {
+    dim.terms().all(|(_, n)| n * dtype.bytes() % MOST_BYTES == 0)
+}
+
+/// Whether an index certainly is a multiple of 16 bytes, where the copy engine may begin.
+pub(super) fn begins_aligned(info: &Info<'_>, at: Reg, dtype: DType) -> bool {
+    multiple_of(info, at) * dtype.bytes() % MOST_BYTES == 0
+}
+
 /// How many neighbouring columns one access may have, whatever the layout.
 pub(super) fn width(info: &Info<'_>, place: &Place, ty: RegType) -> usize {
-    let data = &info.kernel.bufs[place.buf];
-    let Some(col) = place.axes[1].filter(|_| ty.cols > 1) else { return 1 };
-    if data.strides[col].as_const() != Some(1) {
+    width_along(info, place, ty, 1)
+}
+
+/// How many neighbouring columns (`side` 1) or rows (0) one access may have, whatever the layout.
+fn width_along(info: &Info<'_>, place: &Place, ty: RegType, side: usize) -> usize {
+    let (data, extents) = (&info.kernel.bufs[place.buf], [ty.rows, ty.cols]);
+    let Some(near) = place.axes[side].filter(|_| extents[side] > 1) else { return 1 };
+    if data.strides[near].as_const() != Some(1) {
         return 1;
     }
     let mut width = (MOST_BYTES / data.dtype.bytes()).min(dim_multiple(&data.offset));
@@ -56,12 +73,13 @@ pub(super) fn width(info: &Info<'_>, place: &Place, ty: RegType) -> usize {
         // A power of two that divides a factor divides the product: the larger one counts.
         let (at, stride) = (multiple(info, at, DEEPEST), dim_multiple(&data.strides[axis]));
         width = width.min((at * stride).min(MOST_BYTES));
-        if place.axes[0] == Some(axis) && ty.rows > 1 {
+        if place.axes[1 - side] == Some(axis) && extents[1 - side] > 1 {
             width = width.min(stride);
         }
     }
     // Bounds must not cut an access in two.
-    for check in info.checks(place, ty).iter().filter(|check| check.along == Along::Col) {
+    let along = if side == 0 { Along::Row } else { Along::Col };
+    for check in info.checks(place, ty).iter().filter(|check| check.along == along) {
         let end = match &check.end {
             End::Low => MOST_BYTES,
             End::Dim(dim) => dim_multiple(dim),
@@ -76,7 +94,12 @@ impl<'k> Spread<'_, 'k> {
     /// A tile from memory.
     pub fn load(&mut self, out: Reg, place: &Place, gather: Option<(usize, Reg)>) -> Result<Reg> {
         let ty = self.info.ty(out);
-        let (index, mut mask, width) = self.access(place, ty, gather)?;
+        let axes = self.axes([ty.rows, ty.cols]);
+        // Neighbouring rows are read together where they are neighbours in memory.
+        let plain = gather.is_none() && self.info.kernel.bufs[place.buf].scaled.is_none();
+        let tall = if plain { width_along(self.info, place, ty, 0).min(axes[0].run()) } else { 1 };
+        let side = usize::from(tall == 1);
+        let (index, mut mask, width) = self.access(place, ty, gather, side)?;
         let slots = self.w.slots(index) * width;
         // What this kernel also writes is read by the threads that do, and no others.
         if self.info.kernel.is_updated(place.buf) {
@@ -85,8 +108,19 @@ impl<'k> Spread<'_, 'k> {
             mask = self.w.both(mask, self.stores);
         }
         let values = self.w.load(ty.elem, slots, Space::Buf(place.buf), index, mask);
+        if side == 0 {
+            let own = self.family.slots([&axes[0], &axes[1]]);
+            let firsts: HashMap<[usize; 2], usize> = own
+                .iter()
+                .filter(|slot| slot[0] % width == 0)
+                .enumerate()
+                .map(|(i, &slot)| (slot, i))
+                .collect();
+            let place_of =
+                |&[row, col]: &[usize; 2]| firsts[&[row / width * width, col]] * width + row % width;
+            return Ok(self.w.pick(values, own.iter().map(place_of).collect()));
+        }
         let Some(scaled) = &self.info.kernel.bufs[place.buf].scaled else { return Ok(values) };
-        let axes = self.axes([ty.rows, ty.cols]);
         let slots = self.family.slots([&axes[0], &axes[1]]);
         self.scaled(values, scaled, &Codes { place, gather, axes: &axes, slots: &slots, width, mask })
     }
@@ -100,7 +134,7 @@ impl<'k> Spread<'_, 'k> {
         mask: Option<Reg>,
     ) -> Result<()> {
         let ty = self.info.ty(value);
-        let (index, inside, width) = self.access(place, ty, scatter)?;
+        let (index, inside, width) = self.access(place, ty, scatter, 1)?;
         let slots = self.w.slots(index);
         let own = self.owner(&self.axes([ty.rows, ty.cols]));
         let mut guard = self.w.both(inside, own);
@@ -144,17 +178,19 @@ impl<'k> Spread<'_, 'k> {
     }
 
     /// The number of the first element of each access, whether it may be done (if that is in question), and how many
-    /// elements it has.
+    /// elements it has: neighbouring columns (`side` 1) or rows (0).
     fn access(
         &mut self,
         place: &Place,
         ty: RegType,
         gather: Option<(usize, Reg)>,
+        side: usize,
     ) -> Result<(Reg, Option<Reg>, usize)> {
         let axes = self.axes([ty.rows, ty.cols]);
-        let width = if gather.is_some() { 1 } else { width(self.info, place, ty).min(axes[1].run()) };
-        let slots: Vec<[usize; 2]> =
-            self.family.slots([&axes[0], &axes[1]]).into_iter().step_by(width).collect();
+        let most = if gather.is_some() { 1 } else { width_along(self.info, place, ty, side) };
+        let width = most.min(axes[side].run());
+        let slots = self.family.slots([&axes[0], &axes[1]]).into_iter();
+        let slots: Vec<[usize; 2]> = slots.filter(|slot| slot[side] % width == 0).collect();
         let data = self.info.kernel.bufs[place.buf].clone();
 
         let mut index = self.w.extent(&data.offset);

@@ -239,7 +239,7 @@ impl<'a, 'k> Spread<'a, 'k> {
     /// Writes a store and what only leads to it.
     fn store_tail(&mut self, inst: &'k Inst, tail: &Tail<'k>) -> Result<()> {
         let Inst::Store { place, value } = inst else { unreachable!("only stores have tails") };
-        if let Some(out) = self.products.and_then(|products| products.out_of(inst)) {
+        if let Some(out) = self.products.and_then(|products| products.outs.of(inst)) {
             return self.store_bulk(place, *value, out, tail);
         }
         let ty = self.info.ty(*value);
@@ -264,14 +264,17 @@ impl<'a, 'k> Spread<'a, 'k> {
 
     fn inst_as_laid_out(&mut self, inst: &'k Inst) -> Result<()> {
         if let (Mode::Multiply, Some(products)) = (self.mode, self.products) {
-            let fed = super::super::walk::result(inst).is_some_and(|out| products.fed.contains_key(&out));
-            if fed {
+            if let Some(out) = super::super::walk::result(inst).filter(|out| products.fed.contains_key(out)) {
+                if let Some(fill) = products.line_of(out) {
+                    let line = self.line(out, fill)?;
+                    self.set(out, line);
+                }
                 return Ok(());
             }
             if products.streams(inst) {
                 return self.stream(inst);
             }
-            if let (Inst::Store { place, value }, Some(out)) = (inst, products.out_of(inst)) {
+            if let (Inst::Store { place, value }, Some(out)) = (inst, products.outs.of(inst)) {
                 return self.store_bulk(place, *value, out, &Tail::default());
             }
         }

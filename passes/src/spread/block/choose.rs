@@ -66,14 +66,15 @@ fn turned([rows, cols]: [usize; 2]) -> Family {
     let digits = |n: usize| n.next_power_of_two().trailing_zeros() as usize;
     let (down, along) = (digits(rows), digits(cols));
     let own = along.min(TURNED_SLOTS);
-    let mut bits: [Vec<Bit>; 2] = [Vec::new(), vec![Bit::Slot; own]];
+    // Two neighbouring rows are read together, where there are that many.
+    let pair = usize::from(down > TURNED_LANES);
+    let mut bits: [Vec<Bit>; 2] = [vec![Bit::Slot; pair], vec![Bit::Slot; own]];
     let mut threads = (0..).map(Bit::Thread);
     bits[0].extend(threads.by_ref().take(down.min(TURNED_LANES)));
     bits[1].extend(threads.by_ref().take(along - own));
-    let used = bits[0].len() + along - own;
+    let used = bits[0].len() - pair + along - own;
     let spare = (MOST_THREADS.trailing_zeros() as usize).saturating_sub(used);
-    // Half as many threads where each has two rows: more reads are under way at once.
-    let more = (down - bits[0].len()).saturating_sub(1).min(spare).max(5usize.saturating_sub(used));
+    let more = (down - bits[0].len()).min(spare).max(5usize.saturating_sub(used));
     bits[0].extend(threads.take(more));
     let warps = 1 << (used + more - 5);
     Family { warps, bits, top: [None; 2], order: Order::Rows }

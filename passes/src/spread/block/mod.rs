@@ -22,6 +22,8 @@ mod body;
 mod choose;
 mod folds;
 mod layout;
+mod lines;
+mod outs;
 mod parts;
 mod pipes;
 mod product;

@@ -14,6 +14,8 @@ pub(super) struct Fill {
     pub rows: usize,
     pub cols: usize,
     pub dtype: DType,
+    /// Whether products read it, from swizzled panels.
+    pub swizzle: bool,
     /// The pipe that it goes through.
     pub pipe: usize,
 }

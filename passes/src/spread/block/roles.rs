@@ -2,8 +2,7 @@
 
 use super::body::{Mode, Spread};
 use super::layout::{Bit, Family, Order};
-use super::parts::Tail;
-use super::tensor::{GROUP_ROWS, OUT_STAGES, Products, STEP, Span};
+use super::tensor::{GROUP_ROWS, Products, STEP, Span};
 use super::uses::is_plain;
 use super::{Result, SpreadError};
 use crate::target::Hopper;
@@ -40,16 +39,17 @@ impl<'k> Spread<'_, 'k> {
                 let fill = &products.fills[fill];
                 let name = self.info.kernel.bufs[fill.place.buf].name.clone();
                 let (rows, cols, dtype, stages) = (fill.rows, fill.cols, fill.dtype, plan.stages);
-                tiles.push(shared.push(SharedData { name, dtype, rows, cols, stages, swizzle: true }));
+                let swizzle = fill.swizzle;
+                tiles.push(shared.push(SharedData { name, dtype, rows, cols, stages, swizzle }));
             }
             let name = format!("pipe{i}");
             pipes.push(PipeData { name, tiles, stages: plan.stages, consumers });
         }
         for fill in &products.fills {
             let (buf, axes, rows, cols) = (fill.place.buf, fill.axes, fill.rows, fill.cols);
-            maps.push(MapData { buf, axes, rows, cols });
+            maps.push(MapData { buf, axes, rows, cols, swizzle: fill.swizzle });
         }
-        for map in &products.out_maps {
+        for map in products.outs.maps() {
             maps.push(map.clone());
         }
         self.w.shared = shared;
@@ -107,7 +107,7 @@ impl<'k> Spread<'_, 'k> {
         let body = self.close_turns(&mut counters);
         let carried = counters.into_iter().map(|(_, c)| c).collect();
         self.w.push(Inst::For { index, trips, carried, body });
-        if self.mode == Mode::Multiply && !products.out_maps.is_empty() {
+        if self.mode == Mode::Multiply && !products.outs.is_empty() {
             self.w.push(Inst::Block(BlockInst::CopyOutWait { pending: 0 }));
         }
         Ok(())
@@ -210,7 +210,7 @@ impl<'k> Spread<'_, 'k> {
     }
 
     /// The number of a fill's tile among the shared ones: pipe by pipe.
-    fn tile_of(&self, fill: usize) -> usize {
+    pub fn tile_of(&self, fill: usize) -> usize {
         let products = self.products.expect("there are products");
         let order: Vec<usize> = products.pipes.iter().flat_map(|pipe| pipe.fills.iter().copied()).collect();
         order.iter().position(|&f| f == fill).expect("every fill is in a pipe")
@@ -247,7 +247,7 @@ impl<'k> Spread<'_, 'k> {
         };
         let a = match self.operand(x) {
             Some(tile) => MmaLeft::Shared { tile, row },
-            None if col_groups == 1 => MmaLeft::Registers(self.full(x)?),
+            None if products.left_in_registers() => MmaLeft::Registers(self.full(x)?),
             None => {
                 let tile = self.stage_left(x)?;
                 MmaLeft::Shared { tile, row }
@@ -321,7 +321,8 @@ impl<'k> Spread<'_, 'k> {
         out
     }
 
-    /// A left operand in registers as a tile in shared memory, for the other warpgroup to see.
+    /// A left operand in registers as a tile in shared memory, for the other warpgroup to see, or for products of types that
+    /// come from there alone.
     fn stage_left(&mut self, x: Reg) -> Result<MmaTile> {
         let products = self.products.expect("there are products");
         let ty = self.info.ty(x);
@@ -342,65 +343,6 @@ impl<'k> Spread<'_, 'k> {
         self.w.push(Inst::Block(BlockInst::FenceAsync));
         self.sync();
         Ok(MmaTile { tile, turn: zero, transposed: false, first: 0 })
-    }
-
-    /// Stores a tile through shared memory, some columns at a time: bulk copies write them while the next are put there.
-    pub fn store_bulk(&mut self, place: &Place, value: Reg, out: usize, tail: &Tail<'k>) -> Result<()> {
-        let products = self.products.expect("there are products");
-        let ty = self.info.ty(value);
-        let map = &products.out_maps[out];
-        let dtype = self.info.kernel.bufs[map.buf].dtype;
-        let (rows, cols, stages) = (map.rows, map.cols, OUT_STAGES);
-        let data = SharedData { name: "out".into(), dtype, rows, cols, stages, swizzle: true };
-        let tile = self.w.tile(data);
-        let map = Map::new(products.fills.len() + out);
-        let at = place.at.iter().map(|&at| self.value(at)).collect::<Result<Vec<_>>>()?;
-        let col_axis = products.out_maps[out].axes[1];
-        let thread = self.w.thread();
-        let when = self.w.zip_int(Fn2::Eq, thread, 0);
-
-        let axes = self.family.axes([ty.rows, ty.cols]);
-        let slots = self.family.slots([&axes[0], &axes[1]]);
-        let chunks = ty.cols / cols;
-        // A stage is used again two chunks later, or one where tiles have an odd number of them.
-        let pending = usize::from(chunks.is_multiple_of(stages));
-        let (row, col) = (self.digits(&axes[0].threads), self.digits(&axes[1].threads));
-        let row = self.w.times(row, cols as i64);
-        let mine = self.w.add(row, col);
-        let chunk_of = |slot: usize| axes[1].slots[slot] / cols;
-        let mut parts = Vec::new();
-        for chunk in 0..chunks {
-            let own: Vec<usize> = (0..axes[1].len()).filter(|&slot| chunk_of(slot) == chunk).collect();
-            parts.extend(self.parts(ty, &own));
-        }
-        let chunk_of_part: Vec<usize> = parts.iter().map(|part| chunk_of(part[0])).collect();
-        let all = parts.clone();
-        self.in_parts(tail, value, parts, &mut |spread, part, values| {
-            let chunk = chunk_of_part[part];
-            let (first, stage) = (chunk * cols, chunk % stages);
-            if part == 0 || chunk_of_part[part - 1] != chunk {
-                spread.w.push(Inst::Block(BlockInst::CopyOutWait { pending }));
-                spread.sync();
-            }
-            // Pairs of neighbours are stored together.
-            let number = |[r, c]: [usize; 2]| {
-                ((stage * rows + axes[0].slots[r]) * cols + axes[1].slots[c] - first) as i64
-            };
-            let own = slots.iter().filter(|slot| all[part].contains(&slot[1])).step_by(2);
-            let index = spread.w.table(own.map(|&slot| number(slot)).collect());
-            let index = spread.w.add(index, mine);
-            spread.w.store(Space::Shared(tile), index, values, None);
-            if chunk_of_part.get(part + 1) == Some(&chunk) {
-                return Ok(());
-            }
-            spread.w.push(Inst::Block(BlockInst::FenceAsync));
-            spread.sync();
-            let turn = spread.w.int(stage as i64);
-            let mut at = at.clone();
-            at[col_axis] = spread.w.zip_int(Fn2::Add, at[col_axis], first as i64);
-            spread.w.push(Inst::Block(BlockInst::CopyOut { map, tile, turn, at, when }));
-            Ok(())
-        })
     }
 
     /// A loop of nothing but products: those of a trip are under way while the next one's start.

@@ -1,19 +1,20 @@
 //! Which products the tensor cores can do, and how their operands come to shared memory.
 //!
-//! A product goes to the tensor cores if both operands are loads of a narrow float type that bulk copies can make
-//! (or, on the left, anything in registers). The loads of a chain of products (`a·b + c·d + …`) share a **pipe**,
+//! A product goes to the tensor cores if both operands are loads of a narrow float type, or of `tf32`, that bulk copies can
+//! make (or, on the left, anything in registers). The loads of a chain of products (`a·b + c·d + …`) share a **pipe**,
 //! filled by a role of its own while the others multiply. Two loads of the same elements, one of them transposed,
 //! share a tile: the values of latent attention are the first part of its keys.
 
 use super::super::walk::{operands, result};
+use super::access::{begins_aligned, is_aligned};
 use super::info::Info;
+use super::outs::Outs;
 pub(super) use super::pipes::{Fed, Fill, PipePlan, Span};
 use super::uses::{
     Found, collect, ends_along_sum, is_plain, is_zero, load_of, loads_used, reads, sum_with_constant, users,
 };
 use crate::target::Hopper;
 use eva_ir::dim::Dim;
-use eva_ir::kernel::block::MapData;
 use eva_ir::kernel::*;
 use eva_ir::types::DType;
 use std::collections::{HashMap, HashSet};
@@ -24,9 +25,7 @@ pub(super) const GROUP_ROWS: usize = 64;
 /// are taken from it.
 pub(super) const SHORT_ROWS: usize = 8;
 /// Bytes of a row of a panel of shared memory.
-const PANEL: usize = 128;
-/// Stages of the tile that results are stored through.
-pub(super) const OUT_STAGES: usize = 2;
+pub(super) const PANEL: usize = 128;
 /// Bytes of the terms that one instruction sums.
 pub(super) const STEP: usize = 32;
 /// The most columns of one product of a warpgroup.
@@ -49,9 +48,8 @@ pub(super) struct Products {
     fresh: HashSet<Reg>,
     /// The bytes of a left operand that all warpgroups must see.
     left: usize,
-    /// Stores that go through shared memory, and their maps.
-    outs: HashMap<*const Inst, usize>,
-    pub out_maps: Vec<MapData>,
+    /// Stores that go through shared memory.
+    pub outs: Outs,
 }
 
 impl Products {
@@ -87,22 +85,21 @@ impl Products {
             chained: HashSet::new(),
             fresh: HashSet::new(),
             left: 0,
-            outs: HashMap::new(),
-            out_maps: Vec::new(),
+            outs: Outs::default(),
         };
         plan.dtype =
             dots.iter().find_map(|dot| load_of(info, dot.y)).map(|p| info.kernel.bufs[p.buf].dtype)?;
-        let narrow = matches!(plan.dtype, DType::Bf16 | DType::F16);
-        if !narrow && !plan.dtype.is_f8() {
+        if !matches!(plan.dtype, DType::Tf32 | DType::Bf16 | DType::F16) && !plan.dtype.is_f8() {
             return None;
         }
+        let bytes = plan.dtype.bytes() as usize;
         let users = users(&info.kernel.body);
         let products: HashSet<Reg> = dots.iter().map(|dot| dot.out).collect();
         let mut pipe_of: HashMap<Reg, usize> = HashMap::new();
         let mut pipe_of_block: HashMap<usize, usize> = HashMap::new();
         for dot in &dots {
             let block = info.block(dot.out);
-            let fresh = !narrow && is_zero(info, dot.acc);
+            let fresh = plan.dtype.is_f8() && is_zero(info, dot.acc);
             let mut pipe = if fresh {
                 plan.fresh.insert(dot.out);
                 pipe_of_block.get(&block).copied()
@@ -120,12 +117,13 @@ impl Products {
                     // What is computed, or ends where no bulk copy does, can only be on the left, and its sum must be
                     // whole steps.
                     _ if side == 0
-                        && narrow
-                        && info.ty(reg).cols.is_multiple_of(16)
+                        && !plan.dtype.is_f8()
+                        && info.ty(reg).cols.is_multiple_of(STEP / bytes)
                         && rows.is_multiple_of(GROUP_ROWS) =>
                     {
-                        let cols = info.ty(reg).cols.next_multiple_of(PANEL / 2);
-                        plan.left = plan.left.max(if col_groups == 1 { 0 } else { rows * cols * 2 });
+                        let cols = info.ty(reg).cols.next_multiple_of(PANEL / bytes);
+                        let stays = plan.left_in_registers();
+                        plan.left = plan.left.max(if stays { 0 } else { rows * cols * bytes });
                     }
                     _ => return None,
                 }
@@ -135,7 +133,8 @@ impl Products {
                 pipe_of_block.extend(fresh.then_some((block, pipe)));
             }
         }
-        plan.find_outs(info, &info.kernel.body);
+        plan.find_lines(info, &info.kernel.body, &users);
+        plan.outs = Outs::find(info, plan.groups);
         plan.stage(info, target, &dots)?;
         plan.find_spans(info, &info.kernel.body)?;
         Some(plan)
@@ -164,7 +163,7 @@ impl Products {
             _ => return None,
         };
         let bytes = data.dtype.bytes() as usize;
-        let aligned = |dim: &Dim| dim.terms().all(|(_, n)| (n as usize * bytes).is_multiple_of(16));
+        let aligned = |dim: &Dim| is_aligned(dim, data.dtype);
         let outer = data.strides.iter().enumerate().filter(|(axis, _)| {
             *axis != if transposed { row } else { col } && data.shape[*axis].as_const() != Some(1)
         });
@@ -173,9 +172,11 @@ impl Products {
         let whole = ty.cols.is_multiple_of(step) || data.shape[col].as_const() == Some(ty.cols as i64);
         // Only what is not summed may have an end of its own: results beyond it are not stored.
         let limits = place.limits.iter().all(|(axis, _)| *axis == row);
-        // 8-bit numbers of different types may meet, and are summed along neighbours only.
+        let begins = begins_aligned(info, place.at[if transposed { row } else { col }], data.dtype);
+        // 8-bit numbers of different types may meet. Only 16-bit numbers are summed along others than neighbours.
         let f8 = self.dtype.is_f8();
-        let suits = if f8 { data.dtype.is_f8() && !transposed } else { data.dtype == self.dtype };
+        let alike = if f8 { data.dtype.is_f8() } else { data.dtype == self.dtype };
+        let suits = alike && (bytes == 2 || !transposed);
         let fits = suits
             && data.scaled.is_none()
             && data.shape.len() <= 5
@@ -183,6 +184,7 @@ impl Products {
             && outer.into_iter().all(|(_, stride)| aligned(stride))
             && whole
             && limits
+            && begins
             && place.at.iter().all(|&at| is_plain(info, at));
         if !fits {
             return None;
@@ -225,7 +227,7 @@ impl Products {
                 *pipe = Some(pipe_number);
             }
             let (place, dtype) = (place.clone(), data.dtype);
-            self.fills.push(Fill { place, axes, rows, cols, dtype, pipe: pipe_number });
+            self.fills.push(Fill { place, axes, rows, cols, dtype, swizzle: true, pipe: pipe_number });
             self.pipes[pipe_number].fills.push(self.fills.len() - 1);
             self.fills.len() - 1
         });
@@ -252,47 +254,10 @@ impl Products {
         })
     }
 
-    /// Finds stores that bulk copies can do: of whole tiles of 16-bit numbers, whose only bounds are the buffer's.
-    fn find_outs(&mut self, info: &Info<'_>, body: &[Inst]) {
-        for inst in body {
-            match inst {
-                Inst::For { body, .. } => self.find_outs(info, body),
-                Inst::Store { place, value } => {
-                    let (ty, data) = (info.ty(*value), &info.kernel.bufs[place.buf]);
-                    let [Some(row), Some(col)] = place.axes else { continue };
-                    let bytes = data.dtype.bytes() as usize;
-                    let aligned =
-                        |dim: &Dim| dim.terms().all(|(_, n)| (n as usize * bytes).is_multiple_of(16));
-                    let others = data.strides.iter().enumerate().filter(|(axis, _)| *axis != col);
-                    let fits = matches!(data.dtype, DType::Bf16 | DType::F16)
-                        && self.groups[1] == 1
-                        && ty.rows == self.groups[0] * GROUP_ROWS
-                        && ty.cols.is_multiple_of(PANEL / bytes)
-                        && data.shape.len() <= 5
-                        && data.strides[col].as_const() == Some(1)
-                        && others.into_iter().all(|(_, stride)| aligned(stride))
-                        && aligned(&data.offset)
-                        && place.limits.is_empty();
-                    if fits {
-                        self.outs.insert(inst, self.out_maps.len());
-                        let (rows, cols) = (ty.rows, PANEL / bytes);
-                        self.out_maps.push(MapData { buf: place.buf, axes: [row, col], rows, cols });
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// The map of a store that a bulk copy does.
-    pub fn out_of(&self, inst: &Inst) -> Option<usize> {
-        self.outs.get(&(inst as *const Inst)).copied()
-    }
-
-    /// Bytes of the tiles that stores go through.
-    fn out_bytes(&self) -> usize {
-        let rows = self.out_maps.iter().map(|map| map.rows).max().unwrap_or(0);
-        OUT_STAGES * rows * PANEL
+    /// Whether a left operand that is no tile of a pipe is multiplied from registers: those of 16 bits are, where no other
+    /// warpgroup needs them.
+    pub fn left_in_registers(&self) -> bool {
+        self.groups[1] == 1 && self.dtype.bytes() == 2
     }
 
     /// The bytes of a turn of a pipe.
@@ -324,14 +289,13 @@ impl Products {
             let spare = target.shared.checked_sub(total + self.left + out)?;
             Some(spare.checked_div(turning).map_or(0, |more| more.min(target.stages - 1)))
         };
-        // Copies that run ahead are worth more than a store through shared memory.
-        let more = match stages(self.out_bytes()) {
-            Some(more) if more >= 2 => more,
-            _ => {
-                (self.outs, self.out_maps) = Default::default();
-                stages(0)?
-            }
-        };
+        // Copies that run ahead are worth more than a store through shared memory: scales beside the operands take the
+        // place of a stage, which is had again from the results' tile.
+        let ahead = |outs: &Outs| stages(outs.bytes()).filter(|&more| more >= 2);
+        let [two, one] = self.outs.choices();
+        let one = Some(one).filter(|one| self.has_lines() && ahead(one) > ahead(&two));
+        self.outs = one.or_else(|| ahead(&two).map(|_| two)).unwrap_or_default();
+        let more = stages(self.outs.bytes())?;
         for (pipe, looped) in self.pipes.iter_mut().zip(looped) {
             pipe.stages = if looped { 1 + more } else { 1 };
         }
@@ -351,6 +315,12 @@ impl Products {
             }
         }
         for (i, inst) in body.iter().enumerate() {
+            // A line is read where it is written down.
+            if let Some(fill) = result(inst).and_then(|reg| self.line_of(reg))
+                && let Some(span) = spans.iter_mut().find(|span| span.pipe == self.fills[fill].pipe)
+            {
+                (span.first, span.last) = (span.first.min(i), span.last.max(i));
+            }
             for load in loads_used(inst, &self.fed) {
                 let pipe = self.fills[self.fed[&load].fill].pipe;
                 if let Some(span) = spans.iter_mut().find(|span| span.pipe == pipe) {

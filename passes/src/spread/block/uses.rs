@@ -4,6 +4,7 @@ use super::super::walk::{operands, result};
 use super::info::{Def, Info};
 use super::tensor::Fed;
 use eva_ir::kernel::*;
+use eva_ir::types::DType;
 use std::collections::{HashMap, HashSet};
 
 /// A product of a kernel, and where it is.
@@ -32,14 +33,14 @@ pub(super) fn collect(body: &[Inst], dots: &mut Vec<Found>) {
     }
 }
 
-/// Whether a kernel has a product one of whose operands is loaded from narrow floats.
+/// Whether a kernel has a product one of whose operands is loaded from narrow floats, or from `tf32`.
 pub(super) fn multiplies_narrow(info: &Info<'_>) -> bool {
     let mut dots = Vec::new();
     collect(&info.kernel.body, &mut dots);
     let narrow = |&reg: &Reg| {
         load_of(info, reg).is_some_and(|place| {
             let data = &info.kernel.bufs[place.buf];
-            data.dtype.bytes() <= 2 && data.scaled.is_none()
+            (data.dtype.bytes() <= 2 || data.dtype == DType::Tf32) && data.scaled.is_none()
         })
     };
     dots.iter().any(|dot| [dot.x, dot.y].iter().any(narrow))

@@ -34,6 +34,8 @@ pub struct TensorMap {
     axes: Vec<(i64, i64)>,
     element: u64,
     rows: u64,
+    cols: u64,
+    swizzle: bool,
     /// Which axis the rows of a box run along.
     row_axis: usize,
 }
@@ -58,7 +60,9 @@ impl TensorMap {
         assert!(base.is_multiple_of(16) && axes[1..].iter().all(|(_, stride)| stride % 16 == 0), "{map:?}");
         assert_eq!(axes[0].1, element, "columns are neighbours");
         let row_axis = order.iter().position(|&axis| axis == map.axes[0]).expect("rows run along an axis");
-        Self { base, axes, element: element as u64, rows: map.rows as u64, row_axis }
+        let cols = if map.swizzle { ROW / element as u64 } else { map.cols as u64 };
+        let (rows, swizzle) = (map.rows as u64, map.swizzle);
+        Self { base, axes, element: element as u64, rows, cols, swizzle, row_axis }
     }
 
     /// The address of an element of a box; `None` outside of the buffer.
@@ -122,13 +126,15 @@ impl Block<'_> {
         let Arg::Memory(_, _, coords) = map else { panic!("{}", inst.line) };
         let start: Vec<i64> = coords.iter().map(|c| i64::from(self.value(t, c) as i32)).collect();
         let map = &self.maps[((self.place(t, map) - MAPS) >> 8) as usize];
+        assert_eq!(start[0] * map.element as i64 % 16, 0, "{}: begins inside 16 bytes", inst.line);
         assert_eq!((op[4], start.len()), (format!("{}d", map.axes.len()).as_str(), map.axes.len()));
         let to = self.place(t, shared);
-        self.memory.aligned(to, 1024, inst.line);
+        self.memory.aligned(to, if map.swizzle { 1024 } else { 128 }, inst.line);
         let n = map.element as u32;
         for row in 0..map.rows {
-            for col in 0..ROW / map.element {
-                let here = swizzled(to + row * ROW + col * map.element);
+            for col in 0..map.cols {
+                let here = to + row * ROW + col * map.element;
+                let here = if map.swizzle { swizzled(here) } else { here };
                 let there = map.element(&start, row, col);
                 if out {
                     let value = self.memory.read(here, n, inst.line);
@@ -142,7 +148,7 @@ impl Block<'_> {
         if !out {
             let at = self.place(t, &inst.args[2]);
             let barrier = self.barriers.get_mut(&at).expect("a copy ends at a barrier");
-            barrier.bytes -= (map.rows * ROW) as i64;
+            barrier.bytes -= (map.rows * map.cols * map.element) as i64;
             barrier.check();
         }
     }

@@ -6,6 +6,8 @@ use eva_ir::types::DType;
 /// Bits of the exponent and of the mantissa.
 fn layout(dtype: DType) -> (u32, u32) {
     match dtype {
+        // 13 more bits, which are zero.
+        DType::Tf32 => (8, 23),
         DType::Bf16 => (8, 7),
         DType::F16 => (5, 10),
         DType::F8E4M3 => (4, 3),
@@ -27,7 +29,7 @@ pub fn decode(bits: u64, dtype: DType) -> f64 {
     let magnitude = match (dtype, exponent) {
         // No infinities, and one NaN.
         (DType::F8E4M3, 15) if mantissa == 7 => f64::NAN,
-        (DType::Bf16 | DType::F16 | DType::F8E5M2, e) if e == top => {
+        (DType::Tf32 | DType::Bf16 | DType::F16 | DType::F8E5M2, e) if e == top => {
             if mantissa == 0 {
                 f64::INFINITY
             } else {

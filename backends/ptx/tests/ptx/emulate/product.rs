@@ -36,6 +36,7 @@ impl Descriptor {
 
 fn dtype(name: &str) -> DType {
     match name {
+        "tf32" => DType::Tf32,
         "bf16" => DType::Bf16,
         "f16" => DType::F16,
         "e4m3" => DType::F8E4M3,

@@ -64,6 +64,15 @@ impl<'a> Machine<'a> {
         Ok(true)
     }
 
+    /// Checks where a bulk copy begins.
+    fn begins(&self, map: Map, tile: Shared, at: &[i64]) -> Result<(), Fault> {
+        let first = at[self.block.maps[map].axes[1]];
+        if first.saturating_mul(self.block.shared[tile].dtype.bytes()) % 16 != 0 {
+            return Err(Fault::Begins(first));
+        }
+        Ok(())
+    }
+
     pub(super) fn start_copy(
         &mut self,
         w: usize,
@@ -82,6 +91,7 @@ impl<'a> Machine<'a> {
         let at = at.iter().map(|&reg| self.scalar(w, reg, "the place of a bulk copy"));
         let at: Vec<i64> = at.map(|n| n.map(|n| n as i64)).collect::<Result<_, _>>()?;
         let (data, buf) = (&self.block.maps[map], self.block.maps[map].buf);
+        self.begins(map, tile, &at)?;
         self.charge(data.rows * data.cols)?;
         let mut words = Vec::with_capacity(data.rows * data.cols);
         for row in 0..data.rows {
@@ -189,6 +199,7 @@ impl<'a> Machine<'a> {
         if turn < 0 {
             return wrong(turn, "is negative");
         }
+        self.begins(map, tile, &at)?;
         self.charge(data.rows * data.cols)?;
         let region =
             Region { tile, stage: turn as usize % data.stages, rows: 0..data.rows, cols: 0..data.cols };
