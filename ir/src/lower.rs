@@ -19,7 +19,7 @@ mod schedule;
 
 pub use pages::Pages;
 pub use scaled::{SCALES, ScalesView};
-pub use schedule::{FewRows, KeyParts, Schedule, TensorSchedule};
+pub use schedule::{FewRows, KeyParts, Schedule, SortSchedule, TensorSchedule};
 
 /// How an op becomes code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

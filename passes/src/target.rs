@@ -1,7 +1,7 @@
 //! What the compiler knows of the machine it compiles for: plain data.
 
 use crate::cost;
-use eva_ir::lower::{FewRows, KeyParts, Schedule, TensorSchedule};
+use eva_ir::lower::{FewRows, KeyParts, Schedule, SortSchedule, TensorSchedule};
 
 /// A machine to compile for.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,8 +83,7 @@ impl Target {
             turned_columns: None,
             sums: [1, 512],
             again: usize::MAX,
-            sort: 128,
-            places: None,
+            sort: SortSchedule { few: 512, compared: [1, 256], parts: 16, items: 64, experts: 4096 },
         };
         Self { name: "cpu", machine: Machine::Cpu, schedule, costs: cost::Machine::cpu() }
     }
@@ -135,8 +134,7 @@ impl Target {
             sums: [64, 32],
             // Of 4096 rows, 4 MB: rows that are far apart meet in the cache while more is written through it.
             again: 512,
-            sort: 1024,
-            places: Some(128),
+            sort: SortSchedule { few: 1024, compared: [128, 32], parts: 128, items: 32, experts: 512 },
         };
         Self { name: "cuda", machine: Machine::Hopper(Hopper::H100), schedule, costs: cost::Machine::h100() }
     }

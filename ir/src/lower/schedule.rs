@@ -28,10 +28,23 @@ pub struct Schedule {
     /// The most columns of one tile of rows that are read several times: programs do some columns of all rows before
     /// the next, so that what is read again is still in the cache.
     pub again: usize,
-    /// Items looked at together when tokens are sorted by expert.
-    pub sort: usize,
-    /// How many tokens' items of an expert one program puts into their places, one token after another; all if not given.
-    pub places: Option<usize>,
+    /// Sorting by expert.
+    pub sort: SortSchedule,
+}
+
+/// Tile sizes of sorting by expert; see [`Schedule`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SortSchedule {
+    /// The most items each of which is compared with all others: those as rows of a tile, and the items as columns.
+    pub few: i64,
+    /// See `few`.
+    pub compared: [usize; 2],
+    /// Into how many parts more items are divided.
+    pub parts: usize,
+    /// How many of them are looked at together: columns of a tile that has experts as rows.
+    pub items: usize,
+    /// The most experts of such a tile; if there are more, all items are compared.
+    pub experts: usize,
 }
 
 /// Tile sizes for tensor cores; see [`Schedule`].

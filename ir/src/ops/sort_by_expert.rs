@@ -1,10 +1,12 @@
 //! `sort_by_expert`: the rows that each expert gets.
 
-use super::{check, rows};
+use super::check;
+use super::rows::try_fold;
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
 use crate::kernel::Elem;
-use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
+use crate::kernel::build::Tile;
+use crate::lower::{BufView, Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{DType, TensorType, Type};
 
@@ -53,53 +55,113 @@ impl OpDef for SortByExpert {
         true
     }
 
-    /// One program an expert, and one more for the end: it counts the items of the experts before, then places its own.
-    /// Where there are more programs, each places those of some tokens, and counts those of tokens before, too.
-    fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
-        let [t, k] = &args[0].ty.shape[..] else { unreachable!("the type rule asks for two axes") };
-        let width = cx.fixed(k, "the number of experts for a token")?;
-        let tokens = cx.extent(t);
-        let expert = cx.program(&(&self.experts + 1));
-        let zero = cx.k.int(0);
-
-        // One more block than tokens fill, so that there is one where there are no tokens.
-        let own = cx.schedule.places.map(|n| (cx.program_tile(&(t + 1), n), n as i64));
-
-        let height = (cx.schedule.sort / width).max(1);
-        let trips = tokens.div_ceil(height as i64);
-        let [base] = rows::try_fold(trips, [zero], |i, [count]| {
-            let first = i * height as i64;
-            let coords = vec![Coord::Rows(first), Coord::Cols(zero)];
-            let items = args[0].at(&Request { coords, rows: height, cols: width, limits: Vec::new() })?;
-            let inside = (cx.k.iota(0, height) + first).lt(tokens);
-            let mut before = items.lt(expert);
-            if let Some((first_own, _)) = own {
-                let earlier = (cx.k.iota(0, height) + first).lt(first_own);
-                before = before.or(items.equals(expert).and(earlier));
-            }
-            let before = before.and(inside).cast(Elem::I64);
-            Ok([count + before.sum_along(0).sum_along(1)])
-        })?;
-        let [order, position, offsets] = [0, 1, 2].map(|part| (cx.write)(part));
-        // Of an expert's programs the first one says where its items begin.
-        let first_only =
-            own.map(|(first, _)| (0, first.le(zero).select(cx.extent(&(&self.experts + 1)), zero)));
-        cx.k.store(offsets, &[expert], [None, None], &first_only.into_iter().collect::<Vec<_>>(), base);
-
-        let choice = cx.k.iota(1, width);
-        let (first, trips) = match own {
-            Some((first, n)) => (first, (tokens - first).min(cx.k.int(n)).max(zero)),
-            None => (zero, tokens),
-        };
-        rows::try_fold(trips, [base], |i, [place]| {
-            let token = first + i;
-            let mine = args[0].at(&Request::row(&[token], zero, width))?.equals(expert);
-            let count = mine.cast(Elem::I64);
-            let places = count.cumulative_sum() + (place - 1);
-            cx.k.scatter(order, &[zero], 0, places, choice + token * width as i64, mine);
-            cx.k.scatter(position, &[token, zero], 1, choice, places, mine);
-            Ok([place + count.sum_along(1)])
-        })?;
-        Ok(())
+    fn kernel<'k>(&self, _: &Cx<'k>, _: &[View<'k>]) -> Result<(), LowerError> {
+        Err(LowerError::new("items are sorted by kernels of their own: few by `compare`, many by `count` and `place`"))
     }
+}
+
+/// The kernel for few items, or for experts without end: an item's place is the number of items before it, and all are
+/// looked at to find it.
+///
+/// `items` is flat, as are the results that it writes: `order`, `position` and `offsets`. Where an expert's items begin is
+/// the place that an item before all of them would have.
+pub fn compare<'k>(cx: &Cx<'k>, items: &BufView, experts: &Dim) -> Result<(), LowerError> {
+    let [rows, cols] = cx.schedule.sort.compared;
+    let n = cx.extent(&items.shape[0]);
+    let ends = experts + 1;
+    let first = cx.program_tile(&(&items.shape[0] + &ends), cols);
+    let me = cx.k.iota(1, cols) + first;
+    let is_item = me.lt(n);
+    let expert = is_item.select(cx.load(items, &Request::row(&[], first, cols)), me - n);
+    let number = is_item.select(me, cx.k.int(-1));
+    let none = cx.k.full([rows, cols], 0.0).lt(cx.k.float(0.0)).cast(Elem::I64);
+    let [before] = try_fold(n.div_ceil(rows as i64), [none], |i, [before]| {
+        let first = i * rows as i64;
+        let other = cx.load(items, &Request { coords: vec![Coord::Rows(first)], rows, cols: 1, limits: Vec::new() });
+        let at = cx.k.iota(0, rows) + first;
+        let comes_before = other.lt(expert).or(other.equals(expert).and(at.lt(number)));
+        Ok([before + comes_before.and(at.lt(n)).cast(Elem::I64)])
+    })?;
+    let place = before.sum_along(0);
+    let [order, position, offsets] = [0, 1, 2].map(|part| (cx.write)(part));
+    let zero = cx.k.int(0);
+    cx.k.scatter(order, &[zero], 0, place, me, is_item);
+    cx.k.store(position, &[first], [None, Some(0)], &[], place);
+    let is_end = is_item.not().and((me - n).lt(cx.extent(&ends)));
+    cx.k.scatter(offsets, &[zero], 0, me - n, place, is_end);
+    Ok(())
+}
+
+/// The items of a program's part: the first, and one past the last.
+fn part<'k>(cx: &Cx<'k>, items: &BufView, part: Tile<'k>) -> [Tile<'k>; 2] {
+    let n = cx.extent(&items.shape[0]);
+    let each = n.div_ceil(cx.schedule.sort.parts as i64);
+    let first = (part * each).min(n);
+    [first, (first + each).min(n)]
+}
+
+/// The first of two kernels for many items: of each part of them, how many are for an expert, and how many for those before
+/// it. It writes `i32[experts, parts]` twice: the items of the experts before, and those of the expert.
+pub fn count<'k>(cx: &Cx<'k>, items: &BufView, experts: usize) -> Result<(), LowerError> {
+    let schedule = &cx.schedule.sort;
+    let me = cx.program(&Dim::from(schedule.parts as i64));
+    let [first, end] = part(cx, items, me);
+    let (expert, zero) = (cx.k.iota(0, experts), cx.k.int(0));
+    let none = cx.k.full([experts, 1], 0.0).lt(cx.k.float(0.0)).cast(Elem::I64);
+    let sums = try_fold((end - first).div_ceil(schedule.items as i64), [none; 2], |i, [before, own]| {
+        let first = first + i * schedule.items as i64;
+        let item = cx.load(items, &Request::row(&[], first, schedule.items));
+        let inside = (cx.k.iota(1, schedule.items) + first).lt(end);
+        let many = |which: Tile<'k>| which.and(inside).cast(Elem::I64).sum_along(1);
+        Ok([before + many(item.lt(expert)), own + many(item.equals(expert))])
+    })?;
+    for (part, sum) in sums.into_iter().enumerate() {
+        cx.k.store((cx.write)(part), &[zero, me], [Some(0), None], &[], sum);
+    }
+    Ok(())
+}
+
+/// The second of two kernels for many items: with what [`count`] counted, each part puts its items into their places. It
+/// writes what [`compare`] writes.
+pub fn place<'k>(
+    cx: &Cx<'k>,
+    items: &BufView,
+    [before, own]: [&BufView; 2],
+    experts: usize,
+) -> Result<(), LowerError> {
+    let schedule = &cx.schedule.sort;
+    let me = cx.program(&Dim::from(schedule.parts as i64));
+    let [first, end] = part(cx, items, me);
+    let (expert, zero) = (cx.k.iota(0, experts), cx.k.int(0));
+    let none = cx.k.full([experts, 1], 0.0).lt(cx.k.float(0.0)).cast(Elem::I64);
+    let [start, mine] = try_fold(cx.k.int(schedule.parts.div_ceil(schedule.items) as i64), [none; 2], |i, [start, mine]| {
+        let first = i * schedule.items as i64;
+        let coords = vec![Coord::Rows(zero), Coord::Cols(first)];
+        let at = Request { coords, rows: experts, cols: schedule.items, limits: Vec::new() };
+        let earlier = (cx.k.iota(1, schedule.items) + first).lt(me);
+        let own = earlier.select(cx.load(own, &at), zero);
+        Ok([start + cx.load(before, &at).sum_along(1), mine + own.sum_along(1)])
+    })?;
+    let [order, position, offsets] = [0, 1, 2].map(|part| (cx.write)(part));
+    // Of all programs the first one says where experts' items begin.
+    let first_only = |end: usize| [(0, me.le(zero).select(cx.k.int(end as i64), zero))];
+    cx.k.store(offsets, &[zero], [Some(0), None], &first_only(experts), start);
+    let n = cx.extent(&items.shape[0]);
+    cx.k.store(offsets, &[cx.k.int(experts as i64)], [None, None], &first_only(experts + 1), n);
+
+    let [rows, cols] = [cx.k.iota(0, schedule.items), cx.k.iota(1, schedule.items)];
+    try_fold((end - first).div_ceil(schedule.items as i64), [start + mine], |i, [next]| {
+        let first = first + i * schedule.items as i64;
+        let item = cx.load(items, &Request::row(&[], first, schedule.items));
+        let coords = vec![Coord::Rows(first)];
+        let other = cx.load(items, &Request { coords, rows: schedule.items, cols: 1, limits: Vec::new() });
+        let inside = (cols + first).lt(end);
+        let is_for = item.equals(expert);
+        let earlier = other.equals(item).and(rows.lt(cols)).cast(Elem::I64).sum_along(0);
+        let place = is_for.select(next, zero).sum_along(0) + earlier;
+        cx.k.scatter(order, &[zero], 0, place, cols + first, inside);
+        cx.k.store(position, &[first], [None, Some(0)], &[(0, end)], place);
+        Ok([next + is_for.and(inside).cast(Elem::I64).sum_along(1)])
+    })?;
+    Ok(())
 }

@@ -6,7 +6,7 @@ use eva_ir::eval::{Array, Sizes};
 use eva_ir::kernel::build::{Build, Tile};
 use eva_ir::kernel::run::{Options, Order, Storage, run};
 use eva_ir::kernel::{Access, Buf, BufData, Elem, Kernel};
-use eva_ir::lower::{BufView, Cx, LowerError, Lowering, Request, Schedule, TileFn, View};
+use eva_ir::lower::{BufView, Cx, LowerError, Lowering, Request, Schedule, SortSchedule, TileFn, View};
 use eva_ir::ops::Op;
 use eva_ir::types::{DType, TensorType};
 use std::cell::RefCell;
@@ -113,8 +113,7 @@ impl<'a> Case<'a> {
             turned: 3,
             turned_columns: (self.row < 10).then_some(4),
             sums: [3, 7],
-            sort: 10,
-            places: (self.row < 10).then_some(3),
+            sort: SortSchedule { few: 10, compared: [3, 4], parts: 5, items: 6, experts: 20 },
         };
         let k = Build::new("test");
         let bases = RefCell::new(Vec::new());

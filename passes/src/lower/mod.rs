@@ -11,6 +11,7 @@ mod pages;
 mod prepare;
 mod scaled;
 mod share;
+mod sort;
 mod variants;
 
 use crate::Error;
@@ -182,6 +183,7 @@ impl<'a> FnLower<'a> {
             // Quantized where it was computed, or transposed where it is quantized.
             Lowering::Kernel if self.homes.contains_key(&value) || self.fusion.is_turned(value) => Ok(()),
             Lowering::Kernel => match self.fusion.chain_of(value) {
+                Some([]) if matches!(op, Op::SortByExpert(_)) => self.sort(value),
                 Some([]) => self.kernel(value, &[]),
                 _ => Ok(()),
             },

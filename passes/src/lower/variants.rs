@@ -15,7 +15,7 @@ use std::cell::RefCell;
 
 /// Which kernel of an op.
 #[derive(Clone, Copy)]
-enum Variant<'a> {
+pub(super) enum Variant<'a> {
     /// The one that does for all extents.
     Whole,
     /// The same with tile sizes that suit the ordinary units.
@@ -26,11 +26,13 @@ enum Variant<'a> {
     Rest,
     /// One that divides what is summed into parts, which another kernel joins.
     Parts(usize),
+    /// One of several that an op is.
+    Named(&'static str),
 }
 
 /// What an op has said of itself while its first kernel was written.
 #[derive(Default)]
-struct Said {
+pub(super) struct Said {
     /// How many rows it has, among how many experts, and whether there are experts.
     rows: Option<(Dim, i64, bool)>,
     /// How many queries.
@@ -45,7 +47,7 @@ struct Said {
 const ALIGNED: usize = usize::MAX;
 
 /// A kernel and the bases of its buffers.
-type Written = (Kernel, Vec<usize>);
+pub(super) type Written = (Kernel, Vec<usize>);
 
 impl FnLower<'_> {
     /// Writes the kernels of `root`, which owns its loops, with `chain` behind it.
@@ -171,7 +173,7 @@ impl FnLower<'_> {
     }
 
     /// A kernel that `write` writes, whose result is `root`'s.
-    fn with_cx(
+    pub(super) fn with_cx(
         &self,
         root: Value,
         chain: &[Value],
@@ -188,6 +190,7 @@ impl FnLower<'_> {
             Variant::Few(few) => name += &format!(".{}", few.most),
             Variant::Parts(parts) => name += &format!(".in{parts}"),
             Variant::Rest => name += ".rest",
+            Variant::Named(part) => name += &format!(".{part}"),
         }
         let k = Build::new(&name);
         let plain = Schedule { tensor: None, ..self.target.schedule.clone() };
