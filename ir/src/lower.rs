@@ -19,7 +19,7 @@ mod schedule;
 
 pub use pages::Pages;
 pub use scaled::{SCALES, ScalesView};
-pub use schedule::{FewRows, KeyParts, Schedule, SortSchedule, TensorSchedule};
+pub use schedule::{FewRows, KeyParts, Schedule, SortSchedule, TensorSchedule, TermParts};
 
 /// How an op becomes code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -372,6 +372,9 @@ pub struct Cx<'k> {
     /// Into how many parts the op divides what it sums over, if it does: it emits, for each part, what it would
     /// for the whole, and what joins them, with the part as a first axis of each.
     pub parts: Option<usize>,
+    /// Says how many terms a product by the ordinary units sums, and how many elements its result has: it is then lowered in
+    /// parts too, where the schedule says so.
+    pub by_terms: &'k dyn Fn(&Dim, &Dim),
     /// Says how many queries attention has: it is then lowered for few of them too, in parts.
     pub by_parts: &'k dyn Fn(&Dim),
     /// Asks that emitted requests see these groups of neighbouring axes of part 0 as one; see [`BufView::merge`].

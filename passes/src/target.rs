@@ -1,7 +1,7 @@
 //! What the compiler knows of the machine it compiles for: plain data.
 
 use crate::cost;
-use eva_ir::lower::{FewRows, KeyParts, Schedule, SortSchedule, TensorSchedule};
+use eva_ir::lower::{FewRows, KeyParts, Schedule, SortSchedule, TensorSchedule, TermParts};
 
 /// A machine to compile for.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,6 +83,7 @@ impl Target {
             turned_columns: None,
             sums: [1, 512],
             again: usize::MAX,
+            terms: None,
             sort: SortSchedule { few: 512, compared: [1, 256], parts: 16, items: 64, experts: 4096 },
         };
         Self { name: "cpu", machine: Machine::Cpu, schedule, costs: cost::Machine::cpu() }
@@ -134,6 +135,8 @@ impl Target {
             sums: [64, 32],
             // Of 4096 rows, 4 MB: rows that are far apart meet in the cache while more is written through it.
             again: 512,
+            // The gradient of a router's weight has fewer tiles than there are multiprocessors, and sums all tokens.
+            terms: Some(TermParts { elements: 64 * 64 * 132, above: 1023, parts: 4 }),
             sort: SortSchedule { few: 1024, compared: [128, 32], parts: 128, items: 32, experts: 512 },
         };
         Self { name: "cuda", machine: Machine::Hopper(Hopper::H100), schedule, costs: cost::Machine::h100() }

@@ -28,8 +28,22 @@ pub struct Schedule {
     /// The most columns of one tile of rows that are read several times: programs do some columns of all rows before
     /// the next, so that what is read again is still in the cache.
     pub again: usize,
+    /// How sums of small products by the ordinary units are divided, if they are.
+    pub terms: Option<TermParts>,
     /// Sorting by expert.
     pub sort: SortSchedule,
+}
+
+/// How a product is cut whose result has too few tiles for all of the machine: its sum is divided too, and another kernel
+/// adds up the parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TermParts {
+    /// The most elements of the result.
+    pub elements: i64,
+    /// The sum has more terms than this.
+    pub above: i64,
+    /// Parts of the sum.
+    pub parts: usize,
 }
 
 /// Tile sizes of sorting by expert; see [`Schedule`].

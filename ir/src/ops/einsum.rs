@@ -15,6 +15,8 @@ mod product;
 mod scaled;
 pub mod sums;
 
+pub use product::join_parts;
+
 op! {
     /// Multiplies tensors along shared axes and sums the axes missing from the result.
     ///

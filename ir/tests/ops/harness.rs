@@ -113,6 +113,7 @@ impl<'a> Case<'a> {
             turned: 3,
             turned_columns: (self.row < 10).then_some(4),
             sums: [3, 7],
+            terms: None,
             sort: SortSchedule { few: 10, compared: [3, 4], parts: 5, items: 6, experts: 20 },
         };
         let k = Build::new("test");
@@ -148,6 +149,7 @@ impl<'a> Case<'a> {
                 emit: &emit,
                 few: None,
                 parts: None,
+                by_terms: &|_, _| {},
                 by_parts: &|_| {},
                 aligned: &|_, _| unreachable!("for tensor cores only"),
                 rest: false,

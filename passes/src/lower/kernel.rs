@@ -196,6 +196,7 @@ impl<'k> Env<'k> {
             few: None,
             by_rows: &|_, _, _| {},
             parts: None,
+            by_terms: &|_, _| {},
             by_parts: &|_| {},
             aligned: &|_, _| unreachable!("only an op with loops of its own numbers tiles"),
             rest: false,

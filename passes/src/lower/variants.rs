@@ -9,7 +9,7 @@ use eva_ir::graph::{Def, Value};
 use eva_ir::kernel::build::{Build, Tile};
 use eva_ir::kernel::{Access, Kernel};
 use eva_ir::lower::{BufView, Cx, FewRows, LowerError, Request, Schedule, View};
-use eva_ir::ops::attend;
+use eva_ir::ops::{attend, einsum};
 use eva_ir::types::{DType, TensorType};
 use std::cell::RefCell;
 
@@ -26,6 +26,8 @@ pub(super) enum Variant<'a> {
     Rest,
     /// One that divides what is summed into parts, which another kernel joins.
     Parts(usize),
+    /// One that divides a sum by the ordinary units into parts, which another kernel adds up.
+    Terms(usize),
     /// One of several that an op is.
     Named(&'static str),
 }
@@ -35,6 +37,8 @@ pub(super) enum Variant<'a> {
 pub(super) struct Said {
     /// How many rows it has, among how many experts, and whether there are experts.
     rows: Option<(Dim, i64, bool)>,
+    /// How many terms a product by the ordinary units sums, and how many elements it has.
+    terms: Option<(Dim, Dim)>,
     /// How many queries.
     queries: Option<Dim>,
     /// Whether the last columns are to be another kernel's.
@@ -68,14 +72,13 @@ impl FnLower<'_> {
             (0..self.f.values[last].ty.parts().len()).map(|part| self.new_home(last, part)).collect()
         };
         let said = RefCell::default();
-        let (whole, mut bases) = self.written(root, chain, &homes, Variant::Whole, &said)?;
+        let (mut whole, mut bases) = self.written(root, chain, &homes, Variant::Whole, &said)?;
+        let mut said: Said = said.into_inner();
         if !self.suits(&whole) {
-            let (plain, bases) = self.written(root, chain, &homes, Variant::Plain, &RefCell::default())?;
-            self.launch(plain, bases, None);
-            self.homes.insert(last, homes);
-            return Ok(());
+            let plain = RefCell::default();
+            (whole, bases) = self.written(root, chain, &homes, Variant::Plain, &plain)?;
+            said = Said { terms: plain.into_inner().terms, ..Said::default() };
         }
-        let said: Said = said.into_inner();
         let tensor = self.target.schedule.tensor.clone();
         let mut above = None;
         let between = |extent: &Dim, above: Option<i64>, most: i64| {
@@ -103,7 +106,19 @@ impl FnLower<'_> {
             }
             extent = Some(queries);
         }
-        let when = extent.filter(|_| above.is_some()).and_then(|extent| between(extent, above, i64::MAX));
+        let mut when = extent.filter(|_| above.is_some()).and_then(|extent| between(extent, above, i64::MAX));
+        if let (Some((terms, elements)), Some(cut)) = (&said.terms, self.target.schedule.terms.clone())
+            && self.module.constant(elements).is_some_and(|n| n <= cut.elements)
+            && self.module.constant(terms).is_none_or(|n| n > cut.above)
+        {
+            let many = between(terms, Some(cut.above), i64::MAX);
+            self.terms_in_parts(root, chain, &homes, cut.parts, many)?;
+            if self.module.constant(terms).is_some() {
+                self.homes.insert(last, homes);
+                return Ok(());
+            }
+            when = between(terms, None, cut.above);
+        }
         if let Some(aligned) = said.aligned {
             let base = self.aligned(root, aligned, &when)?;
             bases.iter_mut().filter(|it| **it == ALIGNED).for_each(|it| *it = base);
@@ -155,6 +170,32 @@ impl FnLower<'_> {
         Ok(())
     }
 
+    /// A product with its sum in parts, and the kernel that adds them up.
+    fn terms_in_parts(
+        &mut self,
+        root: Value,
+        chain: &[Value],
+        homes: &[BufView],
+        parts: usize,
+        when: Option<When>,
+    ) -> Result<(), LowerError> {
+        let shape = self.fixed_type(self.tensor(root)).shape;
+        let shape = [Dim::from(parts as i64)].into_iter().chain(shape.iter().cloned());
+        let (name, ty) = (format!("{}.parts", self.f.values[root].name), TensorType::new(DType::F32, shape));
+        let base = self.temp_when(&name, &ty, when.clone());
+        let found = self.row_major(base, &name, &ty);
+        let said = RefCell::default();
+        let (kernel, bases) =
+            self.written(root, &[], std::slice::from_ref(&found), Variant::Terms(parts), &said)?;
+        self.launch(kernel, bases, when.clone());
+        let (kernel, bases) =
+            self.with_cx(root, chain, homes, Variant::Named("joined"), &said, &|cx, _| {
+                einsum::join_parts(cx, &found)
+            })?;
+        self.launch(kernel, bases, when);
+        Ok(())
+    }
+
     /// One kernel of `root` with `chain` behind it.
     fn written(
         &self,
@@ -188,11 +229,16 @@ impl FnLower<'_> {
         match variant {
             Variant::Whole | Variant::Plain => {}
             Variant::Few(few) => name += &format!(".{}", few.most),
-            Variant::Parts(parts) => name += &format!(".in{parts}"),
+            Variant::Parts(parts) | Variant::Terms(parts) => name += &format!(".in{parts}"),
             Variant::Rest => name += ".rest",
             Variant::Named(part) => name += &format!(".{part}"),
         }
         let k = Build::new(&name);
+        let parts = match variant {
+            Variant::Parts(parts) | Variant::Terms(parts) => Some(parts),
+            _ => None,
+        };
+        let ordinary = matches!(variant, Variant::Plain | Variant::Terms(_));
         let plain = Schedule { tensor: None, ..self.target.schedule.clone() };
         let bases = RefCell::new(Vec::new());
         {
@@ -206,7 +252,7 @@ impl FnLower<'_> {
             let constant = |dim: &Dim| self.module.constant(dim);
             let env =
                 Env { low: self, k: &k, bases: &bases, read: &read, constant: &constant, groups: &groups };
-            let in_parts = matches!(variant, Variant::Parts(_));
+            let in_parts = parts.is_some();
             let emit = |part: usize, at: &Request<'_>, tile: Tile<'_>| {
                 if !in_parts {
                     return env.finish(root, chain, homes.get(part), at, tile);
@@ -231,7 +277,7 @@ impl FnLower<'_> {
             };
             let cx = Cx {
                 k: &k,
-                schedule: if matches!(variant, Variant::Plain) { &plain } else { &self.target.schedule },
+                schedule: if ordinary { &plain } else { &self.target.schedule },
                 out: self.f.values[root].ty.parts().iter().map(|ty| self.fixed_type(ty)).collect(),
                 constant: &constant,
                 read: &read,
@@ -239,7 +285,10 @@ impl FnLower<'_> {
                 emit: &emit,
                 few: if let Variant::Few(few) = variant { Some(few) } else { None },
                 by_rows: &|rows, each, experts| said.borrow_mut().rows = Some((rows.clone(), each, experts)),
-                parts: if let Variant::Parts(parts) = variant { Some(parts) } else { None },
+                parts,
+                by_terms: &|terms, elements| {
+                    said.borrow_mut().terms = Some((terms.clone(), elements.clone()))
+                },
                 by_parts: &|queries| said.borrow_mut().queries = Some(queries.clone()),
                 merge_out: &merge_out,
                 aligned: &|arg, rows| {

@@ -178,8 +178,16 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
     let in_page = |axis: Option<Axis>, most: usize| axis.map_or(most, |axis| plan.tile_along(axis, most));
     let (bm, bn, bk) = (in_page(rows, bm), in_page(cols, bn), in_page(inner, bk));
 
+    if let Some(terms) = inner.map(|axis| &plan.extents[axis as usize])
+        && cx.schedule.tensor_of(&operands).is_none()
+        && !out.is_empty()
+    {
+        (cx.by_terms)(terms, &Dim::product(out.iter().map(|&axis| &plan.extents[axis as usize])));
+    }
+
     let mut coords: Vec<Option<Coord<'k>>> = vec![None; plan.extents.len()];
-    let mut at = Vec::new();
+    let part = cx.parts.map(|parts| (cx.program(&Dim::from(parts as i64)), parts as i64));
+    let mut at: Vec<Coord<'k>> = part.iter().map(|&(part, _)| Coord::At(part)).collect();
     for &axis in out {
         let extent = &plan.extents[axis as usize];
         let coord = if Some(axis) == rows {
@@ -219,8 +227,16 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
         None => acc.add_dot(operand(0, index), operand(1, index)),
         Some(axis) => {
             let trips = cx.extent(&plan.extents[axis as usize]).div_ceil(bk as i64);
+            let (before, trips) = match part {
+                None => (cx.k.int(0), trips),
+                Some((part, parts)) => {
+                    let each = trips.div_ceil(parts);
+                    let before = part * each;
+                    (before, (trips - before).min(each).max(cx.k.int(0)))
+                }
+            };
             let [sum] = cx.k.fold(trips, [acc], |i, [acc]| {
-                let index = [index, &[(axis, i * bk as i64)]].concat();
+                let index = [index, &[(axis, (before + i) * bk as i64)]].concat();
                 [acc.add_dot(operand(0, &index), operand(1, &index))]
             });
             sum
@@ -228,6 +244,20 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
     };
     let sum = nest(cx, &loops, &plan.extents, zero, &mut Vec::new(), &blocks);
     cx.emit(&at, sum)
+}
+
+/// Adds up the parts of a product: `parts[parts, …]`.
+pub fn join_parts<'k>(cx: &Cx<'k>, parts: &BufView) -> Result<(), LowerError> {
+    let rows = cx.fixed(&parts.shape[0], "the number of parts")?;
+    let Some((last, leading)) = parts.shape[1..].split_last() else {
+        return Err(LowerError::new("a product in parts has an axis"));
+    };
+    let index = cx.programs(leading);
+    let cols = cx.size(last).unwrap_or(usize::MAX).clamp(1, cx.schedule.block);
+    let at = Request::row(&index, cx.program_tile(last, cols), cols);
+    let coords = [Coord::Rows(cx.k.int(0))].into_iter().chain(at.coords.iter().copied()).collect();
+    let all = cx.load(parts, &Request { coords, rows, cols, limits: Vec::new() });
+    cx.emit(&at, all.sum_along(0))
 }
 
 /// A product of 8-bit operands by tensor cores, whose scales are read by themselves; `None` if they cannot do it.
