@@ -74,7 +74,7 @@ pub fn compare<'k>(cx: &Cx<'k>, items: &BufView, experts: &Dim) -> Result<(), Lo
     let is_item = me.lt(n);
     let expert = is_item.select(cx.load(items, &Request::row(&[], first, cols)), me - n);
     let number = is_item.select(me, cx.k.int(-1));
-    let none = cx.k.full([rows, cols], 0.0).lt(cx.k.float(0.0)).cast(Elem::I64);
+    let none = cx.k.full([rows, cols], 0.0).cast(Elem::I64);
     let [before] = try_fold(n.div_ceil(rows as i64), [none], |i, [before]| {
         let first = i * rows as i64;
         let other = cx.load(items, &Request { coords: vec![Coord::Rows(first)], rows, cols: 1, limits: Vec::new() });
@@ -100,6 +100,18 @@ fn part<'k>(cx: &Cx<'k>, items: &BufView, part: Tile<'k>) -> [Tile<'k>; 2] {
     [first, (first + each).min(n)]
 }
 
+/// Some items of a part as a row: from `first` on, and what is for no expert from `end` on.
+fn some<'k>(cx: &Cx<'k>, items: &BufView, first: Tile<'k>, end: Tile<'k>, experts: usize) -> Tile<'k> {
+    let cols = cx.schedule.sort.items;
+    let inside = (cx.k.iota(1, cols) + first).lt(end);
+    inside.select(cx.load(items, &Request::row(&[], first, cols)), cx.k.int(experts as i64))
+}
+
+/// How many of a tile hold along an axis; floats are added up, whose bits are half as many, and exact.
+fn many<'k>(holds: Tile<'k>, axis: usize) -> Tile<'k> {
+    holds.cast(Elem::F32).sum_along(axis).cast(Elem::I64)
+}
+
 /// The first of two kernels for many items: of each part of them, how many are for an expert, and how many for those before
 /// it. It writes `i32[experts, parts]` twice: the items of the experts before, and those of the expert.
 pub fn count<'k>(cx: &Cx<'k>, items: &BufView, experts: usize) -> Result<(), LowerError> {
@@ -107,13 +119,11 @@ pub fn count<'k>(cx: &Cx<'k>, items: &BufView, experts: usize) -> Result<(), Low
     let me = cx.program(&Dim::from(schedule.parts as i64));
     let [first, end] = part(cx, items, me);
     let (expert, zero) = (cx.k.iota(0, experts), cx.k.int(0));
-    let none = cx.k.full([experts, 1], 0.0).lt(cx.k.float(0.0)).cast(Elem::I64);
+    let none = cx.k.full([experts, 1], 0.0).cast(Elem::I64);
     let sums = try_fold((end - first).div_ceil(schedule.items as i64), [none; 2], |i, [before, own]| {
         let first = first + i * schedule.items as i64;
-        let item = cx.load(items, &Request::row(&[], first, schedule.items));
-        let inside = (cx.k.iota(1, schedule.items) + first).lt(end);
-        let many = |which: Tile<'k>| which.and(inside).cast(Elem::I64).sum_along(1);
-        Ok([before + many(item.lt(expert)), own + many(item.equals(expert))])
+        let item = some(cx, items, first, end, experts);
+        Ok([before + many(item.lt(expert), 1), own + many(item.equals(expert), 1)])
     })?;
     for (part, sum) in sums.into_iter().enumerate() {
         cx.k.store((cx.write)(part), &[zero, me], [Some(0), None], &[], sum);
@@ -133,7 +143,7 @@ pub fn place<'k>(
     let me = cx.program(&Dim::from(schedule.parts as i64));
     let [first, end] = part(cx, items, me);
     let (expert, zero) = (cx.k.iota(0, experts), cx.k.int(0));
-    let none = cx.k.full([experts, 1], 0.0).lt(cx.k.float(0.0)).cast(Elem::I64);
+    let none = cx.k.full([experts, 1], 0.0).cast(Elem::I64);
     let [start, mine] = try_fold(cx.k.int(schedule.parts.div_ceil(schedule.items) as i64), [none; 2], |i, [start, mine]| {
         let first = i * schedule.items as i64;
         let coords = vec![Coord::Rows(zero), Coord::Cols(first)];
@@ -152,16 +162,15 @@ pub fn place<'k>(
     let [rows, cols] = [cx.k.iota(0, schedule.items), cx.k.iota(1, schedule.items)];
     try_fold((end - first).div_ceil(schedule.items as i64), [start + mine], |i, [next]| {
         let first = first + i * schedule.items as i64;
-        let item = cx.load(items, &Request::row(&[], first, schedule.items));
+        let item = some(cx, items, first, end, experts);
         let coords = vec![Coord::Rows(first)];
         let other = cx.load(items, &Request { coords, rows: schedule.items, cols: 1, limits: Vec::new() });
-        let inside = (cols + first).lt(end);
         let is_for = item.equals(expert);
-        let earlier = other.equals(item).and(rows.lt(cols)).cast(Elem::I64).sum_along(0);
-        let place = is_for.select(next, zero).sum_along(0) + earlier;
-        cx.k.scatter(order, &[zero], 0, place, cols + first, inside);
+        let earlier = other.equals(item).and(rows.lt(cols));
+        let place = is_for.select(next, zero).sum_along(0) + many(earlier, 0);
+        cx.k.scatter(order, &[zero], 0, place, cols + first, (cols + first).lt(end));
         cx.k.store(position, &[first], [None, Some(0)], &[(0, end)], place);
-        Ok([next + is_for.and(inside).cast(Elem::I64).sum_along(1)])
+        Ok([next + many(is_for, 1)])
     })?;
     Ok(())
 }
