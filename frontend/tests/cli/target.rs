@@ -89,6 +89,21 @@ fn operands_are_rounded_for_gpus() {
     assert!(mlp(&["--after", "tf32"]).contains("{to = tf32}"));
 }
 
+/// What is measured with `--tf32` is products of `f32`.
+#[cfg(feature = "cuda")]
+#[test]
+fn only_f32_is_rounded_to_tf32() {
+    let listed = |more: &[&str]| [&["bench", "gemm", "--target", "cuda", "--tf32", "--list"], more].concat();
+    let message = refusal(2, &listed(&["--dtype", "bf16"]));
+    assert!(
+        message.contains("--tf32 rounds operands that are f32; with --dtype bf16 there are none"),
+        "{message}"
+    );
+    for more in [&[][..], &["--dtype", "f32"]] {
+        assert!(output(&listed(more)).contains("dtype=tf32"));
+    }
+}
+
 #[test]
 fn kernels_are_printed_in_each_phase() {
     let model = model();

@@ -7,6 +7,7 @@ use super::ui::{Tf32Arg, TypeArg, Usage, count, emit, say};
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use eva::bench::{Bench, BenchError, Case, Lab, Measured, Options, calibrate, cases};
+use eva_ir::types::DType;
 use eva_runtime::Device;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -132,6 +133,11 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     options.tf32 = args.tf32.on(args.target == Device::Cpu)?;
     let dtype = if options.tf32 { TypeArg::F32 } else { TypeArg::Bf16 };
     options.dtype = args.dtype.unwrap_or(dtype).into();
+    if options.tf32 && options.dtype != DType::F32 {
+        let message =
+            format!("--tf32 rounds operands that are f32; with --dtype {} there are none", options.dtype);
+        return Err(Usage(message).into());
+    }
     options.runs = args.runs;
     options.run = Duration::from_millis(args.run);
     options.rest = Duration::from_millis(args.rest);
