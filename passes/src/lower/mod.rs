@@ -183,7 +183,6 @@ impl<'a> FnLower<'a> {
             // Quantized where it was computed, or transposed where it is quantized.
             Lowering::Kernel if self.homes.contains_key(&value) || self.fusion.is_turned(value) => Ok(()),
             Lowering::Kernel => match self.fusion.chain_of(value) {
-                Some([]) if matches!(op, Op::SortByExpert(_)) => self.sort(value),
                 Some([]) => self.kernel(value, &[]),
                 _ => Ok(()),
             },

@@ -4,27 +4,23 @@ use super::FnLower;
 use super::variants::{Said, Variant};
 use crate::plan::When;
 use eva_ir::dim::Dim;
-use eva_ir::graph::{Def, Value};
+use eva_ir::graph::Value;
 use eva_ir::lower::{BufView, Cx, LowerError};
-use eva_ir::ops::Op;
 use eva_ir::ops::sort_by_expert::{compare, count, place};
 use eva_ir::types::{DType, TensorType};
 use std::cell::RefCell;
 
 impl FnLower<'_> {
-    /// Writes the kernels of `root`, which sorts by expert.
-    pub(super) fn sort(&mut self, root: Value) -> Result<(), LowerError> {
-        let Def::Op(Op::SortByExpert(op), args) = &self.f.values[root].def else {
-            unreachable!("its kernels are those of a sort")
-        };
-        let (experts, schedule) = (op.experts.clone(), self.target.schedule.sort.clone());
-        let items = self.flat_items(root, args[0])?;
+    /// Writes the kernels of `root`, which sorts `items` by expert.
+    pub(super) fn sort(&mut self, root: Value, experts: &Dim, items: Value) -> Result<(), LowerError> {
+        let schedule = self.target.schedule.sort.clone();
+        let items = self.flat_items(root, items)?;
         let homes: Vec<BufView> = (0..3).map(|part| self.new_home(root, part)).collect();
         let flat = [homes[0].clone(), flat(&homes[1]), homes[2].clone()];
         self.homes.insert(root, homes);
 
         let constant = |dim: &Dim| self.module.constant(dim);
-        let fits = constant(&experts).and_then(|n| usize::try_from(n).ok());
+        let fits = constant(experts).and_then(|n| usize::try_from(n).ok());
         let fits = fits.filter(|n| (1..=schedule.experts).contains(n));
         let extent = items.shape[0].clone();
         let (few, many) = match (fits, constant(&extent)) {
@@ -35,7 +31,7 @@ impl FnLower<'_> {
         let when = |above, most| Some(When { extent: extent.clone(), above, most }).filter(|_| few && many);
         if few {
             let when = when(i64::MIN, schedule.few);
-            self.sort_kernel(root, &flat, "compared", when, &|cx| compare(cx, &items, &experts))?;
+            self.sort_kernel(root, &flat, "compared", when, &|cx| compare(cx, &items, experts))?;
         }
         if let Some(experts) = fits.filter(|_| many) {
             let when = when(schedule.few, i64::MAX);

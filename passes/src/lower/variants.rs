@@ -9,7 +9,7 @@ use eva_ir::graph::{Def, Value};
 use eva_ir::kernel::build::{Build, Tile};
 use eva_ir::kernel::{Access, Kernel};
 use eva_ir::lower::{BufView, Cx, FewRows, LowerError, Request, Schedule, View};
-use eva_ir::ops::{attend, einsum};
+use eva_ir::ops::{Op, attend, einsum};
 use eva_ir::types::{DType, TensorType};
 use std::cell::RefCell;
 
@@ -58,6 +58,9 @@ impl FnLower<'_> {
     pub(super) fn kernel(&mut self, root: Value, chain: &[Value]) -> Result<(), LowerError> {
         let last = chain.last().copied().unwrap_or(root);
         let Def::Op(op, args) = &self.f.values[root].def else { unreachable!("a root is an op") };
+        if let Op::SortByExpert(op) = op {
+            return self.sort(root, &op.experts, args[0]);
+        }
         let quantized = self.fusion.quantized(last);
         if let Some(quantized) = quantized {
             let home = self.new_home(quantized, 0);
