@@ -84,7 +84,7 @@ impl Target {
             sums: [1, 512],
             again: usize::MAX,
             terms: None,
-            sort: SortSchedule { few: 512, compared: [1, 256], parts: 16, items: 64, experts: 4096 },
+            sort: SortSchedule { few: 512, compared: [1, 256], parts: 16, items: 16, experts: 1024 },
         };
         Self { name: "cpu", machine: Machine::Cpu, schedule, costs: cost::Machine::cpu() }
     }

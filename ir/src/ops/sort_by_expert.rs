@@ -56,7 +56,9 @@ impl OpDef for SortByExpert {
     }
 
     fn kernel<'k>(&self, _: &Cx<'k>, _: &[View<'k>]) -> Result<(), LowerError> {
-        Err(LowerError::new("items are sorted by kernels of their own: few by `compare`, many by `count` and `place`"))
+        Err(LowerError::new(
+            "items are sorted by kernels of their own: few by `compare`, many by `count` and `place`",
+        ))
     }
 }
 
@@ -72,15 +74,17 @@ pub fn compare<'k>(cx: &Cx<'k>, items: &BufView, experts: &Dim) -> Result<(), Lo
     let first = cx.program_tile(&(&items.shape[0] + &ends), cols);
     let me = cx.k.iota(1, cols) + first;
     let is_item = me.lt(n);
-    let expert = is_item.select(cx.load(items, &Request::row(&[], first, cols)), me - n);
-    let number = is_item.select(me, cx.k.int(-1));
+    // Items in the order of these numbers are sorted.
+    let number = |expert: Tile<'k>, at: Tile<'k>| expert * n + at;
+    let own = cx.load(items, &Request::row(&[], first, cols));
+    let own = is_item.select(number(own, me), number(me - n, cx.k.int(0)));
     let none = cx.k.full([rows, cols], 0.0).cast(Elem::I64);
     let [before] = try_fold(n.div_ceil(rows as i64), [none], |i, [before]| {
         let first = i * rows as i64;
-        let other = cx.load(items, &Request { coords: vec![Coord::Rows(first)], rows, cols: 1, limits: Vec::new() });
         let at = cx.k.iota(0, rows) + first;
-        let comes_before = other.lt(expert).or(other.equals(expert).and(at.lt(number)));
-        Ok([before + comes_before.and(at.lt(n)).cast(Elem::I64)])
+        let other = number(cx.load(items, &tile([Coord::Rows(first)], [rows, 1])), at);
+        let other = at.lt(n).select(other, cx.k.int(i64::MAX));
+        Ok([before + other.lt(own).cast(Elem::I64)])
     })?;
     let place = before.sum_along(0);
     let [order, position, offsets] = [0, 1, 2].map(|part| (cx.write)(part));
@@ -92,6 +96,10 @@ pub fn compare<'k>(cx: &Cx<'k>, items: &BufView, experts: &Dim) -> Result<(), Lo
     Ok(())
 }
 
+fn tile<'k, const N: usize>(coords: [Coord<'k>; N], [rows, cols]: [usize; 2]) -> Request<'k> {
+    Request { coords: coords.to_vec(), rows, cols, limits: Vec::new() }
+}
+
 /// The items of a program's part: the first, and one past the last.
 fn part<'k>(cx: &Cx<'k>, items: &BufView, part: Tile<'k>) -> [Tile<'k>; 2] {
     let n = cx.extent(&items.shape[0]);
@@ -100,77 +108,70 @@ fn part<'k>(cx: &Cx<'k>, items: &BufView, part: Tile<'k>) -> [Tile<'k>; 2] {
     [first, (first + each).min(n)]
 }
 
-/// Some items of a part as a row: from `first` on, and what is for no expert from `end` on.
-fn some<'k>(cx: &Cx<'k>, items: &BufView, first: Tile<'k>, end: Tile<'k>, experts: usize) -> Tile<'k> {
-    let cols = cx.schedule.sort.items;
-    let inside = (cx.k.iota(1, cols) + first).lt(end);
-    inside.select(cx.load(items, &Request::row(&[], first, cols)), cx.k.int(experts as i64))
+/// Which of some items of a part, as rows from `first` on, are for which expert: none from `end` on.
+fn is_for<'k>(cx: &Cx<'k>, items: &BufView, first: Tile<'k>, end: Tile<'k>, experts: usize) -> Tile<'k> {
+    let rows = cx.schedule.sort.items;
+    let inside = (cx.k.iota(0, rows) + first).lt(end);
+    let item = inside.select(cx.load(items, &tile([Coord::Rows(first)], [rows, 1])), cx.k.int(-1));
+    // Floats have half as many bits, and are exact.
+    item.cast(Elem::F32).equals(cx.k.iota(1, experts).cast(Elem::F32))
 }
 
-/// How many of a tile hold along an axis; floats are added up, whose bits are half as many, and exact.
+/// How many of a tile hold along an axis.
 fn many<'k>(holds: Tile<'k>, axis: usize) -> Tile<'k> {
     holds.cast(Elem::F32).sum_along(axis).cast(Elem::I64)
 }
 
-/// The first of two kernels for many items: of each part of them, how many are for an expert, and how many for those before
-/// it. It writes `i32[experts, parts]` twice: the items of the experts before, and those of the expert.
+/// The first of two kernels for many items: how many of each part of them are for each expert, `i32[parts, experts]`.
 pub fn count<'k>(cx: &Cx<'k>, items: &BufView, experts: usize) -> Result<(), LowerError> {
     let schedule = &cx.schedule.sort;
     let me = cx.program(&Dim::from(schedule.parts as i64));
     let [first, end] = part(cx, items, me);
-    let (expert, zero) = (cx.k.iota(0, experts), cx.k.int(0));
-    let none = cx.k.full([experts, 1], 0.0).cast(Elem::I64);
-    let sums = try_fold((end - first).div_ceil(schedule.items as i64), [none; 2], |i, [before, own]| {
-        let first = first + i * schedule.items as i64;
-        let item = some(cx, items, first, end, experts);
-        Ok([before + many(item.lt(expert), 1), own + many(item.equals(expert), 1)])
+    let none = cx.k.full([1, experts], 0.0).cast(Elem::I64);
+    let [counts] = try_fold((end - first).div_ceil(schedule.items as i64), [none], |i, [counts]| {
+        Ok([counts + many(is_for(cx, items, first + i * schedule.items as i64, end, experts), 0)])
     })?;
-    for (part, sum) in sums.into_iter().enumerate() {
-        cx.k.store((cx.write)(part), &[zero, me], [Some(0), None], &[], sum);
-    }
+    cx.k.store((cx.write)(0), &[me, cx.k.int(0)], [None, Some(1)], &[], counts);
     Ok(())
 }
 
 /// The second of two kernels for many items: with what [`count`] counted, each part puts its items into their places. It
 /// writes what [`compare`] writes.
-pub fn place<'k>(
-    cx: &Cx<'k>,
-    items: &BufView,
-    [before, own]: [&BufView; 2],
-    experts: usize,
-) -> Result<(), LowerError> {
+pub fn place<'k>(cx: &Cx<'k>, items: &BufView, counts: &BufView, experts: usize) -> Result<(), LowerError> {
     let schedule = &cx.schedule.sort;
-    let me = cx.program(&Dim::from(schedule.parts as i64));
+    let (me, zero) = (cx.program(&Dim::from(schedule.parts as i64)), cx.k.int(0));
     let [first, end] = part(cx, items, me);
-    let (expert, zero) = (cx.k.iota(0, experts), cx.k.int(0));
-    let none = cx.k.full([experts, 1], 0.0).cast(Elem::I64);
-    let [start, mine] = try_fold(cx.k.int(schedule.parts.div_ceil(schedule.items) as i64), [none; 2], |i, [start, mine]| {
+    let none = cx.k.full([1, experts], 0.0).cast(Elem::I64);
+    let blocks = cx.k.int(schedule.parts.div_ceil(schedule.items) as i64);
+    let [all, earlier] = try_fold(blocks, [none; 2], |i, [all, earlier]| {
         let first = i * schedule.items as i64;
-        let coords = vec![Coord::Rows(zero), Coord::Cols(first)];
-        let at = Request { coords, rows: experts, cols: schedule.items, limits: Vec::new() };
-        let earlier = (cx.k.iota(1, schedule.items) + first).lt(me);
-        let own = earlier.select(cx.load(own, &at), zero);
-        Ok([start + cx.load(before, &at).sum_along(1), mine + own.sum_along(1)])
+        let block =
+            cx.load(counts, &tile([Coord::Rows(first), Coord::Cols(zero)], [schedule.items, experts]));
+        let is_earlier = (cx.k.iota(0, schedule.items) + first).lt(me);
+        Ok([all + block.sum_along(0), earlier + is_earlier.select(block, zero).sum_along(0)])
     })?;
+    let start = all.cumulative_sum() - all;
     let [order, position, offsets] = [0, 1, 2].map(|part| (cx.write)(part));
     // Of all programs the first one says where experts' items begin.
     let first_only = |end: usize| [(0, me.le(zero).select(cx.k.int(end as i64), zero))];
-    cx.k.store(offsets, &[zero], [Some(0), None], &first_only(experts), start);
+    cx.k.store(offsets, &[zero], [None, Some(0)], &first_only(experts), start);
     let n = cx.extent(&items.shape[0]);
     cx.k.store(offsets, &[cx.k.int(experts as i64)], [None, None], &first_only(experts + 1), n);
 
-    let [rows, cols] = [cx.k.iota(0, schedule.items), cx.k.iota(1, schedule.items)];
-    try_fold((end - first).div_ceil(schedule.items as i64), [start + mine], |i, [next]| {
+    let [rows, cols] = [0, 1].map(|axis| cx.k.iota(axis, schedule.items));
+    try_fold((end - first).div_ceil(schedule.items as i64), [start + earlier], |i, [next]| {
         let first = first + i * schedule.items as i64;
-        let item = some(cx, items, first, end, experts);
-        let coords = vec![Coord::Rows(first)];
-        let other = cx.load(items, &Request { coords, rows: schedule.items, cols: 1, limits: Vec::new() });
-        let is_for = item.equals(expert);
-        let earlier = other.equals(item).and(rows.lt(cols));
-        let place = is_for.select(next, zero).sum_along(0) + many(earlier, 0);
-        cx.k.scatter(order, &[zero], 0, place, cols + first, (cols + first).lt(end));
-        cx.k.store(position, &[first], [None, Some(0)], &[(0, end)], place);
-        Ok([next + many(is_for, 1)])
+        let is_for = is_for(cx, items, first, end, experts);
+        let [item, other] = [Coord::Rows(first), Coord::Cols(first)].map(|coord| {
+            let [rows, cols] =
+                if matches!(coord, Coord::Rows(_)) { [schedule.items, 1] } else { [1, schedule.items] };
+            cx.load(items, &tile([coord], [rows, cols]))
+        });
+        let of_tile = many(item.equals(other).and(cols.lt(rows)), 1);
+        let place = is_for.select(next, zero).sum_along(1) + of_tile;
+        cx.k.scatter(order, &[zero], 0, place, rows + first, (rows + first).lt(end));
+        cx.k.store(position, &[first], [Some(0), None], &[(0, end)], place);
+        Ok([next + many(is_for, 0)])
     })?;
     Ok(())
 }

@@ -35,15 +35,12 @@ impl FnLower<'_> {
         }
         if let Some(experts) = fits.filter(|_| many) {
             let when = when(schedule.few, i64::MAX);
-            let ty = TensorType::new(DType::I32, [experts as i64, schedule.parts as i64].map(Dim::from));
+            let ty = TensorType::new(DType::I32, [schedule.parts as i64, experts as i64].map(Dim::from));
             let name = format!("{}.counts", self.f.values[root].name);
-            let counts = [0, 1].map(|_| {
-                let base = self.temp_when(&name, &ty, when.clone());
-                self.row_major(base, &name, &ty)
-            });
+            let base = self.temp_when(&name, &ty, when.clone());
+            let counts = [self.row_major(base, &name, &ty)];
             self.sort_kernel(root, &counts, "counts", when.clone(), &|cx| count(cx, &items, experts))?;
-            let [before, own] = &counts;
-            self.sort_kernel(root, &flat, "places", when, &|cx| place(cx, &items, [before, own], experts))?;
+            self.sort_kernel(root, &flat, "places", when, &|cx| place(cx, &items, &counts[0], experts))?;
         }
         Ok(())
     }
