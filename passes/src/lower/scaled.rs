@@ -8,7 +8,9 @@ use eva_ir::entity::Entity;
 use eva_ir::graph::{Def, ParamKind, Value};
 use eva_ir::lower::{BufView, LowerError, SCALES, ScalesView};
 use eva_ir::scales::Block;
+use eva_ir::ops::Op;
 use eva_ir::types::TensorType;
+use std::collections::HashMap;
 
 impl FnLower<'_> {
     /// Adds a parameter for the scales of each that has any.
@@ -165,6 +167,26 @@ impl FnLower<'_> {
         };
         self.copy(&from.codes(), &to.codes())?;
         self.copy(&from_scales, &to_scales)
+    }
+
+    /// Writes the kernels of a value of 8 bits that is other rows of one in memory: codes are moved as they are, and so are
+    /// their scales, by the op itself.
+    pub(super) fn moved(&mut self, value: Value, op: &Op, args: &[Value]) -> Result<(), LowerError> {
+        let home = self.new_home(value, 0);
+        let ty = self.tensor(value);
+        let tensor = |view: &BufView, ty: &TensorType| {
+            let scales = view.scales.as_ref()?;
+            scales.tensor(&self.fixed_type(ty), &self.scales_shape(ty))
+        };
+        let scales = |&arg: &Value| Some(tensor(self.homes.get(&arg)?.first()?, self.tensor(arg)));
+        let scales_of: HashMap<Value, BufView> =
+            args.iter().filter_map(|arg| Some((*arg, scales(arg)??))).collect();
+        let codes_of = scales_of.keys().map(|&arg| (arg, self.homes[&arg][0].codes())).collect();
+        let own = tensor(&home, ty).ok_or_else(|| LowerError::new("blocks that share a scale are not whole"))?;
+        self.moving(&home.codes(), op, args, &codes_of)?;
+        self.moving(&own, op, args, &scales_of)?;
+        self.homes.insert(value, vec![home]);
+        Ok(())
     }
 
     /// The buffer of the scales of an argument, row-major.
