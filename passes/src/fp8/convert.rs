@@ -7,8 +7,8 @@ use crate::grad::GRADIENT;
 use crate::rebuild::{Rebuild, functions};
 use crate::turned::{Turned, tensor, with_order};
 use eva_ir::attr::{Axis, Dims, Real, Spec};
-use eva_ir::dim::Dim;
 use eva_ir::diag::Diag;
+use eva_ir::dim::Dim;
 use eva_ir::graph::{Def, Function, Module, Value};
 use eva_ir::op::TypeError;
 use eva_ir::ops::Op;
@@ -303,7 +303,9 @@ impl<'f> Convert<'f> {
     /// experts, and for the shared one.
     fn rows_of(&self, x: Value, op: &Quantize, source: Value) -> Option<(Op, Value, Vec<Value>, Dims)> {
         let f = self.r.old;
-        let Def::Op(moves @ (Op::Dispatch(_) | Op::Reshape(_)), args) = &f.values[source].def else { return None };
+        let Def::Op(moves @ (Op::Dispatch(_) | Op::Reshape(_)), args) = &f.values[source].def else {
+            return None;
+        };
         let (&tokens, rest) = args.split_first()?;
         let (of, ty) = (f.tensor(tokens)?, f.tensor(source)?);
         let (columns, rows) = op.per.0.split_last()?;

@@ -89,7 +89,8 @@ impl FnLower<'_> {
     ) -> Result<(), LowerError> {
         let (kernel, bases) = self.write(&to.name, |env| {
             let cx = env.cx();
-            let view = |arg: &Value| seen.get(arg).map_or_else(|| env.view(*arg, false), |view| Ok(env.loads(view)));
+            let view =
+                |arg: &Value| seen.get(arg).map_or_else(|| env.view(*arg, false), |view| Ok(env.loads(view)));
             let views: Vec<View<'_>> = args.iter().map(view).collect::<Result<_, _>>()?;
             let at = near_request(&cx, to, op.repeats_rows())?;
             env.store(to, &at, op.tile(&cx, &views, &at)?);

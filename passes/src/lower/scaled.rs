@@ -7,8 +7,8 @@ use eva_ir::dim::Dim;
 use eva_ir::entity::Entity;
 use eva_ir::graph::{Def, ParamKind, Value};
 use eva_ir::lower::{BufView, LowerError, SCALES, ScalesView};
-use eva_ir::scales::Block;
 use eva_ir::ops::Op;
+use eva_ir::scales::Block;
 use eva_ir::types::TensorType;
 use std::collections::HashMap;
 
@@ -182,7 +182,8 @@ impl FnLower<'_> {
         let scales_of: HashMap<Value, BufView> =
             args.iter().filter_map(|arg| Some((*arg, scales(arg)??))).collect();
         let codes_of = scales_of.keys().map(|&arg| (arg, self.homes[&arg][0].codes())).collect();
-        let own = tensor(&home, ty).ok_or_else(|| LowerError::new("blocks that share a scale are not whole"))?;
+        let own =
+            tensor(&home, ty).ok_or_else(|| LowerError::new("blocks that share a scale are not whole"))?;
         self.moving(&home.codes(), op, args, &codes_of)?;
         self.moving(&own, op, args, &scales_of)?;
         self.homes.insert(value, vec![home]);
