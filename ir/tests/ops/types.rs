@@ -309,12 +309,6 @@ fn experts() {
     refuses(sort(), &["f32[t, k]"], "`sort_by_expert` takes integers for the experts, not f32[t, k] @0");
     let dispatch = || dispatch::Dispatch { k: Dim::sym("k") };
     accepts(dispatch(), &["bf16[b*s, m]", "i32[b*k*s]"], "bf16[b*k*s, m]");
-    accepts(dispatch(), &["f8e4m3[t, m/128; e8m0]", "i32[k*t]"], "f8e4m3[k*t, m/128; e8m0]");
-    refuses(
-        dispatch(),
-        &["f8e4m3[t/128, m/128]", "i32[k*t]"],
-        "`dispatch` takes no scales, but the input is f8e4m3[t/128, m/128] @0 (dequantize it first)",
-    );
     refuses(
         dispatch(),
         &["f32[t, m]", "i32[g]"],
