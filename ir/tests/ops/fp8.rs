@@ -235,7 +235,7 @@ fn rows_are_moved_with_their_scales() {
     refuses(
         dispatch(),
         &["f8e4m3[b/128, m/128]", "i32[b*r]"],
-        "`dispatch` takes no scales, but the input is f8e4m3[b/128, m/128] @0 (dequantize it first)",
+        "`dispatch` takes no scales, but the input is f8e4m3[b/128, m/128] (dequantize it first)",
     );
 }
 
