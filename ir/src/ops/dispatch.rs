@@ -93,11 +93,13 @@ impl OpDef for Dispatch {
         // Several rows at once: each element has the token of its row, or none where its row is not wanted.
         let token = order.at(&at.with_coords(vec![at.coords[0]]))? / k;
         let place = rows::indices(cx, at.coords[0], at);
-        let ends = at.limits.iter().filter(|(axis, _)| *axis == 0).map(|(_, end)| *end);
-        let wanted = ends.fold(place.lt(cx.extent(&order.ty.shape[0])), |all, end| all.and(place.lt(end)));
+        let (ends, limits): (Vec<_>, Vec<_>) = at.limits.iter().partition(|(axis, _)| *axis == 0);
+        let all = place.lt(cx.extent(&order.ty.shape[0]));
+        let wanted = ends.iter().fold(all, |wanted, (_, end)| wanted.and(place.lt(*end)));
         let token = wanted.select(token, cx.k.int(-1));
         let index = [cx.k.int(0), at.coords[1].start()];
         let [rows, cols] = at.axes().map(|axis| axis.filter(|axis| *axis == 1));
-        Ok(cx.k.gather_tile((cx.read)(x.memory()?), &index, [rows, cols], [at.rows, at.cols], (0, token)))
+        let x = (cx.read)(x.memory()?);
+        Ok(cx.k.gather_tile(x, &index, [rows, cols], [at.rows, at.cols], &limits, (0, token)))
     }
 }

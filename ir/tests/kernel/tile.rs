@@ -186,7 +186,7 @@ fn an_index_of_a_gather_stretches() {
     let y = k.buf(buf("y", DType::F32, &["2", "3"], Access::Write));
     let (zero, two) = (k.int(0), k.int(2));
     let index = k.load(ids, &[zero], [None, Some(0)], [1, 3], &[]);
-    let tile = k.gather_tile(table, &[zero, two], [Some(1), None], [2, 3], (0, index));
+    let tile = k.gather_tile(table, &[zero, two], [Some(1), None], [2, 3], &[], (0, index));
     k.store(y, &[zero, zero], [Some(0), Some(1)], &[], tile);
     let mut storages = [
         Storage::new(DType::F32, (0..20).map(f64::from)),

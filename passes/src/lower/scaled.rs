@@ -174,18 +174,20 @@ impl FnLower<'_> {
     pub(super) fn moved(&mut self, value: Value, op: &Op, args: &[Value]) -> Result<(), LowerError> {
         let home = self.new_home(value, 0);
         let ty = self.tensor(value);
-        let tensor = |view: &BufView, ty: &TensorType| {
-            let scales = view.scales.as_ref()?;
-            scales.tensor(&self.fixed_type(ty), &self.scales_shape(ty))
+        let scales_of = |view: &BufView, ty: &TensorType| {
+            let scales = view.scales.as_ref();
+            let scales = scales.and_then(|s| s.tensor(&self.fixed_type(ty), &self.scales_shape(ty)));
+            scales.ok_or_else(|| LowerError::new("blocks that share a scale are not whole"))
         };
-        let scales = |&arg: &Value| Some(tensor(self.homes.get(&arg)?.first()?, self.tensor(arg)));
-        let scales_of: HashMap<Value, BufView> =
-            args.iter().filter_map(|arg| Some((*arg, scales(arg)??))).collect();
-        let codes_of = scales_of.keys().map(|&arg| (arg, self.homes[&arg][0].codes())).collect();
-        let own =
-            tensor(&home, ty).ok_or_else(|| LowerError::new("blocks that share a scale are not whole"))?;
-        self.moving(&home.codes(), op, args, &codes_of)?;
-        self.moving(&own, op, args, &scales_of)?;
+        let (mut codes, mut scales) = (HashMap::new(), HashMap::new());
+        for &arg in args.iter().filter(|&&arg| self.tensor(arg).scales.is_some()) {
+            let view = self.home(arg);
+            scales.insert(arg, scales_of(&view, self.tensor(arg))?);
+            codes.insert(arg, view.codes());
+        }
+        let own = scales_of(&home, ty)?;
+        self.moving(&home.codes(), op, args, &codes)?;
+        self.moving(&own, op, args, &scales)?;
         self.homes.insert(value, vec![home]);
         Ok(())
     }

@@ -267,10 +267,11 @@ fn gathered_neighbours() {
             &[t, col],
             BOTH,
             &[],
-            k.gather_tile(x, &[zero, col], [None, Some(1)], [32, 32], (0, down)),
+            k.gather_tile(x, &[zero, col], [None, Some(1)], [32, 32], &[], (0, down)),
         );
+        let limit = col + 27i64;
         let across = k.load(rows, &[t], [None, Some(0)], [1, 32], &[]);
-        let turned = k.gather_tile(x, &[zero, col], [Some(1), None], [32, 32], (0, across));
+        let turned = k.gather_tile(x, &[zero, col], [Some(1), None], [32, 32], &[(1, limit)], (0, across));
         k.store(z, &[col, t], BOTH, &[], turned * 0.5);
         agree(&k.finish(), &[("t", 37), ("v", 3)]);
     }

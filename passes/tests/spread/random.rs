@@ -187,7 +187,7 @@ impl<'k> Made<'k> {
                     return k.gather(x, &at, along, index);
                 }
                 let axes = [[Some(1), Some(2)], [Some(2), Some(1)], [Some(2), None], [None, Some(2)]];
-                k.gather_tile(x, &at, axes[c.next(4)], [rows, cols], (along, index))
+                k.gather_tile(x, &at, axes[c.next(4)], [rows, cols], &[], (along, index))
             }),
             18 if depth < 2 => {
                 self.fold(c, pool, depth);

@@ -337,13 +337,13 @@ fn @gradient(%x: bf16[g, f], %y: bf16[g, m], %offsets: i32[e + 1]) -> f32[e, f, 
 #[test]
 fn rows_are_moved_in_whole_accesses() {
     let text = "dim t = 64 dim k = 8 dim m = 7168
-fn @f(%q: f8e4m3[t, m/128], %x: bf16[t, m], %order: i32[t*k]) -> f8e4m3[t*k, m/128], bf16[t*k, m] {
+fn @moved(%q: f8e4m3[t, m/128], %x: bf16[t, m], %order: i32[t*k]) -> f8e4m3[t*k, m/128], bf16[t*k, m] {
   %codes = dispatch %q, %order {k = [k]} : f8e4m3[t*k, m/128]
   %rows = dispatch %x, %order {k = [k]} : bf16[t*k, m]
   return %codes, %rows
 }";
     let plan = compiled(&eva_ir::text::parse(text).unwrap()).unwrap();
-    for (name, accesses) in [("f.codes", 1), ("f.rows", 2)] {
+    for (name, accesses) in [("moved.codes", 1), ("moved.rows", 2)] {
         let kernel = plan.kernels.iter().find(|(_, kernel)| kernel.name == name).unwrap().1;
         let ptx = pass(kernel).0.text;
         let words = ["ld.global.nc.v4.b32", "st.global.v4.b32", "st.global", "cvt.r"];
