@@ -66,7 +66,7 @@ fn options(recipe: &str, form: Form) -> Options {
 }
 
 /// Which kernels of a layer write codes: those of norms, of what is between two products, of attention's results, and none that does
-/// nothing else. A norm that routers read as well leaves its rows, too.
+/// nothing else. A norm that routers read as well leaves its rows, too. Rows of experts are made of its codes.
 #[test]
 fn codes_are_written_where_their_numbers_are_computed() {
     let config = v3();

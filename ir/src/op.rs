@@ -37,6 +37,12 @@ pub trait OpDef: Declared {
         false
     }
 
+    /// Whether operand `i`, if it is rows of a tensor in memory (`dispatch`), need not be there itself.
+    fn in_rows(&self, i: usize) -> bool {
+        let _ = i;
+        false
+    }
+
     /// [`Lowering::View`]: whether a request must have all columns of the last axis.
     fn whole_rows(&self) -> bool {
         false
@@ -195,6 +201,8 @@ macro_rules! ops {
             }
             /// See [`OpDef::in_memory`].
             pub fn in_memory(&self, i: usize) -> bool { match self { $(Op::$Op(op) => op.in_memory(i)),* } }
+            /// See [`OpDef::in_rows`].
+            pub fn in_rows(&self, i: usize) -> bool { match self { $(Op::$Op(op) => op.in_rows(i)),* } }
             /// See [`OpDef::whole_rows`].
             pub fn whole_rows(&self) -> bool { match self { $(Op::$Op(op) => op.whole_rows()),* } }
             /// See [`OpDef::repeats_rows`].

@@ -140,6 +140,37 @@ fn grouped_products_of_eight_bit_floats() {
     check_chain(&module, module.func("f").unwrap(), &[("g", 11)], &ints, 1);
 }
 
+/// Rows of tokens in the order of experts, one of which has none: wide enough for a GPU's widest accesses, for products by
+/// its tensor cores, and for codes that are written the other way round.
+#[test]
+fn rows_of_tokens_of_eight_bit_floats() {
+    let text = "dim s = 91 dim k = 3 dim e = 5 dim f = 48 dim m = 272
+        fn @f(%x: bf16[s, m], weight %w: f8e4m3[e, f/16, m/16], %chosen: i32[s, k])
+            -> f32[s*k, f], f8e4m3[s*k, m/16], f8e4m3[m, s*k + 32*e/32] {
+            %sorted = sort_by_expert %chosen {experts = [e]} : (i32[s*k], i32[s, k], i32[e+1])
+            %order = get %sorted {index = 0} : i32[s*k]
+            %offsets = get %sorted {index = 2} : i32[e+1]
+            %starts = align_offsets %offsets {rows = 32} : i32[e+1]
+            %q = quantize %x {to = f8e4m3, per = [1, 16], scales = single, least = 1e-4} : f8e4m3[s, m/16]
+            %rows = dispatch %q, %order {k = [k]} : f8e4m3[s*k, m/16]
+            %y = grouped \"gm,efm->gf\" %rows, %w, %offsets : f32[s*k, f]
+            %numbers = dispatch %x, %order {k = [k]} : bf16[s*k, m]
+            %t = quantize_by_expert %numbers, %offsets, %starts {to = f8e4m3, rows = 32, scales = single, least = 1e-4} : f8e4m3[m, s*k + 32*e/32]
+            return %y, %rows, %t
+        }";
+    let chosen = vec![4, 0, 2, 2, 3, 0, 3, 2, 4, 0, 4];
+    for text in [
+        text.to_string(),
+        text.replace("/16]", "/16; e8m0]")
+            .replace("per = [1, 16], scales = single", "per = [1, 16], scales = e8m0"),
+        text.replace("m/16]", "m/*]").replace("f/16", "f").replace("per = [1, 16]", "per = [1, m]"),
+    ] {
+        let module = parse(&text).unwrap_or_else(|e| panic!("{e}"));
+        let ints = HashMap::from([("chosen", chosen.clone())]);
+        check_chain(&module, module.func("f").unwrap(), &[], &ints, 3);
+    }
+}
+
 /// Transposing moves scales with their blocks.
 #[test]
 fn transpositions_are_exact() {

@@ -7,6 +7,7 @@ use cranelift_codegen::ir::{BlockArg, FuncRef, InstBuilder, StackSlot, Type, Val
 use cranelift_frontend::FunctionBuilder;
 use eva_ir::entity::Entity;
 use eva_ir::kernel::{Carried, Const, Elem, Fn1, Fn2, Inst, Kernel, Phase, Reg, RegType};
+use eva_ir::types::DType;
 use std::collections::HashMap;
 
 /// The number of lanes of a vector.
@@ -19,6 +20,8 @@ pub(crate) struct Emitter<'k, 'b> {
     pub(crate) entry: Entry,
     /// What each register holds, while it can be named.
     values: Vec<Option<Value>>,
+    /// The codes of 8 bits that numbers were loaded as: one that is stored where such are is not rounded again.
+    pub(crate) codes: HashMap<Value, (DType, Value)>,
     /// The registers that can be named, oldest first.
     scope: Vec<Reg>,
     pub(crate) externs: HashMap<Extern, FuncRef>,
@@ -31,7 +34,8 @@ type Done<T = ()> = Result<T, Error>;
 impl<'k, 'b> Emitter<'k, 'b> {
     pub(crate) fn new(kernel: &'k Kernel, b: FunctionBuilder<'b>, entry: Entry) -> Self {
         let values = vec![None; kernel.regs.len()];
-        Self { kernel, b, entry, values, scope: Vec::new(), externs: HashMap::new(), dot_args: None }
+        let (codes, scope, externs) = Default::default();
+        Self { kernel, b, entry, values, codes, scope, externs, dot_args: None }
     }
 
     pub(crate) fn into_builder(self) -> FunctionBuilder<'b> {

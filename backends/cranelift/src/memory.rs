@@ -159,7 +159,13 @@ impl Emitter<'_, '_> {
                         (8, false) => self.b.ins().uload8(types::I32, FLAGS, address, 0),
                         _ => self.load_halves(address, vector),
                     };
-                    self.widen(bits, small)
+                    let number = self.widen(bits, small);
+                    if let Memory::Buf(dtype) = memory
+                        && dtype.is_f8()
+                    {
+                        self.codes.insert(number, (dtype, bits));
+                    }
+                    number
                 }
                 _ => return self.fail(format!("a load of {elem:?} from {memory}")),
             },
@@ -175,6 +181,12 @@ impl Emitter<'_, '_> {
         ty: RegType,
     ) -> Result<(), Error> {
         let vector = ty.cols == LANES;
+        if let Some(&(dtype, bits)) = self.codes.get(&value)
+            && memory == Memory::Buf(dtype)
+        {
+            self.store_bytes(address, bits, vector);
+            return Ok(());
+        }
         match (memory, ty.elem) {
             (Memory::Scratch(Elem::F32) | Memory::Buf(DType::F32), Elem::F32)
             | (Memory::Scratch(Elem::I64) | Memory::Buf(DType::I64), Elem::I64) => {

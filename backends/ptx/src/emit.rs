@@ -6,8 +6,10 @@ use crate::team::Team;
 use eva_ir::entity::Entity;
 use eva_ir::kernel::block::{Block, BlockInst};
 use eva_ir::kernel::{Carried, Const, Elem, Inst, Kernel, Reg, RegType};
+use eva_ir::types::DType;
 use inkwell::IntPredicate;
 use inkwell::module::Module;
+use std::collections::HashMap;
 
 /// What a register holds for this thread, slot by slot.
 #[derive(Clone, Debug)]
@@ -49,6 +51,15 @@ pub(crate) fn slot<T: Copy>(slots: &[T], i: usize) -> T {
     if slots.len() == 1 { slots[0] } else { slots[i] }
 }
 
+/// Numbers as memory has them.
+pub(crate) struct Words<'c> {
+    pub(crate) dtype: DType,
+    /// How many numbers one access has.
+    pub(crate) n: usize,
+    /// The words of each access.
+    pub(crate) accesses: Vec<Vec<I<'c>>>,
+}
+
 /// Writes a kernel's program.
 pub(crate) struct Emitter<'k, 'c> {
     pub(crate) kernel: &'k Kernel,
@@ -58,6 +69,8 @@ pub(crate) struct Emitter<'k, 'c> {
     pub(crate) team: Team<'c>,
     /// What each register holds, while it can be named.
     values: Vec<Option<Slots<'c>>>,
+    /// The words that registers were loaded as: a number that is stored where such are keeps its bits.
+    pub(crate) loaded: HashMap<Reg, Words<'c>>,
     /// The registers that can be named, oldest first.
     scope: Vec<Reg>,
 }
@@ -71,7 +84,7 @@ impl<'k, 'c> Emitter<'k, 'c> {
         team: Team<'c>,
     ) -> Self {
         let values = vec![None; kernel.regs.len()];
-        Self { kernel, block, ir, entry, team, values, scope: Vec::new() }
+        Self { kernel, block, ir, entry, team, values, loaded: HashMap::new(), scope: Vec::new() }
     }
 
     /// The whole kernel.
@@ -102,6 +115,7 @@ impl<'k, 'c> Emitter<'k, 'c> {
     fn leave(&mut self, len: usize) {
         for reg in self.scope.drain(len..) {
             self.values[reg.index()] = None;
+            self.loaded.remove(&reg);
         }
     }
 
@@ -196,7 +210,8 @@ impl<'k, 'c> Emitter<'k, 'c> {
                 self.set(*out, Slots::Floats(value))
             }
             BlockInst::Load { out, from, mask } => {
-                let value = self.load(self.reg(*out)?, *from, *mask)?;
+                let (value, words) = self.load(self.reg(*out)?, *from, *mask)?;
+                self.loaded.insert(*out, words);
                 self.set(*out, value)
             }
             BlockInst::Store { to, value, mask } => self.store(*to, *value, *mask),

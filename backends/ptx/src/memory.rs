@@ -1,6 +1,6 @@
 //! Loads and stores.
 
-use crate::emit::{Emitter, Slots, slot};
+use crate::emit::{Emitter, Slots, Words, slot};
 use crate::ir::{Done, Effect, I, P, V, fail, int, space};
 use crate::layout::PANEL;
 use crate::number::words;
@@ -58,7 +58,8 @@ fn registers(first: usize, n: usize) -> String {
 }
 
 impl<'c> Emitter<'_, 'c> {
-    pub(crate) fn load(&self, ty: RegType, from: Mem, mask: Option<Reg>) -> Done<Slots<'c>> {
+    /// What is loaded, as numbers and as memory has it.
+    pub(crate) fn load(&self, ty: RegType, from: Mem, mask: Option<Reg>) -> Done<(Slots<'c>, Words<'c>)> {
         let index = self.ints(from.index)?;
         let (dtype, n) = (self.dtype(from.space)?, width(ty.cols, index.len())?);
         check(dtype, n, ty.elem)?;
@@ -67,6 +68,7 @@ impl<'c> Emitter<'_, 'c> {
         let updated = matches!(from.space, Space::Buf(buf) if self.kernel.is_updated(buf));
         let moves = !updated && (self.block.pipes.is_empty() || ty.cols == 1);
         let mut values = Vec::with_capacity(ty.cols);
+        let mut accesses = Vec::with_capacity(index.len());
         for (i, &index) in index.iter().enumerate() {
             let pointer = self.address(from.space, index)?;
             let piece = Piece { pointer, space: space_of(from.space), dtype, n, moves };
@@ -83,23 +85,31 @@ impl<'c> Emitter<'_, 'c> {
                 }
             }
             values.extend(loaded);
+            accesses.push(words);
         }
-        Slots::new(ty.elem, &values)
+        Ok((Slots::new(ty.elem, &values)?, Words { dtype, n, accesses }))
     }
 
-    pub(crate) fn store(&self, to: Mem, value: Reg, mask: Option<Reg>) -> Done {
-        let (index, value) = (self.ints(to.index)?, self.get(value)?);
+    pub(crate) fn store(&self, to: Mem, reg: Reg, mask: Option<Reg>) -> Done {
+        let (index, value) = (self.ints(to.index)?, self.get(reg)?);
         let (dtype, all, elem) = (self.dtype(to.space)?, value.values(), value.elem());
         let n = width(all.len(), index.len())?;
         check(dtype, n, elem)?;
         let mask = self.masks(mask, index.len())?;
-        let single = if n == 1 { self.singles(&value, dtype)? } else { Vec::new() };
+        // What is only moved is neither widened nor rounded. Not so what registers do not hold as it is, and bytes that a mask
+        // left zero, which are no zeros of `e8m0`.
+        let same =
+            |words: &&Words<'c>| (words.dtype, words.n, words.accesses.len()) == (dtype, n, index.len());
+        let as_it_is = !matches!(dtype, DType::F64 | DType::E8M0);
+        let moved = self.loaded.get(&reg).filter(same).filter(|_| as_it_is);
+        let single = if n == 1 && moved.is_none() { self.singles(&value, dtype)? } else { Vec::new() };
         for (i, (&index, value)) in index.iter().zip(all.chunks(n)).enumerate() {
             let pointer = self.address(to.space, index)?;
             let piece = Piece { pointer, space: space_of(to.space), dtype, n, moves: false };
-            let words = match single.get(i) {
-                Some(&word) => vec![word],
-                None => self.pack(&Slots::new(elem, value)?, dtype)?,
+            let words = match (moved, single.get(i)) {
+                (Some(words), _) => words.accesses[i].clone(),
+                (None, Some(&word)) => vec![word],
+                (None, None) => self.pack(&Slots::new(elem, value)?, dtype)?,
             };
             match &mask {
                 None => self.store_words(piece, &words)?,

@@ -127,9 +127,24 @@ impl Build {
 
     /// Elements of `buf` at `at`, each shifted along `axis` by its own index.
     pub fn gather<'k>(&'k self, buf: Buf, at: &[Tile<'k>], axis: usize, index: Tile<'k>) -> Tile<'k> {
-        let (elem, ty) = (self.elem_of(buf), index.ty());
-        let place = place(buf, at, [None, None], &[]);
-        self.emit(RegType { elem, ..ty }, |out| Inst::Gather { out, place, axis, index: index.reg })
+        let ty = index.ty();
+        self.gather_tile(buf, at, [None, None], [ty.rows, ty.cols], &[], (axis, index))
+    }
+
+    /// A rectangle of `buf`, each element shifted along an axis by its own index; where the index has one row, or one
+    /// column, all of the rectangle's have that.
+    pub fn gather_tile<'k>(
+        &'k self,
+        buf: Buf,
+        at: &[Tile<'k>],
+        axes: [Option<usize>; 2],
+        [rows, cols]: [usize; 2],
+        limits: &[(usize, Tile<'k>)],
+        (axis, index): (usize, Tile<'k>),
+    ) -> Tile<'k> {
+        let (elem, place) = (self.elem_of(buf), place(buf, at, axes, limits));
+        let ty = RegType { elem, rows, cols };
+        self.emit(ty, |out| Inst::Gather { out, place, axis, index: index.reg })
     }
 
     /// Writes a rectangle of `buf`; see [`Place`].

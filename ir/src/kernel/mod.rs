@@ -237,7 +237,8 @@ pub enum Inst {
     Iota { out: Reg, axis: usize },
     /// Tile phase. A rectangle of a buffer, widened to the register's element type.
     Load { out: Reg, place: Place },
-    /// Tile phase. Elements of a buffer, each shifted along `axis` by its own `index` (`i64`, the shape of `out`).
+    /// Tile phase. Elements of a buffer, each shifted along `axis` by its own `index` (`i64`, whose extents of 1 stretch to
+    /// those of `out`).
     Gather { out: Reg, place: Place, axis: usize, index: Reg },
     /// Tile phase. Writes a rectangle, rounded to the buffer's type. Where a program writes to a place more than once, it
     /// is by the same element of the tile.

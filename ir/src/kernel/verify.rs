@@ -8,7 +8,7 @@
 //!    index and carried arguments belong to its body, its results to the block around it.
 //! 3. A register has 1 to [`MAX_TILE`] elements.
 //! 4. Operands have the element types that the instruction is for, and shapes that stretch to the result's:
-//!    each extent is 1 or that of the result, which is the largest. Only `Zip` and `Select` stretch.
+//!    each extent is 1 or that of the result, which is the largest. Only `Zip`, `Select` and a gather's index stretch.
 //! 5. Constants are of their register's element type. Grid indices, extents, trip counts, indices and limits
 //!    are `i64` scalars.
 //! 6. What a loop carries keeps its type.
@@ -19,7 +19,7 @@
 //! 9. There is no private memory, and no instruction of the lane phase.
 //! 10. A place has an index for each axis of the buffer; rows and columns run along different axes of it,
 //!     or have extent 1 (a gather's or scatter's may have any); limits are on axes of it.
-//! 11. An index or mask of a gather or scatter has the shape of the tile.
+//! 11. An index or mask of a scatter has the shape of the tile, an index of a gather that or extents of 1.
 //! 12. Folds and counts are along axis 0 or 1; columns change places in pairs or halves of an even number.
 //!
 //! In the lane phase:

@@ -7,6 +7,7 @@ use crate::kernel::build::Tile;
 use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
+use crate::scales::Block;
 use crate::types::{TensorType, Type};
 use crate::vjp::{Shares, Vjp};
 use super::{combine::Combine, get::Get, invert::Invert};
@@ -16,7 +17,8 @@ use crate::types::DType;
 use crate::vjp::NoGradient;
 
 op! {
-    /// Row `g` is `x[order[g] / k]`: the rows of `x[t, m]` in the order of `sort_by_expert`.
+    /// Row `g` is `x[order[g] / k]`: the rows of `x[t, m]` in the order of `sort_by_expert`. Of 8-bit floats, where each row
+    /// has scales of its own, codes and scales are moved as they are.
     "dispatch" => Dispatch(x, order) {
         /// How many experts each token has.
         k: Dim,
@@ -40,13 +42,16 @@ fn positions(cx: &mut Vjp<'_>, order: Value, tokens: &Dim, k: &Dim) -> Result<Va
 impl OpDef for Dispatch {
     fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
         let [x, order] = args else { unreachable!("operands were counted") };
-        check::unscaled("dispatch", "input", x, 0)?;
+        if x.block(0) != Some(Block::Each) {
+            check::unscaled("dispatch", "input", x, 0)?;
+        }
         check::axes("input", "[t, m]", x, 0, false)?;
         check::ints("dispatch", "order", order, 1)?;
         check::axes("order", "[t*k]", order, 1, false)?;
         let why = format!("the number of items, {} for each of {} rows,", self.k, x.shape[0]);
         check::extent(&order.shape[0], &(&x.shape[0] * &self.k), 1, &why)?;
-        Ok(x.with_shape([order.shape[0].clone(), x.shape[1].clone()]).into())
+        let shape = [order.shape[0].clone(), x.shape[1].clone()];
+        Ok(TensorType { shape: shape.into_iter().collect(), ..(*x).clone() }.into())
     }
 
     fn eval(&self, sizes: &Sizes, args: &[&Array]) -> Vec<Array> {
@@ -80,8 +85,21 @@ impl OpDef for Dispatch {
 
     fn tile<'k>(&self, cx: &Cx<'k>, args: &[View<'k>], at: &Request<'k>) -> Result<Tile<'k>, LowerError> {
         let [x, order] = args else { unreachable!("operands were counted") };
-        let place = rows::single(at.coords[0], "dispatch")?;
-        let token = order.at(&Request::element(&[place]))? / cx.extent(&self.k);
-        x.at(&at.with_coords(vec![Coord::At(token), at.coords[1]]))
+        let k = cx.extent(&self.k);
+        if let Coord::At(place) = at.coords[0] {
+            let token = order.at(&Request::element(&[place]))? / k;
+            return x.at(&at.with_coords(vec![Coord::At(token), at.coords[1]]));
+        }
+        // Several rows at once: each element has the token of its row, or none where its row is not wanted.
+        let token = order.at(&at.with_coords(vec![at.coords[0]]))? / k;
+        let place = rows::indices(cx, at.coords[0], at);
+        let (ends, limits): (Vec<_>, Vec<_>) = at.limits.iter().partition(|(axis, _)| *axis == 0);
+        let all = place.lt(cx.extent(&order.ty.shape[0]));
+        let wanted = ends.iter().fold(all, |wanted, (_, end)| wanted.and(place.lt(*end)));
+        let token = wanted.select(token, cx.k.int(-1));
+        let index = [cx.k.int(0), at.coords[1].start()];
+        let [rows, cols] = at.axes().map(|axis| axis.filter(|axis| *axis == 1));
+        let x = (cx.read)(x.memory()?);
+        Ok(cx.k.gather_tile(x, &index, [rows, cols], [at.rows, at.cols], &limits, (0, token)))
     }
 }

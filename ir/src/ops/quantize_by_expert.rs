@@ -90,6 +90,10 @@ impl OpDef for QuantizeByExpert {
         true
     }
 
+    fn in_rows(&self, i: usize) -> bool {
+        i == 0
+    }
+
     fn flops<N: Amount>(&self, _: &[&TensorType], _: &Type, _: &dyn Fn(&TensorType) -> N) -> N {
         N::from(0.0)
     }

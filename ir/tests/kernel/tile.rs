@@ -177,6 +177,26 @@ fn gather_and_scatter_shift_each_element() {
     assert_eq!(storages[3].data, [-1.0, -1.0, -1.0, -1.0, -1.0, 3.0, -1.0, -1.0, 9.0, 0.0]);
 }
 
+/// Columns of a tile that are rows of a buffer by number, and rows of it that are neighbours there.
+#[test]
+fn an_index_of_a_gather_stretches() {
+    let k = Build::new("turn");
+    let table = k.buf(buf("table", DType::F32, &["4", "5"], Access::Read));
+    let ids = k.buf(buf("ids", DType::I32, &["3"], Access::Read));
+    let y = k.buf(buf("y", DType::F32, &["2", "3"], Access::Write));
+    let (zero, two) = (k.int(0), k.int(2));
+    let index = k.load(ids, &[zero], [None, Some(0)], [1, 3], &[]);
+    let tile = k.gather_tile(table, &[zero, two], [Some(1), None], [2, 3], &[], (0, index));
+    k.store(y, &[zero, zero], [Some(0), Some(1)], &[], tile);
+    let mut storages = [
+        Storage::new(DType::F32, (0..20).map(f64::from)),
+        Storage::new(DType::I32, [3.0, -1.0, 1.0]),
+        Storage::unwritten(DType::F32, 6),
+    ];
+    run_on(&k.finish(), &[], &mut storages, Options::default()).unwrap();
+    assert_eq!(storages[2].data, [17.0, 0.0, 7.0, 18.0, 0.0, 8.0]);
+}
+
 #[test]
 fn a_shape_larger_than_its_storage_is_a_mistake() {
     let k = Build::new("copy");

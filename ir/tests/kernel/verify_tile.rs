@@ -67,7 +67,7 @@ fn indices_and_masks_have_the_shape_of_the_tile() {
         k
     };
     gather(1, 5, 1, Elem::I64).is_fine();
-    let message = "`%2 = gather $a[%0, %0+%1]`: %2 is f32<5x1>, but the value is f32<1x5>";
+    let message = "`%2 = gather $a[%0, %0+%1]`: the index i64<1x5> does not stretch to the tile f32<5x1>";
     assert_eq!(gather(5, 1, 1, Elem::I64).errors(), message);
     assert!(gather(1, 5, 2, Elem::I64).errors().contains("has no axis 2"));
     assert!(gather(1, 5, 1, Elem::F32).errors().contains("is for i64, not f32<1x5>"));

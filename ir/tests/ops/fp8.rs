@@ -226,6 +226,19 @@ fn views_keep_blocks_whole() {
     );
 }
 
+/// Rows keep their scales where they have their own.
+#[test]
+fn rows_are_moved_with_their_scales() {
+    let dispatch = || dispatch::Dispatch { k: Dim::sym("r") };
+    accepts(dispatch(), &["f8e4m3[b, m/128; e8m0]", "i32[b*r]"], "f8e4m3[b*r, m/128; e8m0]");
+    accepts(dispatch(), &["f8e5m2[b, m/*]", "i32[b*r]"], "f8e5m2[b*r, m/*]");
+    refuses(
+        dispatch(),
+        &["f8e4m3[b/128, m/128]", "i32[b*r]"],
+        "`dispatch` takes no scales, but the input is f8e4m3[b/128, m/128] (dequantize it first)",
+    );
+}
+
 #[test]
 fn quantize_says_what_it_cannot_do() {
     let op = |per: &[&str], scales: &str, least: f64| Quantize {

@@ -6,8 +6,9 @@ use super::{Casting, Options};
 use crate::grad::GRADIENT;
 use crate::rebuild::{Rebuild, functions};
 use crate::turned::{Turned, tensor, with_order};
-use eva_ir::attr::{Axis, Real, Spec};
+use eva_ir::attr::{Axis, Dims, Real, Spec};
 use eva_ir::diag::Diag;
+use eva_ir::dim::Dim;
 use eva_ir::graph::{Def, Function, Module, Value};
 use eva_ir::op::TypeError;
 use eva_ir::ops::Op;
@@ -283,9 +284,39 @@ impl<'f> Convert<'f> {
             return Ok(known);
         }
         let name = format!("{}_{}", self.r.old.values[source].name, op.to);
-        let new = self.r.op(&name, op.clone(), &[x], source)?;
+        let rows = self.rows_of(x, &op, source).and_then(|(moves, tokens, rest, per)| {
+            let of_tokens = Quantize { per, ..op.clone() };
+            let tokens = self.quantize(self.r.get(tokens), of_tokens, tokens).ok()?;
+            let args: Vec<Value> = std::iter::once(tokens).chain(rest).collect();
+            self.r.op(&name, moves, &args, source).ok()
+        });
+        let new = match rows {
+            Some(rows) => rows,
+            None => self.r.op(&name, op.clone(), &[x], source)?,
+        };
         self.quantized.insert((x, op), new);
         Ok(new)
+    }
+
+    /// The op that makes `x` of rows of another value, that value, the op's other operands, and the blocks of its rows, if each
+    /// row has scales of its own. Codes of the rows are then rows of the codes: so a token is quantized once for all of its
+    /// experts, and for the shared one.
+    fn rows_of(&self, x: Value, op: &Quantize, source: Value) -> Option<(Op, Value, Vec<Value>, Dims)> {
+        let f = self.r.old;
+        let Def::Op(moves @ (Op::Dispatch(_) | Op::Reshape(_)), args) = &f.values[source].def else {
+            return None;
+        };
+        let (&tokens, rest) = args.split_first()?;
+        let (of, ty) = (f.tensor(tokens)?, f.tensor(source)?);
+        let (columns, rows) = op.per.0.split_last()?;
+        let one = Dim::from(1);
+        let same = self.r.get(source) == x && of.rank() > 1 && of.shape.last() == ty.shape.last();
+        if !same || rows.is_empty() || rows.iter().any(|per| *per != one) {
+            return None;
+        }
+        let per = (1..of.rank()).map(|_| one.clone()).chain([columns.clone()]).collect();
+        let rest = rest.iter().map(|&arg| self.r.get(arg)).collect();
+        Some((moves.clone(), tokens, rest, Dims(per)))
     }
 
     /// What `value` is of a weight that is stored in 8 bits, with the views on the way applied to the 8 bits.

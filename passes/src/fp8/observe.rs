@@ -258,7 +258,7 @@ fn users(f: &Function, uses: &eva_ir::graph::Uses, value: Value, found: &mut Vec
         let Def::Op(op, args) = &f.values[user].def else { continue };
         match op {
             Op::Dequantize(_) => {}
-            Op::Reshape(_) | Op::Slice(_) => users(f, uses, user, found),
+            Op::Reshape(_) | Op::Slice(_) | Op::Dispatch(_) => users(f, uses, user, found),
             Op::Einsum(_) | Op::Grouped(_) => {
                 let other =
                     args.get(1 - operand.min(1)).and_then(|&other| super::contraction::weight(f, other));

@@ -1,7 +1,8 @@
 //! Which values are stored, and which are computed inside the kernels that use them.
 //!
 //! Stored are: results, what calls and products take, what several ops use (unless it is only a wider
-//! reading of a stored tensor), and what a kernel of its own computes. Behind an op with its own loops
+//! reading of a stored tensor), and what a kernel of its own computes. Where an op can look up the rows of what it takes, the
+//! tensor that they are of is stored in place of them. Behind an op with its own loops
 //! comes a *chain*: element-wise ops of the same shape, each the only user of the one before.
 
 use crate::target::Machine;
@@ -37,6 +38,14 @@ pub fn widens(f: &Function, op: &Op, args: &[Value]) -> bool {
     let Op::Cast(cast) = op else { return false };
     let from = args.first().and_then(|&arg| f.tensor(arg)).map(|ty| ty.dtype);
     cast.to == DType::F32 && matches!(from, Some(DType::Bf16 | DType::F16 | DType::F32))
+}
+
+/// What must be in memory for rows of `value` to be read where they are, if it is rows of another tensor.
+fn rows_of(f: &Function, value: Value) -> Option<&[Value]> {
+    match &f.values[value].def {
+        Def::Op(Op::Dispatch(_), args) => Some(args),
+        _ => None,
+    }
 }
 
 /// The axis along which elements of a transposition are neighbours in memory, if that is not the last one.
@@ -143,8 +152,14 @@ impl Fusion {
                 }
                 Def::Op(op, args) => {
                     for (i, &arg) in args.iter().enumerate() {
+                        let scaled = |v: Value| f.tensor(v).is_some_and(|ty| ty.scales.is_some());
                         if op.lowering() == Lowering::Alias {
                             store.push(arg);
+                        } else if op.lowering() == Lowering::View && scaled(value) && scaled(arg) {
+                            // Codes and scales are moved by kernels of their own.
+                            store.push(arg);
+                        } else if let Some(parts) = rows_of(f, arg).filter(|_| op.in_rows(i)) {
+                            store.extend(parts.iter().map(|&part| self.behind_widening(f, part)));
                         } else if op.in_memory(i) {
                             store.push(self.behind_widening(f, arg));
                         }

@@ -6,10 +6,11 @@ use eva_ir::dim::Dim;
 use eva_ir::graph::{Def, Value};
 use eva_ir::kernel::build::{Build, Tile};
 use eva_ir::kernel::{Access, Buf, BufData, Elem, Kernel, Scaled};
-use eva_ir::lower::{BufView, Cx, LowerError, Request, TileFn, View};
+use eva_ir::lower::{BufView, Coord, Cx, LowerError, Request, TileFn, View};
 use eva_ir::ops::{Op, align_offsets};
 use eva_ir::types::TensorType;
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 
 /// Blocks of columns have a multiple of this, so that their first element is one of any access.
@@ -62,6 +63,9 @@ impl FnLower<'_> {
 
     /// Writes the kernel of a value that no op with loops computes: one program for a row.
     pub(super) fn rows(&mut self, value: Value) -> Result<(), LowerError> {
+        if let (Some(_), Def::Op(op, args)) = (&self.tensor(value).scales, &self.f.values[value].def) {
+            return self.moved(value, op, args);
+        }
         let home = self.new_home(value, 0);
         let (kernel, bases) = self.write(&self.f.values[value].name, |env| {
             let (whole, again) = (env.low.whole_rows(value), env.low.repeats_rows(value));
@@ -71,6 +75,27 @@ impl FnLower<'_> {
             Ok(())
         })?;
         self.homes.insert(value, vec![home]);
+        self.launch(kernel, bases, None);
+        Ok(())
+    }
+
+    /// Writes a kernel that computes `op` of these operands, some of which are seen as other tensors.
+    pub(super) fn moving(
+        &mut self,
+        to: &BufView,
+        op: &Op,
+        args: &[Value],
+        seen: &HashMap<Value, BufView>,
+    ) -> Result<(), LowerError> {
+        let (kernel, bases) = self.write(&to.name, |env| {
+            let cx = env.cx();
+            let view =
+                |arg: &Value| seen.get(arg).map_or_else(|| env.view(*arg, false), |view| Ok(env.loads(view)));
+            let views: Vec<View<'_>> = args.iter().map(view).collect::<Result<_, _>>()?;
+            let at = near_request(&cx, to, op.repeats_rows())?;
+            env.store(to, &at, op.tile(&cx, &views, &at)?);
+            Ok(())
+        })?;
         self.launch(kernel, bases, None);
         Ok(())
     }
@@ -157,6 +182,22 @@ fn row_request<'k>(cx: &Cx<'k>, shape: &[Dim], whole: bool, again: bool) -> Resu
     Ok(Request::row(&index, first, cols))
 }
 
+/// Neighbours in memory of a tensor, and the programs that have some each: a part of a row, or of whatever is near.
+fn near_request<'k>(cx: &Cx<'k>, to: &BufView, again: bool) -> Result<Request<'k>, LowerError> {
+    let one = Dim::from(1);
+    let is_near = |axis: &usize| to.strides[*axis] == one && to.shape[*axis] != one;
+    let Some(near) = (0..to.shape.len()).find(is_near).filter(|near| near + 1 < to.shape.len()) else {
+        return row_request(cx, &to.shape, false, again);
+    };
+    let cols = cx.size(&to.shape[near]).map_or(cx.schedule.block, |n| n.clamp(1, cx.schedule.block));
+    let coord = |axis: usize| match axis == near {
+        true => Coord::Cols(cx.program_tile(&to.shape[axis], cols)),
+        false => Coord::At(cx.program(&to.shape[axis])),
+    };
+    let coords = (0..to.shape.len()).map(coord).collect();
+    Ok(Request { coords, rows: 1, cols, limits: Vec::new() })
+}
+
 pub(super) fn add_buf(k: &Build, bases: &RefCell<Vec<usize>>, view: &BufView, access: Access) -> Buf {
     let mut data = buf_data(view, access);
     // What is written are codes; scales are written by themselves.
@@ -227,9 +268,15 @@ impl<'k> Env<'k> {
             Some(_) if !merged => fixed,
             _ => TensorType::new(fixed.dtype, view.shape.iter().cloned()),
         };
+        Ok(View { ty, ..self.loads(&view) })
+    }
+
+    /// A tensor in memory as an operand.
+    fn loads(&self, view: &BufView) -> View<'k> {
         let (cx, loaded) = (self.cx(), view.clone());
         let tile: TileFn<'k> = Rc::new(move |at| Ok(cx.load(&loaded, at)));
-        Ok(View { ty, tile, buffer: Some(view), near: None })
+        let ty = TensorType::new(view.dtype, view.shape.iter().cloned());
+        View { ty, tile, buffer: Some(view.clone()), near: None }
     }
 
     /// The function that computes tiles of a value that is not in memory.

@@ -7,8 +7,10 @@ use eva_ir::dim::Dim;
 use eva_ir::entity::Entity;
 use eva_ir::graph::{Def, ParamKind, Value};
 use eva_ir::lower::{BufView, LowerError, SCALES, ScalesView};
+use eva_ir::ops::Op;
 use eva_ir::scales::Block;
 use eva_ir::types::TensorType;
+use std::collections::HashMap;
 
 impl FnLower<'_> {
     /// Adds a parameter for the scales of each that has any.
@@ -165,6 +167,29 @@ impl FnLower<'_> {
         };
         self.copy(&from.codes(), &to.codes())?;
         self.copy(&from_scales, &to_scales)
+    }
+
+    /// Writes the kernels of a value of 8 bits that is other rows of one in memory: codes are moved as they are, and so are
+    /// their scales, by the op itself.
+    pub(super) fn moved(&mut self, value: Value, op: &Op, args: &[Value]) -> Result<(), LowerError> {
+        let home = self.new_home(value, 0);
+        let ty = self.tensor(value);
+        let scales_of = |view: &BufView, ty: &TensorType| {
+            let scales = view.scales.as_ref();
+            let scales = scales.and_then(|s| s.tensor(&self.fixed_type(ty), &self.scales_shape(ty)));
+            scales.ok_or_else(|| LowerError::new("blocks that share a scale are not whole"))
+        };
+        let (mut codes, mut scales) = (HashMap::new(), HashMap::new());
+        for &arg in args.iter().filter(|&&arg| self.tensor(arg).scales.is_some()) {
+            let view = self.home(arg);
+            scales.insert(arg, scales_of(&view, self.tensor(arg))?);
+            codes.insert(arg, view.codes());
+        }
+        let own = scales_of(&home, ty)?;
+        self.moving(&home.codes(), op, args, &codes)?;
+        self.moving(&own, op, args, &scales)?;
+        self.homes.insert(value, vec![home]);
+        Ok(())
     }
 
     /// The buffer of the scales of an argument, row-major.

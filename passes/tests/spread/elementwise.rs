@@ -251,6 +251,32 @@ fn gathered() {
     agree(&kernel, &[("t", 6), ("v", 0)]);
 }
 
+/// Rows of a tensor by number: several neighbours at once, along the tile's columns or along its rows.
+#[test]
+fn gathered_neighbours() {
+    for (m, dtype) in [(48, DType::Bf16), (53, DType::F32), (40, DType::F8E4M3)] {
+        let k = Build::new("gather_rows");
+        let x = k.buf(BufData { dtype, ..read("x", &[sym("v"), n(m)]) });
+        let rows = k.buf(ints("rows", &[sym("t")]));
+        let y = k.buf(BufData { dtype, ..write("y", &[sym("t"), n(m)]) });
+        let z = k.buf(write("z", &[n(m), sym("t")]));
+        let (t, col, zero) = (k.program(sym("t"), 32) * 32i64, k.program(n(m), 32) * 32i64, k.int(0));
+        let down = k.load(rows, &[t], [Some(0), None], [32, 1], &[]);
+        k.store(
+            y,
+            &[t, col],
+            BOTH,
+            &[],
+            k.gather_tile(x, &[zero, col], [None, Some(1)], [32, 32], &[], (0, down)),
+        );
+        let limit = col + 27i64;
+        let across = k.load(rows, &[t], [None, Some(0)], [1, 32], &[]);
+        let turned = k.gather_tile(x, &[zero, col], [Some(1), None], [32, 32], &[(1, limit)], (0, across));
+        k.store(z, &[col, t], BOTH, &[], turned * 0.5);
+        agree(&k.finish(), &[("t", 37), ("v", 3)]);
+    }
+}
+
 /// What no store sees is not computed: of 16 rows, two.
 #[test]
 fn rows_that_no_store_writes_cost_nothing() {

@@ -181,7 +181,13 @@ impl<'k> Made<'k> {
             })(),
             17 => self.pick(c, pool, ints).map(|index| {
                 let at = [self.program, self.start(c), self.start(c)];
-                k.gather(if c.next(2) == 0 { self.x } else { self.whole }, &at, 1 + c.next(2), index)
+                let (x, along) = (if c.next(2) == 0 { self.x } else { self.whole }, 1 + c.next(2));
+                let ty = index.ty();
+                if ![1, rows].contains(&ty.rows) || ![1, cols].contains(&ty.cols) || c.next(2) == 0 {
+                    return k.gather(x, &at, along, index);
+                }
+                let axes = [[Some(1), Some(2)], [Some(2), Some(1)], [Some(2), None], [None, Some(2)]];
+                k.gather_tile(x, &at, axes[c.next(4)], [rows, cols], &[], (along, index))
             }),
             18 if depth < 2 => {
                 self.fold(c, pool, depth);

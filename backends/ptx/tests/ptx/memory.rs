@@ -44,6 +44,10 @@ fn every_type_at_every_width() {
                 let vector = if dtype.bytes() == 8 { "v2.b64" } else { "v4.b32" };
                 let expected = if bytes == 16 { 6 } else { 0 };
                 assert_eq!(count(&ptx.text, vector), expected, "{}", ptx.text);
+                // What is only moved is neither widened nor rounded.
+                if dtype != DType::F64 {
+                    assert_eq!(count(&ptx.text, "cvt.r"), 0, "{}", ptx.text);
+                }
             }
         }
     }

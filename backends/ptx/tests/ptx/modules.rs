@@ -1,7 +1,7 @@
 //! Whole modules, as the passes make kernels of them: each kernel's PTX does what the kernel means.
 
 use crate::agree::{both, random};
-use crate::gate::pass;
+use crate::gate::{count, pass};
 use eva_ir::dim::Sym;
 use eva_ir::eval::{Array, Sizes};
 use eva_ir::graph::{Func, Module};
@@ -331,6 +331,24 @@ fn @gradient(%x: bf16[g, f], %y: bf16[g, m], %offsets: i32[e + 1]) -> f32[e, f, 
 // ints: offsets = 0 70 70 304
 ";
     case("codes of experts' rows", &module.replace("dim g\n", "dim g = 304\n"));
+}
+
+/// Rows of tokens are moved 16 bytes at a time, as codes or not, and nothing is widened or rounded on the way.
+#[test]
+fn rows_are_moved_in_whole_accesses() {
+    let text = "dim t = 64 dim k = 8 dim m = 7168
+fn @moved(%q: f8e4m3[t, m/128], %x: bf16[t, m], %order: i32[t*k]) -> f8e4m3[t*k, m/128], bf16[t*k, m] {
+  %codes = dispatch %q, %order {k = [k]} : f8e4m3[t*k, m/128]
+  %rows = dispatch %x, %order {k = [k]} : bf16[t*k, m]
+  return %codes, %rows
+}";
+    let plan = compiled(&eva_ir::text::parse(text).unwrap()).unwrap();
+    for (name, accesses) in [("moved.codes", 1), ("moved.rows", 2)] {
+        let kernel = plan.kernels.iter().find(|(_, kernel)| kernel.name == name).unwrap().1;
+        let ptx = pass(kernel).0.text;
+        let words = ["ld.global.nc.v4.b32", "st.global.v4.b32", "st.global", "cvt.r"];
+        assert_eq!(words.map(|word| count(&ptx, word)), [accesses, accesses, accesses, 0], "{ptx}");
+    }
 }
 
 /// The case of latent attention, in bf16 and as wide as tensor cores have it.

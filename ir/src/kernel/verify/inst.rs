@@ -89,7 +89,10 @@ impl<'k> Check<'k> {
                 let (elem, index) = (self.place(place, Access::Read)?, self.ty(*index)?);
                 is_for(&[Elem::I64], index)?;
                 self.has_axis(place.buf, *axis)?;
-                self.gives(*out, RegType { elem, ..index })
+                let ty = self.out(*out)?;
+                let fits = [1, ty.rows].contains(&index.rows) && [1, ty.cols].contains(&index.cols);
+                ensure(fits, || format!("the index {index} does not stretch to the tile {ty}"))?;
+                self.gives(*out, RegType { elem, ..ty })
             }
             Inst::Store { place, value } => {
                 let (elem, value) = (self.place(place, Access::Write)?, self.ty(*value)?);

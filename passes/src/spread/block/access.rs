@@ -58,20 +58,34 @@ pub(super) fn begins_aligned(info: &Info<'_>, at: Reg, dtype: DType) -> bool {
 
 /// How many neighbouring columns one access may have, whatever the layout.
 pub(super) fn width(info: &Info<'_>, place: &Place, ty: RegType) -> usize {
-    width_along(info, place, ty, 1)
+    width_along(info, place, ty, None, 1)
 }
 
-/// How many neighbouring columns (`side` 1) or rows (0) one access may have, whatever the layout.
-fn width_along(info: &Info<'_>, place: &Place, ty: RegType, side: usize) -> usize {
+/// How many neighbouring columns (`side` 1) or rows (0) one access may have, whatever the layout. Those of a gather have the
+/// same shift, along another axis.
+fn width_along(
+    info: &Info<'_>,
+    place: &Place,
+    ty: RegType,
+    gather: Option<(usize, Reg)>,
+    side: usize,
+) -> usize {
     let (data, extents) = (&info.kernel.bufs[place.buf], [ty.rows, ty.cols]);
     let Some(near) = place.axes[side].filter(|_| extents[side] > 1) else { return 1 };
     if data.strides[near].as_const() != Some(1) {
         return 1;
     }
+    if let Some((along, by)) = gather {
+        let by = info.ty(by);
+        if along == near || [by.rows, by.cols][side] > 1 {
+            return 1;
+        }
+    }
     let mut width = (MOST_BYTES / data.dtype.bytes()).min(dim_multiple(&data.offset));
     for (axis, &at) in place.at.iter().enumerate() {
         // A power of two that divides a factor divides the product: the larger one counts.
         let (at, stride) = (multiple(info, at, DEEPEST), dim_multiple(&data.strides[axis]));
+        let at = if gather.is_some_and(|(along, _)| along == axis) { 1 } else { at };
         width = width.min((at * stride).min(MOST_BYTES));
         if place.axes[1 - side] == Some(axis) && extents[1 - side] > 1 {
             width = width.min(stride);
@@ -96,8 +110,8 @@ impl<'k> Spread<'_, 'k> {
         let ty = self.info.ty(out);
         let axes = self.axes([ty.rows, ty.cols]);
         // Neighbouring rows are read together where they are neighbours in memory.
-        let plain = gather.is_none() && self.info.kernel.bufs[place.buf].scaled.is_none();
-        let tall = if plain { width_along(self.info, place, ty, 0).min(axes[0].run()) } else { 1 };
+        let plain = self.info.kernel.bufs[place.buf].scaled.is_none();
+        let tall = if plain { width_along(self.info, place, ty, gather, 0).min(axes[0].run()) } else { 1 };
         let side = usize::from(tall == 1);
         let (index, mut mask, width) = self.access(place, ty, gather, side)?;
         let slots = self.w.slots(index) * width;
@@ -122,7 +136,7 @@ impl<'k> Spread<'_, 'k> {
         }
         let Some(scaled) = &self.info.kernel.bufs[place.buf].scaled else { return Ok(values) };
         let slots = self.family.slots([&axes[0], &axes[1]]);
-        self.scaled(values, scaled, &Codes { place, gather, axes: &axes, slots: &slots, width, mask })
+        self.scaled(values, scaled, &Codes { place, ty, gather, axes: &axes, slots: &slots, width, mask })
     }
 
     /// A tile into memory.
@@ -187,10 +201,10 @@ impl<'k> Spread<'_, 'k> {
         side: usize,
     ) -> Result<(Reg, Option<Reg>, usize)> {
         let axes = self.axes([ty.rows, ty.cols]);
-        let most = if gather.is_some() { 1 } else { width_along(self.info, place, ty, side) };
-        let width = most.min(axes[side].run());
-        let slots = self.family.slots([&axes[0], &axes[1]]).into_iter();
-        let slots: Vec<[usize; 2]> = slots.filter(|slot| slot[side] % width == 0).collect();
+        let width = width_along(self.info, place, ty, gather, side).min(axes[side].run());
+        let slots = self.family.slots([&axes[0], &axes[1]]).into_iter().enumerate();
+        let (firsts, slots): (Vec<usize>, Vec<[usize; 2]>) =
+            slots.filter(|(_, slot)| slot[side] % width == 0).unzip();
         let data = self.info.kernel.bufs[place.buf].clone();
 
         let mut index = self.w.extent(&data.offset);
@@ -227,7 +241,8 @@ impl<'k> Spread<'_, 'k> {
         let elements = self.elements(&axes, &slots);
         mask = self.w.both(mask, elements);
         if let Some((axis, by)) = gather {
-            let by = self.value(by)?;
+            let by = self.shift(by, ty)?;
+            let by = self.w.pick(by, firsts);
             let stride = self.w.extent(&data.strides[axis]);
             let part = self.w.mul(by, stride);
             index = self.w.add(index, part);
@@ -250,6 +265,12 @@ impl<'k> Spread<'_, 'k> {
         }
         let index = self.w.stretch(index, slots.len());
         Ok((index, mask, width))
+    }
+
+    /// By how much each element of a tile of type `ty` is shifted.
+    pub fn shift(&mut self, by: Reg, ty: RegType) -> Result<Reg> {
+        let value = self.value(by)?;
+        Ok(self.stretched(value, self.info.ty(by), RegType { elem: Elem::I64, ..ty }))
     }
 
     /// Whether each access respects an end; one slot if all do or none.

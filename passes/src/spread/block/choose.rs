@@ -122,6 +122,11 @@ impl Tiles {
                     self.width = self.width.max(access::width(info, place, info.ty(*out)));
                     self.turned |= is_turned(info, place, info.ty(*out));
                 }
+                Inst::Gather { out, place, axis, index } => {
+                    let (ty, by) = (info.ty(*out), info.ty(*index));
+                    self.narrow |= info.kernel.bufs[place.buf].dtype.bytes() == 2;
+                    self.turned |= is_turned_by(info, place, ty, (*axis, by));
+                }
                 Inst::Store { place, value } => {
                     self.largest = larger(self.largest, info.ty(*value));
                     let bytes = info.kernel.bufs[place.buf].dtype.bytes();
@@ -136,6 +141,13 @@ impl Tiles {
             }
         }
     }
+}
+
+/// Whether the rows of a tile are neighbours in memory, and its columns are wherever they are shifted to.
+fn is_turned_by(info: &Info<'_>, place: &Place, ty: RegType, (axis, by): (usize, RegType)) -> bool {
+    let ([Some(row), None], [1, cols]) = (place.axes, [by.rows, by.cols]) else { return false };
+    let near = info.kernel.bufs[place.buf].strides[row].as_const() == Some(1);
+    row != axis && near && ty.rows > 1 && cols > 1
 }
 
 /// Whether the rows of a tile are neighbours in memory, and its columns are not.

@@ -9,6 +9,7 @@ use eva_ir::kernel::*;
 /// A load of codes, as it is written.
 pub(super) struct Codes<'a> {
     pub place: &'a Place,
+    pub ty: RegType,
     pub gather: Option<(usize, Reg)>,
     pub axes: &'a [Axis; 2],
     /// Which slot of each axis the slots of the tile are.
@@ -22,7 +23,7 @@ pub(super) struct Codes<'a> {
 impl Spread<'_, '_> {
     /// `values` times their scales.
     pub fn scaled(&mut self, values: Reg, scaled: &Scaled, codes: &Codes<'_>) -> Result<Reg> {
-        let Codes { place, gather, axes, slots, width, mask } = *codes;
+        let Codes { place, ty, gather, axes, slots, width, mask } = *codes;
         // Codes of one access have one scale where no block ends among them.
         let shared = codes.gather.is_none() && scaled.along.iter().all(|axis| self.is_shared(axis, codes));
         let step = if shared { width } else { 1 };
@@ -44,7 +45,7 @@ impl Spread<'_, '_> {
                     }
                 }
                 if let Some((_, by)) = gather.filter(|(along, _)| *along == axis) {
-                    let by = self.value(by)?;
+                    let by = self.shift(by, ty)?;
                     own = self.w.add(own, by);
                 }
                 let steps = self.w.extent(steps);
