@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// How many modules were not assembled, for want of `ptxas`.
 static SKIPPED: AtomicUsize = AtomicUsize::new(0);
+/// How many modules were assembled.
+static FILES: AtomicUsize = AtomicUsize::new(0);
 
 /// What `ptxas` said of a module.
 #[derive(Debug)]
@@ -71,14 +73,16 @@ fn assemble(ptx: &Ptx) -> Option<Assembled> {
     };
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("ptx");
     std::fs::create_dir_all(&folder).unwrap();
-    let (file, cubin) =
-        (folder.join(format!("{}.ptx", ptx.name)), folder.join(format!("{}.cubin", ptx.name)));
+    // Kernels of several tests may have one name.
+    let number = FILES.fetch_add(1, Ordering::Relaxed);
+    let [file, cubin] = ["ptx", "cubin"].map(|end| folder.join(format!("{}.{number}.{end}", ptx.name)));
     std::fs::write(&file, &ptx.text).unwrap();
     let output = Command::new(&ptxas)
         .args(["-arch=sm_90a", "-v", "-o"])
         .args([&cubin, &file])
         .output()
         .unwrap_or_else(|e| panic!("{}: {e}", ptxas.display()));
+    [&file, &cubin].map(|file| drop(std::fs::remove_file(file)));
     let said =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let context = || format!("{}\n{said}\n{}", ptx.name, ptx.text);
