@@ -50,11 +50,7 @@ impl OpDef for AlignOffsets {
 }
 
 /// The entry of this program, and what it is where a block has `rows` rows.
-pub fn start<'k>(
-    cx: &Cx<'k>,
-    offsets: &View<'k>,
-    rows: i64,
-) -> Result<(Request<'k>, Tile<'k>), LowerError> {
+pub fn start<'k>(cx: &Cx<'k>, offsets: &View<'k>, rows: i64) -> Result<(Request<'k>, Tile<'k>), LowerError> {
     let all = &offsets.ty.shape[0];
     let cols = cx.size(all).unwrap_or(usize::MAX).clamp(1, cx.schedule.block);
     let me = cx.program(all);

@@ -102,8 +102,7 @@ pub(super) fn kernel<'k>(
 ) -> Result<(), LowerError> {
     let roles = Roles::of(spec).map_err(LowerError::new)?;
     let (start, tensors) = args.split_last().expect("there are operands");
-    let mut views: Vec<BufView> =
-        tensors.iter().map(|x| x.memory().cloned()).collect::<Result<_, _>>()?;
+    let mut views: Vec<BufView> = tensors.iter().map(|x| x.memory().cloned()).collect::<Result<_, _>>()?;
     let mut specs: Vec<Vec<Axis>> = spec.inputs.clone();
     let mut out = spec.out.clone();
     let types: Vec<&TensorType> = tensors.iter().map(|x| &x.ty).collect();
@@ -140,8 +139,7 @@ pub(super) fn kernel<'k>(
     let (bm, bk) = (fit(&rows, most_rows), in_page(fit(extent(roles.key), most_keys)));
 
     // With narrow values each head has programs of its own, which are enough.
-    if !sums
-        && tensor.is_some_and(|tensor| width > tensor.narrow) && out.last() == Some(&roles.value) {
+    if !sums && tensor.is_some_and(|tensor| width > tensor.narrow) && out.last() == Some(&roles.value) {
         (cx.by_parts)(&Dim::product(spec.out.iter().filter(|&&a| a != roles.value).map(|&a| extent(a))));
     }
 
@@ -225,7 +223,8 @@ pub(super) fn kernel<'k>(
             _ => Coord::At(here(axis).start()),
         };
         let coords = specs[values].iter().map(coord).collect();
-        let v = cx.load_in_page(&views[values], &Request { coords, rows: width, cols: bk, limits: Vec::new() });
+        let v =
+            cx.load_in_page(&views[values], &Request { coords, rows: width, cols: bk, limits: Vec::new() });
         [new_top, total * decay + weights.sum_along(1), (sum * decay).add_dot(weights, v)]
     });
     let at = Request { coords, rows: bm, cols: width, limits: Vec::new() };

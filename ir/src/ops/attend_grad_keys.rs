@@ -39,7 +39,8 @@ impl AttendGradKeys {
     pub fn heads(&self) -> Vec<Vec<Axis>> {
         let roles = Roles::of(&self.spec);
         let heads = roles.map(|roles| self.own_heads(&roles)).unwrap_or_default();
-        let lacks = |i: usize| heads.iter().copied().filter(|head| !self.spec.inputs[i].contains(head)).collect();
+        let lacks =
+            |i: usize| heads.iter().copied().filter(|head| !self.spec.inputs[i].contains(head)).collect();
         self.operands().into_iter().map(lacks).collect()
     }
 
@@ -69,7 +70,8 @@ impl OpDef for AttendGradKeys {
 
     fn eval(&self, sizes: &Sizes, args: &[&Array]) -> Vec<Array> {
         let n = self.spec.inputs.len();
-        let [p, ds] = grad::weights(&self.spec, self.scale, sizes, args, [args[n + 1], args[n + 2], args[n + 3]]);
+        let [p, ds] =
+            grad::weights(&self.spec, self.scale, sizes, args, [args[n + 1], args[n + 2], args[n + 3]]);
         let axes = Roles::of(&self.spec).expect("the type rule has checked it").scores();
         let of = |(i, heads): (usize, Vec<Axis>)| {
             let out = [&heads, &self.spec.inputs[i][..]].concat();
@@ -95,7 +97,8 @@ impl OpDef for AttendGradKeys {
     fn kernel<'k>(&self, cx: &Cx<'k>, args: &[View<'k>]) -> Result<(), LowerError> {
         let o = Operands::new(cx, &self.spec, self.scale, args)?;
         let (n, roles) = (self.spec.inputs.len(), &o.roles);
-        let ([bk, bm], tensor) = o.tile([roles.key, roles.query], |tensor| tensor.grad_keys, o.widths.iter().sum());
+        let ([bk, bm], tensor) =
+            o.tile([roles.key, roles.query], |tensor| tensor.grad_keys, o.widths.iter().sum());
 
         let own = self.own_heads(roles);
         let mut at = At(vec![None; o.extents.len()]);

@@ -42,7 +42,8 @@ impl OpDef for AttendGradQueries {
 
     fn eval(&self, sizes: &Sizes, args: &[&Array]) -> Vec<Array> {
         let n = self.spec.inputs.len();
-        let [_, ds] = grad::weights(&self.spec, self.scale, sizes, args, [args[n + 1], args[n + 2], args[n + 3]]);
+        let [_, ds] =
+            grad::weights(&self.spec, self.scale, sizes, args, [args[n + 1], args[n + 2], args[n + 3]]);
         let axes = roles::Roles::of(&self.spec).expect("the type rule has checked it").scores();
         let pairs = self.spec.inputs.chunks_exact(2).zip(args.chunks_exact(2));
         let of = |(pair, args): (&[Vec<_>], &[&Array])| {

@@ -1,14 +1,14 @@
 //! `cache_write`: new tokens into a cache.
 
 use super::check;
+use super::take_rows::{TakeRows, put_rows};
 use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
-use crate::scales::Block;
 use crate::poly::Amount;
+use crate::scales::Block;
 use crate::types::{TensorType, Type};
 use crate::vjp::{Shares, Vjp};
-use super::take_rows::{TakeRows, put_rows};
 
 op! {
     /// `cache[b, t, …]` with rows `start[b] .. start[b] + s` of its axis 1 replaced by `new[b, s, …]`; rows that would

@@ -65,4 +65,3 @@ impl OpDef for Cast {
         })
     }
 }
-

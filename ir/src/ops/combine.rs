@@ -1,16 +1,16 @@
 //! `combine`: the weighted sum of what a token's experts gave.
 
 use super::{check, rows};
+use super::{dispatch::Dispatch, embedding::Embedding, invert::Invert, sum::Sum};
+use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
 use crate::kernel::build::Tile;
 use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
+use crate::types::DType;
 use crate::types::{TensorType, Type};
 use crate::vjp::{Shares, Vjp};
-use super::{dispatch::Dispatch, embedding::Embedding, invert::Invert, sum::Sum};
-use crate::dim::Dim;
-use crate::types::DType;
 
 op! {
     /// Row `t` is `Σ_j weight[t, j] · rows[position[t, j]]`, with the positions of `sort_by_expert`.

@@ -1,6 +1,8 @@
 //! `concat`: tensors one after another along an axis.
 
+use super::slice::Slice;
 use super::{check, rows};
+use crate::attr::Range;
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
 use crate::kernel::build::Tile;
@@ -9,8 +11,6 @@ use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
 use crate::vjp::{Shares, Vjp};
-use super::slice::Slice;
-use crate::attr::Range;
 
 op! {
     /// The operands one after another along `axis`.

@@ -1,20 +1,20 @@
 //! `dispatch`: each token's row once for each of its experts.
 
 use super::{check, rows};
+use super::{combine::Combine, get::Get, invert::Invert};
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
+use crate::graph::{Def, Value};
 use crate::kernel::build::Tile;
 use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
+use crate::ops::Op;
 use crate::poly::Amount;
 use crate::scales::Block;
-use crate::types::{TensorType, Type};
-use crate::vjp::{Shares, Vjp};
-use super::{combine::Combine, get::Get, invert::Invert};
-use crate::graph::{Def, Value};
-use crate::ops::Op;
 use crate::types::DType;
+use crate::types::{TensorType, Type};
 use crate::vjp::NoGradient;
+use crate::vjp::{Shares, Vjp};
 
 op! {
     /// Row `g` is `x[order[g] / k]`: the rows of `x[t, m]` in the order of `sort_by_expert`. Of 8-bit floats, where each row

@@ -67,7 +67,11 @@ pub(super) fn extents(spec: &Spec, args: &[&TensorType]) -> Result<Vec<Dim>, Typ
 
 /// Checks that operands can be multiplied, and gives the result's element type: theirs, or `f32` for two of 8 bits or of `tf32`.
 /// Of the axis `chosen`, if there is one, each term has one index.
-pub(super) fn product_dtype(spec: &Spec, args: &[&TensorType], chosen: Option<Axis>) -> Result<DType, TypeError> {
+pub(super) fn product_dtype(
+    spec: &Spec,
+    args: &[&TensorType],
+    chosen: Option<Axis>,
+) -> Result<DType, TypeError> {
     match args {
         [x, y] if x.dtype.is_f8() || y.dtype.is_f8() => scaled::product(spec, [x, y], chosen),
         [x, y] if x.dtype == DType::Tf32 && y.dtype == DType::Tf32 => Ok(DType::F32),
@@ -84,7 +88,9 @@ pub(super) fn same_dtype(args: &[&TensorType]) -> Result<DType, TypeError> {
         super::pointwise::float("einsum", ty).map_err(|e| e.at(i))?;
         if ty.dtype != args[0].dtype {
             let error = TypeError::new(format!("cannot multiply {} by {}", args[0].dtype, ty.dtype)).at(i);
-            return Err(error.help(format!("cast one side: `.cast({})`", args[0].dtype.name().to_uppercase())));
+            return Err(
+                error.help(format!("cast one side: `.cast({})`", args[0].dtype.name().to_uppercase()))
+            );
         }
     }
     Ok(args[0].dtype)
@@ -96,11 +102,15 @@ impl OpDef for Einsum {
         let mut seen = vec![false; self.spec.axes()];
         for &axis in &self.spec.out {
             if std::mem::replace(&mut seen[axis as usize], true) {
-                return Err(TypeError::new(format!("axis `{}` is twice in the result", self.spec.letter(axis))));
+                return Err(TypeError::new(format!(
+                    "axis `{}` is twice in the result",
+                    self.spec.letter(axis)
+                )));
             }
         }
         for (i, axes) in self.spec.inputs.iter().enumerate() {
-            if let Some(axis) = (0..axes.len()).find_map(|j| axes[..j].contains(&axes[j]).then_some(axes[j])) {
+            if let Some(axis) = (0..axes.len()).find_map(|j| axes[..j].contains(&axes[j]).then_some(axes[j]))
+            {
                 let message = format!("axis `{}` is twice in one operand", self.spec.letter(axis));
                 return Err(TypeError::new(message).at(i));
             }
@@ -135,8 +145,10 @@ impl OpDef for Einsum {
             }
             steps
         };
-        let steps: Vec<Vec<usize>> = self.spec.inputs.iter().zip(args).map(|(axes, arg)| step(axes, arg)).collect();
-        let summed: Vec<usize> = (0..extent.len()).filter(|&axis| !self.spec.out.contains(&(axis as Axis))).collect();
+        let steps: Vec<Vec<usize>> =
+            self.spec.inputs.iter().zip(args).map(|(axes, arg)| step(axes, arg)).collect();
+        let summed: Vec<usize> =
+            (0..extent.len()).filter(|&axis| !self.spec.out.contains(&(axis as Axis))).collect();
         let terms: usize = summed.iter().map(|&axis| extent[axis]).product();
         let shape: Vec<usize> = self.spec.out.iter().map(|&axis| extent[axis as usize]).collect();
         vec![Array::from_fn(&shape, |index| {
@@ -206,9 +218,10 @@ impl OpDef for Einsum {
         };
         let coords: Option<Vec<Coord<'k>>> = axes.iter().map(|axis| Some(at.coords[place(axis)?])).collect();
         let coords = coords.ok_or_else(|| LowerError::new("a sum has loops of its own"))?;
-        let limits = at.limits.iter().filter_map(|&(axis, end)| {
-            Some((axes.iter().position(|own| *own == self.spec.out[axis])?, end))
-        });
+        let limits = at
+            .limits
+            .iter()
+            .filter_map(|&(axis, end)| Some((axes.iter().position(|own| *own == self.spec.out[axis])?, end)));
         x.at(&Request { limits: limits.collect(), ..at.with_coords(coords) })
     }
 
@@ -217,7 +230,9 @@ impl OpDef for Einsum {
             [x] if x.ty.scales.is_some() => scaled::transpose(cx, &self.spec, x),
             [x] => product::one(cx, &self.spec, x),
             [x, y] => product::two(cx, &self.spec, x, y),
-            _ => Err(LowerError::new("a contraction of more than two operands is taken apart before lowering")),
+            _ => {
+                Err(LowerError::new("a contraction of more than two operands is taken apart before lowering"))
+            }
         }
     }
 }

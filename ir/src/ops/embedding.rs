@@ -1,6 +1,8 @@
 //! `embedding`: rows of a table.
 
 use super::{check, rows};
+use super::{get::Get, segment_sum::SegmentSum, sort_by_expert::SortByExpert};
+use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
 use crate::kernel::build::Tile;
 use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
@@ -8,8 +10,6 @@ use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
 use crate::vjp::{Shares, Vjp};
-use super::{get::Get, segment_sum::SegmentSum, sort_by_expert::SortByExpert};
-use crate::dim::Dim;
 
 op! {
     /// The row of `table[w, m]` that each of `ids` names; zeros for an id that is not in `0 .. w`.

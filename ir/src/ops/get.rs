@@ -16,7 +16,8 @@ op! {
 impl OpDef for Get {
     /// Only reached where the operand is no tuple: [`crate::graph::op_type`] answers for those that are.
     fn infer(&self, args: &[&TensorType]) -> Result<Type, TypeError> {
-        Err(TypeError::new(format!("`get` takes a part of a tuple, but this is the tensor {}", args[0])).at(0))
+        Err(TypeError::new(format!("`get` takes a part of a tuple, but this is the tensor {}", args[0]))
+            .at(0))
     }
 
     /// Only reached through [`crate::eval`], which hands over the part itself.

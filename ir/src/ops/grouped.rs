@@ -236,7 +236,8 @@ impl<'k> Programs<'k> {
                     let is_reached = |i: usize| {
                         let first = expert + (i * part) as i64;
                         let reached = start(first).le(place);
-                        let reached = if is_short { reached.and(first.lt(cx.k.int(experts as i64))) } else { reached };
+                        let reached =
+                            if is_short { reached.and(first.lt(cx.k.int(experts as i64))) } else { reached };
                         reached.cast(Elem::I64)
                     };
                     let later = (1..left.div_ceil(part)).map(is_reached).reduce(|a, b| a + b);

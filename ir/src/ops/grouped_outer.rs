@@ -75,7 +75,8 @@ impl GroupedOuter {
         let places = [row, col].map(|first| From { first, other: &other, end: None });
         let parts = codes::product(cx, cut, (Some(base), end - base), [&left, &right], places);
         let emit = |([top, first], sum): ([usize; 2], Tile<'k>)| {
-            let coords = vec![Coord::At(expert), Coord::Rows(row + top as i64), Coord::Cols(col + first as i64)];
+            let coords =
+                vec![Coord::At(expert), Coord::Rows(row + top as i64), Coord::Cols(col + first as i64)];
             cx.emit(&Request { coords, rows: cut.tall, cols: cut.part, limits: Vec::new() }, sum)
         };
         Some(parts.into_iter().try_for_each(emit))
@@ -203,7 +204,8 @@ impl OpDef for GroupedOuter {
             });
             cx.k.fold(steps.min(cx.k.int(2)), sum, |i, [sum]| {
                 let term = from + i * (steps - 1i64) * bk as i64;
-                let own = base.le(term + cx.k.iota(1, bk)).select(side(left, row, bm, term, true), cx.k.float(0.0));
+                let own =
+                    base.le(term + cx.k.iota(1, bk)).select(side(left, row, bm, term, true), cx.k.float(0.0));
                 [sum.add_dot(own, side(right, col, bn, term, false))]
             })
         } else if tensor.is_some() {

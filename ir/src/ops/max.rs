@@ -1,14 +1,14 @@
 //! `max`: the largest element along an axis.
 
 use super::reduce::{self, Fold};
+use super::{offset::Offset, step::Step, sum::Sum};
+use crate::attr::Real;
 use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
 use crate::vjp::{Shares, Vjp};
-use super::{offset::Offset, step::Step, sum::Sum};
-use crate::attr::Real;
 
 op! {
     /// The largest element along `axis`, which stays with extent 1.

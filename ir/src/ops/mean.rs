@@ -1,13 +1,13 @@
 //! `mean`: the mean along an axis.
 
 use super::reduce::{self, Fold};
+use super::sum::Sum;
 use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
 use crate::vjp::{Shares, Vjp};
-use super::sum::Sum;
 
 op! {
     /// The mean along `axis`, which stays with extent 1.

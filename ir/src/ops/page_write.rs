@@ -38,7 +38,9 @@ impl OpDef for PageWrite {
         paged("page_write", pool, table, 2)?;
         check::same_dtype(["pool", "new rows"], pool, new, 1)?;
         if pool.rank() != new.rank() || pool.shape[2..] != new.shape[2..] {
-            return Err(TypeError::new(format!("the new rows {new} do not fit {pool} but for axes 0 and 1")).at(1));
+            return Err(
+                TypeError::new(format!("the new rows {new} do not fit {pool} but for axes 0 and 1")).at(1)
+            );
         }
         check::extent(&table.shape[0], &new.shape[0], 2, "the batch of the new rows")?;
         check::ints("page_write", "start", start, 3)?;
@@ -54,7 +56,9 @@ impl OpDef for PageWrite {
         for seq in 0..new.shape[0] {
             for i in 0..new.shape[1] {
                 let token = start.data[seq] + i as f64;
-                let Some([page, row]) = place(table, seq, token, pool.shape[0], pool.shape[1]) else { continue };
+                let Some([page, row]) = place(table, seq, token, pool.shape[0], pool.shape[1]) else {
+                    continue;
+                };
                 let (to, from) = ((page * pool.shape[1] + row) * width, (seq * new.shape[1] + i) * width);
                 pool.data[to..to + width].copy_from_slice(&new.data[from..from + width]);
             }
@@ -81,18 +85,16 @@ impl OpDef for PageWrite {
         let mut index = cx.programs(leading);
         let whole = cx.size(last) == Some(cols);
         let first = if whole { cx.k.int(0) } else { cx.program_tile(last, cols) };
-        let at = if single {
-            Request::element(&[index[0], first])
-        } else {
-            Request::row(&index, first, cols)
-        };
+        let at =
+            if single { Request::element(&[index[0], first]) } else { Request::row(&index, first, cols) };
         let rows = new.at(&at)?;
 
         let start = start.at(&Request::element(&index[..1]))?;
         index.push(first);
         let token = index[1] + start;
         let entry = token / page;
-        let number = table.at(&Request { coords: vec![Coord::At(index[0]), Coord::At(entry)], ..Request::element(&[]) })?;
+        let number = table
+            .at(&Request { coords: vec![Coord::At(index[0]), Coord::At(entry)], ..Request::element(&[]) })?;
         let none = cx.k.int(-1);
         let number = entry.lt(cx.extent(&table.ty.shape[1])).select(number, none);
         let number = cx.k.int(0).le(token).select(number, none);

@@ -82,7 +82,13 @@ fn clamp<'k>(y: Tile<'k>, largest: f64) -> Tile<'k> {
 }
 
 /// The scales of blocks whose largest magnitudes are `amax`, a tile of this shape.
-pub(super) fn scale_of<'k>(amax: Tile<'k>, shape: [usize; 2], to: DType, encoding: Encoding, least: f64) -> Tile<'k> {
+pub(super) fn scale_of<'k>(
+    amax: Tile<'k>,
+    shape: [usize; 2],
+    to: DType,
+    encoding: Encoding,
+    least: f64,
+) -> Tile<'k> {
     let k = amax.build();
     let most = amax.max(k.full(shape, f64::from(least as f32)));
     let scale = (most / k.full(shape, f64::from(largest(to)))).single();
@@ -112,7 +118,8 @@ impl Quantize {
             Block::Whole => u32::try_from(length).ok()?,
             Block::Each => return None,
         };
-        let whole = length > 0 && length % i64::from(n) == 0 && leading.iter().all(|block| *block == Block::Each);
+        let whole =
+            length > 0 && length % i64::from(n) == 0 && leading.iter().all(|block| *block == Block::Each);
         whole.then_some(n as usize)
     }
 
@@ -149,7 +156,10 @@ impl Quantize {
     fn blocks(&self, ty: &TensorType) -> Result<Scales, TypeError> {
         let Some(encoding) = Encoding::by_name(self.scales.as_str()) else {
             let names = Encoding::ALL.map(Encoding::name).join(", ");
-            return Err(TypeError::new(format!("`scales` is one of {names}, not `{}`", self.scales.as_str())));
+            return Err(TypeError::new(format!(
+                "`scales` is one of {names}, not `{}`",
+                self.scales.as_str()
+            )));
         };
         if self.per.0.len() != ty.rank() {
             let message = format!("`per` has {} entries, but {ty} has {} axes", self.per.0.len(), ty.rank());
@@ -162,7 +172,9 @@ impl Quantize {
                 Some(Ok(n)) if n > 1 => Block::Of(n),
                 None if per == dim => Block::Whole,
                 _ => {
-                    let message = format!("{per} neighbours that share a scale are neither a number nor a whole axis of {ty}");
+                    let message = format!(
+                        "{per} neighbours that share a scale are neither a number nor a whole axis of {ty}"
+                    );
                     return Err(TypeError::new(message).at(0));
                 }
             });
@@ -181,7 +193,13 @@ impl OpDef for Quantize {
     fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
         let x = args[0];
         // How many of an axis share a scale: the type rule has seen to it that what is no number is the extent.
-        let per: Vec<usize> = self.per.0.iter().zip(&x.shape).map(|(per, &n)| per.as_const().map_or(n, |n| n as usize)).collect();
+        let per: Vec<usize> = self
+            .per
+            .0
+            .iter()
+            .zip(&x.shape)
+            .map(|(per, &n)| per.as_const().map_or(n, |n| n as usize))
+            .collect();
         let block = |index: &[usize]| -> Vec<usize> { index.iter().zip(&per).map(|(i, n)| i / n).collect() };
         let mut amax = std::collections::HashMap::<Vec<usize>, f32>::new();
         let _ = Array::from_fn(&x.shape, |index| {
@@ -288,7 +306,8 @@ impl<'k> Blocks<'_, 'k> {
                     AxisOf { first: number * n as i64, number, tile, tiles }
                 }
                 Block::Whole => {
-                    let tile = if axis == last { fixed.map_or(most, |n| n.clamp(1, cx.schedule.row)) } else { 1 };
+                    let tile =
+                        if axis == last { fixed.map_or(most, |n| n.clamp(1, cx.schedule.row)) } else { 1 };
                     let zero = cx.k.int(0);
                     let tiles = (fixed != Some(tile)).then(|| cx.extent(&shape[axis]).div_ceil(tile as i64));
                     AxisOf { first: zero, number: zero, tile, tiles }

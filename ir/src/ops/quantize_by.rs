@@ -39,9 +39,10 @@ impl OpDef for QuantizeBy {
     fn eval(&self, _: &Sizes, args: &[&Array]) -> Vec<Array> {
         let encoding = crate::scales::Encoding::F32;
         let scale = quantize::scale(args[1].data[0] as f32, self.to, encoding, self.least.get() as f32);
-        vec![args[0].map(|x| {
-            codes::decode(self.to, quantize::code(x as f32, scale, self.to)) * f64::from(scale)
-        })]
+        vec![
+            args[0]
+                .map(|x| codes::decode(self.to, quantize::code(x as f32, scale, self.to)) * f64::from(scale)),
+        ]
     }
 
     /// Straight through: as if nothing had been rounded.
@@ -67,7 +68,11 @@ impl OpDef for QuantizeBy {
             Some((last, leading)) => {
                 let mut programs = cx.programs(leading);
                 let cols = cx.size(last).unwrap_or(usize::MAX).clamp(1, cx.schedule.block);
-                let block = if cx.size(last) == Some(cols) { cx.k.int(0) } else { cx.k.program(last.clone(), cols as i64) };
+                let block = if cx.size(last) == Some(cols) {
+                    cx.k.int(0)
+                } else {
+                    cx.k.program(last.clone(), cols as i64)
+                };
                 let at = Request::row(&programs, block * cols as i64, cols);
                 programs.push(block);
                 (at, programs)

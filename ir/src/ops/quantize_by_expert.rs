@@ -49,7 +49,10 @@ impl OpDef for QuantizeByExpert {
         check_numbers("quantize_by_expert", self.to, self.least)?;
         let Some(encoding) = Encoding::by_name(self.scales.as_str()) else {
             let names = Encoding::ALL.map(Encoding::name).join(", ");
-            return Err(TypeError::new(format!("`scales` is one of {names}, not `{}`", self.scales.as_str())));
+            return Err(TypeError::new(format!(
+                "`scales` is one of {names}, not `{}`",
+                self.scales.as_str()
+            )));
         };
         let Some(rows) = u32::try_from(self.rows).ok().filter(|rows| *rows > 1) else {
             return Err(TypeError::new(format!("`rows` is {}, but should be at least 2", self.rows)));

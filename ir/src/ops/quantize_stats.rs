@@ -74,23 +74,24 @@ impl OpDef for QuantizeStats {
         let limit = limit.at(&Request::element(&[]))?;
         let walk = Walk::over(cx, last);
         let (zero, one) = (cx.k.float(0.0), cx.k.float(1.0));
-        let parts = walk.fold([zero; PARTS], |first, counted, [amax, nonzero, under, over, error, square]| {
-            let at = Request::row(&index, first, walk.cols);
-            let (x, y) = (x.at(&at)?, rounded.at(&at)?);
-            let size = zero.max(x.max(-x));
-            let not_zero = zero.lt(size);
-            let sum = |x: Tile<'k>| keep(counted, x, 0.0).sum_along(1);
-            let count = |holds: Tile<'k>| sum(holds.select(one, zero));
-            let off = x - y;
-            Ok([
-                amax.max(keep(counted, size, 0.0).max_along(1)),
-                nonzero + count(not_zero),
-                under + count(not_zero.and(y.equals(zero))),
-                over + count(limit.lt(size)),
-                error + sum(off * off),
-                square + sum(x * x),
-            ])
-        })?;
+        let parts =
+            walk.fold([zero; PARTS], |first, counted, [amax, nonzero, under, over, error, square]| {
+                let at = Request::row(&index, first, walk.cols);
+                let (x, y) = (x.at(&at)?, rounded.at(&at)?);
+                let size = zero.max(x.max(-x));
+                let not_zero = zero.lt(size);
+                let sum = |x: Tile<'k>| keep(counted, x, 0.0).sum_along(1);
+                let count = |holds: Tile<'k>| sum(holds.select(one, zero));
+                let off = x - y;
+                Ok([
+                    amax.max(keep(counted, size, 0.0).max_along(1)),
+                    nonzero + count(not_zero),
+                    under + count(not_zero.and(y.equals(zero))),
+                    over + count(limit.lt(size)),
+                    error + sum(off * off),
+                    square + sum(x * x),
+                ])
+            })?;
         for (i, part) in parts.into_iter().enumerate() {
             let mut at = Request::element(&index);
             at.coords.push(Coord::At(cx.k.int(i as i64)));

@@ -1,12 +1,12 @@
 //! `rms_norm`: root-mean-square normalization.
 
+use super::{mean::Mean, offset::Offset, rsqrt::Rsqrt};
 use crate::attr::Real;
 use crate::eval::{Array, Sizes};
 use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
 use crate::vjp::{Shares, Vjp};
-use super::{mean::Mean, offset::Offset, rsqrt::Rsqrt};
 
 op! {
     /// Root-mean-square normalization over the last axis (Zhang and Sennrich 2019): `x / √(mean(x²) + eps) · gain`.
@@ -24,8 +24,11 @@ impl OpDef for RmsNorm {
             return Err(TypeError::new(format!("the gain {gain} does not fit the last axis of {x}")).at(1));
         }
         if x.dtype != gain.dtype {
-            let error = TypeError::new(format!("the gain has {} elements but the input {}", gain.dtype, x.dtype));
-            return Err(error.at(1).help(format!("cast one side: `.cast({})`", x.dtype.name().to_uppercase())));
+            let error =
+                TypeError::new(format!("the gain has {} elements but the input {}", gain.dtype, x.dtype));
+            return Err(error
+                .at(1)
+                .help(format!("cast one side: `.cast({})`", x.dtype.name().to_uppercase())));
         }
         Ok((*x).clone().into())
     }

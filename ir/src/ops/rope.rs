@@ -1,6 +1,7 @@
 //! `rope`: rotary position embedding.
 
 use super::check::{self, Pairs};
+use super::rope_transpose::RopeTranspose;
 use super::rows;
 use crate::attr::Word;
 use crate::eval::{Array, Sizes};
@@ -10,7 +11,6 @@ use crate::lower::{Coord, Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
 use crate::vjp::{Shares, Vjp};
-use super::rope_transpose::RopeTranspose;
 
 op! {
     /// Rotary position embedding (Su et al. 2021): every pair of columns turned by its token's angle.

@@ -1,5 +1,6 @@
 //! `rope_transpose`: a rotation undone.
 
+use super::rope::{Rope, turn, turned};
 use crate::attr::Word;
 use crate::eval::{Array, Sizes};
 use crate::kernel::build::Tile;
@@ -7,7 +8,6 @@ use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
 use crate::vjp::{Shares, Vjp};
-use super::rope::{Rope, turn, turned};
 
 op! {
     /// The transposition of `rope`: `x[b, s, …, p]` times the cosine row of `table[b, s, 2, p]`, plus partners exchanged
@@ -46,4 +46,3 @@ impl OpDef for RopeTranspose {
         turn(&self.pairs, true, cx, args, at)
     }
 }
-

@@ -1,16 +1,16 @@
 //! `slice`: some neighbours along one axis.
 
+use super::concat::Concat;
 use crate::attr::Range;
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
+use crate::graph::Value;
 use crate::lower::{BufView, Lowering};
 use crate::op::{OpDef, TypeError, op};
 use crate::scales::{Block, may_be_whole};
 use crate::types::{TensorType, Type};
-use crate::vjp::{Shares, Vjp};
-use super::concat::Concat;
-use crate::graph::Value;
 use crate::vjp::gradient_type;
+use crate::vjp::{Shares, Vjp};
 
 op! {
     /// The elements `range.start .. range.end` along `axis`.
@@ -36,7 +36,10 @@ impl OpDef for Slice {
         // What is left before, inside and after must be a sum of extents, none of them subtracted.
         let negative = |dim: &Dim| dim.terms().any(|(_, n)| n < 0);
         if negative(start) || negative(&len) || len.as_const() == Some(0) || negative(&(extent - end)) {
-            return Err(TypeError::new(format!("{start}..{end} is not a part of axis {axis}, which is {extent}")).at(0));
+            return Err(TypeError::new(format!(
+                "{start}..{end} is not a part of axis {axis}, which is {extent}"
+            ))
+            .at(0));
         }
         if let Some(Block::Of(n)) = args[0].block(axis) {
             // A block that is cut would need a scale on either side; the last one may be short.

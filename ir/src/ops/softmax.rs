@@ -1,15 +1,15 @@
 //! `softmax`: weights that add up to 1.
 
 use super::rows::{Walk, keep};
+use super::sum::Sum;
 use crate::eval::{Array, Sizes};
+use crate::graph::Value;
 use crate::kernel::build::Tile;
 use crate::lower::{Cx, LowerError, Lowering, Request, View};
 use crate::op::{OpDef, TypeError, op};
 use crate::types::{TensorType, Type};
-use crate::vjp::{Shares, Vjp};
-use super::sum::Sum;
-use crate::graph::Value;
 use crate::vjp::NoGradient;
+use crate::vjp::{Shares, Vjp};
 
 op! {
     /// `exp(x)` divided by its sum along the last axis, computed so that nothing overflows.

@@ -1,5 +1,6 @@
 //! `take_row`: one token of each sequence.
 
+use super::take_rows::put_rows;
 use super::{check, rows};
 use crate::eval::{Array, Sizes};
 use crate::kernel::build::Tile;
@@ -8,7 +9,6 @@ use crate::op::{OpDef, TypeError, op};
 use crate::poly::Amount;
 use crate::types::{TensorType, Type};
 use crate::vjp::{Shares, Vjp};
-use super::take_rows::put_rows;
 
 op! {
     /// `x[i, at[i], …]` for each `i`: one token of each sequence; zeros where `at[i]` is not in `0 .. s`.

@@ -4,9 +4,9 @@ use super::roles::{self, Roles};
 use crate::attr::{Axis, Real, Spec};
 use crate::dim::Dim;
 use crate::eval::{Array, Sizes};
+use crate::graph::Value;
 use crate::kernel::build::Tile;
 use crate::lower::{BufView, Coord, Cx, LowerError, Request, View};
-use crate::graph::Value;
 use crate::op::TypeError;
 use crate::ops::attend_grad_keys::AttendGradKeys;
 use crate::ops::attend_grad_queries::AttendGradQueries;
@@ -26,7 +26,8 @@ pub fn operands(
 ) -> Result<(DType, Vec<Dim>, Roles), TypeError> {
     let (dtype, extents, roles) = roles::operands(spec, args)?;
     let first = spec.inputs.len() + 1;
-    let shape = |axes: &[Axis]| -> Shape { axes.iter().map(|&axis| extents[axis as usize].clone()).collect() };
+    let shape =
+        |axes: &[Axis]| -> Shape { axes.iter().map(|&axis| extents[axis as usize].clone()).collect() };
     if args.len() != first + sums.len() + 1 {
         let (n, m) = (first + sums.len() + 1, args.len());
         return Err(TypeError::new(format!("`{op}` with \"{spec}\" takes {n} operands, not {m}")));
@@ -184,7 +185,8 @@ impl<'a, 'k> Operands<'a, 'k> {
         let cx = self.cx;
         let views: Vec<&BufView> = self.views.iter().map(|(_, view)| view).collect();
         // All sums are in registers at the same time.
-        let tensor = cx.schedule.tensor_of(&views).filter(|schedule| columns <= schedule.grad_columns).map(tensor);
+        let tensor =
+            cx.schedule.tensor_of(&views).filter(|schedule| columns <= schedule.grad_columns).map(tensor);
         let fit = |axis: Axis, most: usize| match tensor {
             Some(_) => most,
             None => cx.size(self.extent(axis)).map_or(most, |n| n.clamp(1, most)),

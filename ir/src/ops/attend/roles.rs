@@ -102,12 +102,14 @@ pub fn flops<N: Amount>(spec: &Spec, args: &[&TensorType], size: &dyn Fn(&Tensor
     let zero = || [N::from(0.0), N::from(0.0)];
     let Ok(extents) = extents(spec, &args[..spec.inputs.len()]) else { return zero() };
     // No more keys than new tokens: none came before them, and each sees half of them or so.
-    let half = Roles::of(spec).is_ok_and(|roles| extents[roles.query as usize] == extents[roles.key as usize]);
+    let half =
+        Roles::of(spec).is_ok_and(|roles| extents[roles.query as usize] == extents[roles.key as usize]);
     let product = |axes: &[Axis]| {
         let mut all = axes.to_vec();
         all.sort();
         all.dedup();
-        N::from(if half { 1.0 } else { 2.0 }) * size(&args[0].with_shape(all.iter().map(|&a| extents[a as usize].clone())))
+        N::from(if half { 1.0 } else { 2.0 })
+            * size(&args[0].with_shape(all.iter().map(|&a| extents[a as usize].clone())))
     };
     let (values, pairs) = spec.inputs.split_last().expect("there are operands");
     let scores = pairs.chunks(2).fold(N::from(0.0), |sum, pair| sum + product(&pair.concat()));

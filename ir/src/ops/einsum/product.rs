@@ -4,8 +4,8 @@ use super::codes::{self, From, Operand};
 use crate::attr::{Axis, Spec};
 use crate::dim::Dim;
 use crate::kernel::build::Tile;
-use crate::ops::rows::try_fold;
 use crate::lower::{BufView, Coord, Cx, FewRows, LowerError, Request, View};
+use crate::ops::rows::try_fold;
 
 /// What is added to the tile that it is given, where loops are.
 type Add<'a, 'k> = dyn FnMut(&mut Vec<(Axis, Tile<'k>)>, Tile<'k>) -> Result<Tile<'k>, LowerError> + 'a;
@@ -27,7 +27,8 @@ struct Plan {
 /// that is summed it reads several indices at once, where the schedule says so, and it transposes several rows.
 pub fn one<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>) -> Result<(), LowerError> {
     let axes = &spec.inputs[0];
-    let extent = |axis: Axis| &x.ty.shape[axes.iter().position(|&a| a == axis).expect("an axis is in its operand")];
+    let extent =
+        |axis: Axis| &x.ty.shape[axes.iter().position(|&a| a == axis).expect("an axis is in its operand")];
     let mut summed: Vec<Axis> = axes.iter().copied().filter(|a| !spec.out.contains(a)).collect();
     let mut coords: Vec<Option<Coord<'k>>> = vec![None; spec.axes()];
     let mut out = Vec::new();
@@ -40,7 +41,9 @@ pub fn one<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>) -> Result<(), LowerError>
         None if summed.is_empty() => (None, [1, cx.schedule.block]),
         None => (None, cx.schedule.sums),
     };
-    let lines = across.map_or(1, |place| cx.size(extent(spec.out[place])).unwrap_or(usize::MAX).clamp(1, cx.schedule.turned));
+    let lines = across.map_or(1, |place| {
+        cx.size(extent(spec.out[place])).unwrap_or(usize::MAX).clamp(1, cx.schedule.turned)
+    });
     let cols = spec.out.last().map_or(1, |&axis| cx.size(extent(axis)).map_or(block, |n| n.min(block)));
     for (i, &axis) in spec.out.iter().enumerate() {
         let coord = if i + 1 == spec.out.len() {
@@ -65,7 +68,9 @@ pub fn one<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>) -> Result<(), LowerError>
     let inner = if rows > 1 { summed.pop() } else { None };
     let zero = cx.k.full([if inner.is_some() { rows } else { 1 }, cols], 0.0);
     let sum = match inner {
-        None => sum_over(cx, &summed, &of, zero, &mut Vec::new(), &mut |index, acc| Ok(acc + x.at(&request(index))?))?,
+        None => sum_over(cx, &summed, &of, zero, &mut Vec::new(), &mut |index, acc| {
+            Ok(acc + x.at(&request(index))?)
+        })?,
         Some(inner) => {
             let place = axes.iter().position(|&a| a == inner).expect("a summed axis is in its operand");
             let end = cx.extent(extent(inner));
@@ -116,10 +121,12 @@ fn sum_over<'k>(
 /// A product: rows of the left side against rows of the right, in tiles, a block of the sum at a time.
 pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(), LowerError> {
     // Only one operand brings the result's last axis, or both do; let the right one bring it where there is a choice.
-    let swap = spec.out.last().is_some_and(|last| spec.inputs[0].contains(last) && !spec.inputs[1].contains(last));
+    let swap =
+        spec.out.last().is_some_and(|last| spec.inputs[0].contains(last) && !spec.inputs[1].contains(last));
     // With few rows it is the other way round.
     let codes_alone = x.memory()?.scales.is_some() && y.memory()?.scales.is_some();
-    let swapped = |few: &FewRows| few.codes.filter(|_| codes_alone).map_or(few.swapped, |(_, swapped)| swapped);
+    let swapped =
+        |few: &FewRows| few.codes.filter(|_| codes_alone).map_or(few.swapped, |(_, swapped)| swapped);
     let swap = swap != cx.few.is_some_and(swapped);
     let (l, r, x, y) = if swap { (1, 0, y, x) } else { (0, 1, x, y) };
     let plan = Plan::new(cx, [&spec.inputs[l], &spec.inputs[r], &spec.out], [x.memory()?, y.memory()?]);
@@ -148,7 +155,11 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
         let place = plan.specs[side].iter().position(|&a| a == axis).expect("a shared axis is in both sides");
         plan.views[side].strides[place] == one
     };
-    let inner = shared.iter().copied().filter(tiled).max_by_key(|&a| (step(0, a) as u8 + step(1, a) as u8, length(&a)));
+    let inner = shared
+        .iter()
+        .copied()
+        .filter(tiled)
+        .max_by_key(|&a| (step(0, a) as u8 + step(1, a) as u8, length(&a)));
 
     let operands = [&plan.views[0], &plan.views[1]];
     if let (Some(row), Some(col), Some(term), [_]) = (rows, cols, inner, &summed[..])
@@ -248,30 +259,33 @@ pub fn two<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>, y: &View<'k>) -> Result<(
 
 /// Adds up the parts of a product: `parts[parts, …]`.
 pub fn join_parts<'k>(cx: &Cx<'k>, parts: &BufView) -> Result<(), LowerError> {
-    let rows = cx.fixed(&parts.shape[0], "the number of parts")?;
+    let n = cx.fixed(&parts.shape[0], "the number of parts")?;
     let Some((last, leading)) = parts.shape[1..].split_last() else {
         return Err(LowerError::new("a product in parts has an axis"));
     };
-    let index = cx.programs(leading);
     let cols = cx.size(last).unwrap_or(usize::MAX).clamp(1, cx.schedule.block);
-    let at = Request::row(&index, cx.program_tile(last, cols), cols);
-    let coords = [Coord::Rows(cx.k.int(0))].into_iter().chain(at.coords.iter().copied()).collect();
-    let all = cx.load(parts, &Request { coords, rows, cols, limits: Vec::new() });
-    cx.emit(&at, all.sum_along(0))
+    let at = Request::row(&cx.programs(leading), cx.program_tile(last, cols), cols);
+    let sum = (0..n as i64).fold(cx.k.full([1, cols], 0.0), |sum, part| {
+        let coords = [Coord::At(cx.k.int(part))].into_iter().chain(at.coords.iter().copied()).collect();
+        sum + cx.load(parts, &at.with_coords(coords))
+    });
+    cx.emit(&at, sum)
 }
 
 /// A product of 8-bit operands by tensor cores, whose scales are read by themselves; `None` if they cannot do it.
 fn codes<'k>(cx: &Cx<'k>, plan: &Plan, [row, col, term]: [Axis; 3]) -> Option<Result<(), LowerError>> {
     let tensor = cx.schedule.tensor.as_ref()?;
     let place = |side: usize, axis: Axis| plan.specs[side].iter().position(|&a| a == axis);
-    let operand = |side: usize, own: Axis| {
-        Operand::new(cx, &plan.views[side], place(side, own)?, place(side, term)?)
-    };
+    let operand =
+        |side: usize, own: Axis| Operand::new(cx, &plan.views[side], place(side, own)?, place(side, term)?);
     let (left, right) = (operand(0, row)?, operand(1, col)?);
     let extent = |axis: Axis| &plan.extents[axis as usize];
     let (all, terms) = (cx.size(extent(col)), cx.size(extent(term))?);
     let mut tile = cx.few.and_then(|few| few.codes).map_or(tensor.codes, |(tile, _)| tile);
-    if cx.few.is_some() && tile[1] == 64 && all.is_some_and(|all| all.div_ceil(tile[1] / 2) <= tensor.programs) {
+    if cx.few.is_some()
+        && tile[1] == 64
+        && all.is_some_and(|all| all.div_ceil(tile[1] / 2) <= tensor.programs)
+    {
         // Half as wide there are still no more programs than run at once.
         tile[1] /= 2;
     }
@@ -367,11 +381,8 @@ impl Plan {
     /// Makes one axis of neighbours that follow each other wherever they appear, so that `b` and `s` of
     /// `"bsm,rm->bsr"` become one axis of `b·s` rows.
     fn new(cx: &Cx<'_>, specs: [&Vec<Axis>; 3], views: [&BufView; 2]) -> Self {
-        let mut plan = Plan {
-            views: views.map(Clone::clone),
-            specs: specs.map(Clone::clone),
-            extents: Vec::new(),
-        };
+        let mut plan =
+            Plan { views: views.map(Clone::clone), specs: specs.map(Clone::clone), extents: Vec::new() };
         let n = plan.specs.iter().flatten().max().map_or(0, |&a| a as usize + 1);
         plan.extents = vec![Dim::from(1); n];
         for (view, spec) in plan.views.iter().zip(&plan.specs) {
@@ -388,9 +399,8 @@ impl Plan {
     /// How many neighbours along an axis a tile may have; see [`BufView::tile_along`].
     fn tile_along(&self, axis: Axis, most: usize) -> usize {
         let sides = self.specs[..2].iter().zip(&self.views);
-        let along = sides.filter_map(|(spec, view)| {
-            Some(view.tile_along(spec.iter().position(|&a| a == axis)?, most))
-        });
+        let along = sides
+            .filter_map(|(spec, view)| Some(view.tile_along(spec.iter().position(|&a| a == axis)?, most)));
         along.min().unwrap_or(most)
     }
 

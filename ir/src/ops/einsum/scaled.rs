@@ -26,7 +26,8 @@ pub fn product(spec: &Spec, [x, y]: [&TensorType; 2], chosen: Option<Axis>) -> R
             left.encoding.name(),
             right.encoding.name()
         );
-        let help = format!("quantize both sides with scales of one kind: `scales = {}`", left.encoding.name());
+        let help =
+            format!("quantize both sides with scales of one kind: `scales = {}`", left.encoding.name());
         return Err(TypeError::new(message).at(1).help(help));
     }
     let block = |side: usize, scales: &Scales, axis: Axis| {
@@ -39,18 +40,16 @@ pub fn product(spec: &Spec, [x, y]: [&TensorType; 2], chosen: Option<Axis>) -> R
         for (i, side) in [sides.0, sides.1].into_iter().enumerate() {
             if matches!(side, Some(Block::Each | Block::Of(1))) {
                 let ty = [x, y][i];
-                let message = format!("axis `{letter}` is summed, but each of its indices has a scale of its own in {ty}");
+                let message = format!(
+                    "axis `{letter}` is summed, but each of its indices has a scale of its own in {ty}"
+                );
                 return Err(TypeError::new(message).at(i).help(retile(letter, sides, i)));
             }
         }
         if let (Some(a), Some(b)) = sides
             && a != b
         {
-            let message = format!(
-                "axis `{letter}` has {} on the left but {} on the right",
-                said(a),
-                said(b)
-            );
+            let message = format!("axis `{letter}` has {} on the left but {} on the right", said(a), said(b));
             return Err(TypeError::new(message).at(1).help(retile(letter, sides, 1)));
         }
     }
@@ -82,7 +81,9 @@ pub fn transposed(spec: &Spec, x: &TensorType, shape: Shape) -> Result<TensorTyp
     let scales = x.scales.as_ref().ok_or_else(|| TypeError::new("there are no scales"))?;
     let axes = &spec.inputs[0];
     if axes.len() != spec.out.len() {
-        return Err(TypeError::new(format!("{} has no arithmetic, so no sums", x.dtype)).at(0).help("dequantize it first"));
+        return Err(TypeError::new(format!("{} has no arithmetic, so no sums", x.dtype))
+            .at(0)
+            .help("dequantize it first"));
     }
     let place = |axis: &Axis| axes.iter().position(|a| a == axis);
     let blocks = spec.out.iter().filter_map(place).map(|i| scales.blocks[i]).collect();
@@ -96,7 +97,9 @@ pub fn transpose<'k>(cx: &Cx<'k>, spec: &Spec, x: &View<'k>) -> Result<(), Lower
     let scales = from.scales.as_ref().and_then(|scales| scales.tensor(&x.ty, &shape));
     let scales = scales.ok_or_else(|| LowerError::new("blocks of the operand are not whole"))?;
     let axes = &spec.inputs[0];
-    let place = |axis: &Axis| axes.iter().position(|a| a == axis).expect("a transposition has all axes on both sides");
+    let place = |axis: &Axis| {
+        axes.iter().position(|a| a == axis).expect("a transposition has all axes on both sides")
+    };
     let whole = spec.out.iter().map(|axis| x.ty.shape[place(axis)].clone()).collect::<Vec<_>>();
     let Some((last, leading)) = whole.split_last() else {
         return Err(LowerError::new("a single number is not transposed"));
