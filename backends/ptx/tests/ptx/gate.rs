@@ -82,7 +82,9 @@ fn assemble(ptx: &Ptx) -> Option<Assembled> {
         .args([&cubin, &file])
         .output()
         .unwrap_or_else(|e| panic!("{}: {e}", ptxas.display()));
-    [&file, &cubin].map(|file| drop(std::fs::remove_file(file)));
+    for file in [&file, &cubin] {
+        drop(std::fs::remove_file(file));
+    }
     let said =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let context = || format!("{}\n{said}\n{}", ptx.name, ptx.text);
