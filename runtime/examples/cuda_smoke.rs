@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The modules that are run if no files are named, simple ones first.
-const MODULES: [(&str, &str); 12] = [
+const MODULES: [(&str, &str); 14] = [
     ("norm", NORM),
     ("product", PRODUCT),
     ("products in bf16", PRODUCT_BF16),
@@ -32,6 +32,8 @@ const MODULES: [(&str, &str); 12] = [
     ("functions.eva", include_str!("../../tests/cases/run/functions.eva")),
     ("tokens.eva", include_str!("../../tests/cases/run/tokens.eva")),
     ("routers.eva", include_str!("../../tests/cases/run/routers.eva")),
+    ("sorted.eva", include_str!("../../tests/cases/run/sorted.eva")),
+    ("dispatched.eva", include_str!("../../tests/cases/run/dispatched.eva")),
     ("mla.eva", include_str!("../../tests/cases/run/mla.eva")),
     ("naive.eva", include_str!("../../tests/cases/run/naive.eva")),
     ("pages.eva", include_str!("../../tests/cases/run/pages.eva")),

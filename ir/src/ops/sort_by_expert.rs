@@ -14,8 +14,8 @@ op! {
     /// The items of `expert[t, k]`, numbered `t·k + j`, stably sorted by the expert they are for.
     ///
     /// Gives `order[t·k]`, the item at each place; `position[t, k]`, the place of each item; and
-    /// `offsets[experts + 1]`, where each expert's items begin, and one past the last. All entries of `expert` must
-    /// be in `0 .. experts`.
+    /// `offsets[experts + 1]`, where each expert's items begin, and one past the last. All entries of `expert` should
+    /// be in `0 .. experts`; others are at places that no expert's are.
     "sort_by_expert" => SortByExpert(expert) {
         /// The number of experts.
         experts: Dim,
@@ -76,13 +76,15 @@ pub fn compare<'k>(cx: &Cx<'k>, items: &BufView, experts: &Dim) -> Result<(), Lo
     let is_item = me.lt(n);
     // Items in the order of these numbers are sorted.
     let number = |expert: Tile<'k>, at: Tile<'k>| expert * n + at;
-    let own = cx.load(items, &Request::row(&[], first, cols));
+    // What is no expert is before the first or behind the last, and no product of it overflows.
+    let near = |item: Tile<'k>| item.max(cx.k.int(-1)).min(cx.extent(experts));
+    let own = near(cx.load(items, &Request::row(&[], first, cols)));
     let own = is_item.select(number(own, me), number(me - n, cx.k.int(0)));
     let none = cx.k.full([rows, cols], 0.0).cast(Elem::I64);
     let [before] = try_fold(n.div_ceil(rows as i64), [none], |i, [before]| {
         let first = i * rows as i64;
         let at = cx.k.iota(0, rows) + first;
-        let other = number(cx.load(items, &tile([Coord::Rows(first)], [rows, 1])), at);
+        let other = number(near(cx.load(items, &tile([Coord::Rows(first)], [rows, 1]))), at);
         let other = at.lt(n).select(other, cx.k.int(i64::MAX));
         Ok([before + other.lt(own).cast(Elem::I64)])
     })?;
@@ -108,13 +110,18 @@ fn part<'k>(cx: &Cx<'k>, items: &BufView, part: Tile<'k>) -> [Tile<'k>; 2] {
     [first, (first + each).min(n)]
 }
 
-/// Which of some items of a part, as rows from `first` on, are for which expert: none from `end` on.
-fn is_for<'k>(cx: &Cx<'k>, items: &BufView, first: Tile<'k>, end: Tile<'k>, experts: usize) -> Tile<'k> {
-    let rows = cx.schedule.sort.items;
-    let inside = (cx.k.iota(0, rows) + first).lt(end);
-    let item = inside.select(cx.load(items, &tile([Coord::Rows(first)], [rows, 1])), cx.k.int(-1));
-    // Floats have half as many bits, and are exact.
-    item.cast(Elem::F32).equals(cx.k.iota(1, experts).cast(Elem::F32))
+/// The experts of some items, and -1 for what is none's.
+fn expert_of<'k>(cx: &Cx<'k>, items: &BufView, coord: Coord<'k>, experts: usize) -> Tile<'k> {
+    let n = cx.schedule.sort.items;
+    let shape = if matches!(coord, Coord::Rows(_)) { [n, 1] } else { [1, n] };
+    let item = cx.load(items, &tile([coord], shape));
+    let is_expert = cx.k.int(0).le(item).and(item.lt(cx.k.int(experts as i64)));
+    is_expert.select(item, cx.k.int(-1))
+}
+
+/// Which items, as rows, are for which expert. (Floats have half as many bits, and are exact.)
+fn is_for<'k>(item: Tile<'k>, experts: usize) -> Tile<'k> {
+    item.cast(Elem::F32).equals(item.build().iota(1, experts).cast(Elem::F32))
 }
 
 /// How many of a tile hold along an axis.
@@ -129,7 +136,10 @@ pub fn count<'k>(cx: &Cx<'k>, items: &BufView, experts: usize) -> Result<(), Low
     let [first, end] = part(cx, items, me);
     let none = cx.k.full([1, experts], 0.0).cast(Elem::I64);
     let [counts] = try_fold((end - first).div_ceil(schedule.items as i64), [none], |i, [counts]| {
-        Ok([counts + many(is_for(cx, items, first + i * schedule.items as i64, end, experts), 0)])
+        let first = first + i * schedule.items as i64;
+        let inside = (cx.k.iota(0, schedule.items) + first).lt(end);
+        let item = expert_of(cx, items, Coord::Rows(first), experts);
+        Ok([counts + many(is_for(inside.select(item, cx.k.int(-1)), experts), 0)])
     })?;
     cx.k.store((cx.write)(0), &[me, cx.k.int(0)], [None, Some(1)], &[], counts);
     Ok(())
@@ -155,23 +165,25 @@ pub fn place<'k>(cx: &Cx<'k>, items: &BufView, counts: &BufView, experts: usize)
     // Of all programs the first one says where experts' items begin.
     let first_only = |end: usize| [(0, me.le(zero).select(cx.k.int(end as i64), zero))];
     cx.k.store(offsets, &[zero], [None, Some(0)], &first_only(experts), start);
-    let n = cx.extent(&items.shape[0]);
-    cx.k.store(offsets, &[cx.k.int(experts as i64)], [None, None], &first_only(experts + 1), n);
+    let sorted = all.sum_along(1);
+    cx.k.store(offsets, &[cx.k.int(experts as i64)], [None, None], &first_only(experts + 1), sorted);
 
     let [rows, cols] = [0, 1].map(|axis| cx.k.iota(axis, schedule.items));
-    try_fold((end - first).div_ceil(schedule.items as i64), [start + earlier], |i, [next]| {
+    // Behind all experts' items comes what is for none.
+    let others = sorted + (first - earlier.sum_along(1));
+    let init = [start + earlier, others];
+    try_fold((end - first).div_ceil(schedule.items as i64), init, |i, [next, others]| {
         let first = first + i * schedule.items as i64;
-        let is_for = is_for(cx, items, first, end, experts);
-        let [item, other] = [Coord::Rows(first), Coord::Cols(first)].map(|coord| {
-            let [rows, cols] =
-                if matches!(coord, Coord::Rows(_)) { [schedule.items, 1] } else { [1, schedule.items] };
-            cx.load(items, &tile([coord], [rows, cols]))
-        });
+        let [item, other] =
+            [Coord::Rows(first), Coord::Cols(first)].map(|coord| expert_of(cx, items, coord, experts));
+        let (inside, is_none) = ((rows + first).lt(end), item.lt(zero));
+        let is_for = is_for(inside.select(item, cx.k.int(-1)), experts);
         let of_tile = many(item.equals(other).and(cols.lt(rows)), 1);
-        let place = is_for.select(next, zero).sum_along(1) + of_tile;
-        cx.k.scatter(order, &[zero], 0, place, rows + first, (rows + first).lt(end));
+        let before = is_for.select(next, zero).sum_along(1) + is_none.select(others, zero);
+        let place = before + of_tile;
+        cx.k.scatter(order, &[zero], 0, place, rows + first, inside);
         cx.k.store(position, &[first], [Some(0), None], &[(0, end)], place);
-        Ok([next + many(is_for, 0)])
+        Ok([next + many(is_for, 0), others + many(inside.and(is_none), 0)])
     })?;
     Ok(())
 }

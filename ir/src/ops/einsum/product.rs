@@ -291,18 +291,17 @@ fn codes<'k>(cx: &Cx<'k>, plan: &Plan, [row, col, term]: [Axis; 3]) -> Option<Re
     }
     // The last columns by themselves are less than a tile more.
     let rest = all.map_or(0, |all| if all >= 4 * tile[1] { all % tile[1] } else { 0 });
-    let split = cx.few.is_none() && (1..=tile[1] / 2).contains(&rest) && (cx.by_columns)();
-    let (first, all) = match all {
-        Some(all) if split && cx.rest => {
-            tile[2] *= 2;
-            (all - rest, Some(rest))
-        }
-        Some(all) if split => (0, Some(all - rest)),
-        all => (0, all),
+    let rows = cx.size(extent(row)).map_or(tile[0], |n| n.clamp(1, tile[0]));
+    let cut = |terms: usize, all| codes::cut([&left, &right], [rows, tile[1], terms], all);
+    let parts = all.filter(|_| cx.few.is_none() && (1..=tile[1] / 2).contains(&rest));
+    let parts =
+        parts.and_then(|all| Some((all, cut(tile[2], Some(all - rest))?, cut(2 * tile[2], Some(rest))?)));
+    let (first, all, cut) = match parts.filter(|_| (cx.by_columns)()) {
+        Some((all, _, last)) if cx.rest => (all - rest, Some(rest), last),
+        Some((all, most, _)) => (0, Some(all - rest), most),
+        None => (0, all, cut(tile[2], all)?),
     };
     let columns = all.map_or_else(|| extent(col).clone(), |all| Dim::from(all as i64));
-    let rows = cx.size(extent(row)).map_or(tile[0], |n| n.clamp(1, tile[0]));
-    let cut = codes::cut([&left, &right], [rows, tile[1], tile[2]], all)?;
     if cx.size(extent(row)).is_none() {
         (cx.by_rows)(extent(row), 1, false);
     }
